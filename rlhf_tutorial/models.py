@@ -1,0 +1,287 @@
+"""The policy with its value head, the frozen reference, and the trunk that both can share."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .assets import as_source, resolve
+from .errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+VALUE_HEAD_FILE = "value_head.safetensors"
+
+
+def load_tokenizer(name: str | Path, revision: str = "main") -> PreTrainedTokenizerBase:
+    """The tokenizer of a hub id or local folder; without a pad token, it pads with EOS."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(resolve(as_source(name, revision)))
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def position_ids_from(attention_mask: Tensor) -> Tensor:
+    """Positions that count real tokens only, so that left padding changes nothing. (B, L) each."""
+    return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)
+
+
+class AutoModelForCausalLMWithValueHead(nn.Module):
+    """A causal language model (the policy) and a linear value head on its last hidden state.
+
+    Any decoder-only model of transformers can be the policy. The value head gives V_t, an estimate
+    of the return from the state before token t on.
+
+    Attributes:
+        pretrained_model: the language model, an ordinary `PreTrainedModel`.
+        v_head: hidden size -> 1, kept in float32.
+        num_shared_layers: how many of the lowest layers are frozen (see `create_reference_model`).
+    """
+
+    def __init__(self, pretrained_model: PreTrainedModel) -> None:
+        super().__init__()
+        if pretrained_model.config.is_encoder_decoder:
+            raise ModelError(
+                f"{type(pretrained_model).__name__} is an encoder-decoder: PPO here needs a "
+                "decoder-only model"
+            )
+        self.pretrained_model = pretrained_model
+        self.config = pretrained_model.config
+        self.v_head = nn.Linear(self.config.hidden_size, 1)
+        self.num_shared_layers = 0
+        # A tuple, so that the two halves are not registered as submodules a second time.
+        self._halves: tuple[PreTrainedModel, PreTrainedModel] | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path | PreTrainedModel, revision: str = "main", **kwargs: Any
+    ) -> AutoModelForCausalLMWithValueHead:
+        """Load a policy from a hub id, a local folder, or a language model already in memory.
+
+        A value head saved beside the weights is loaded; otherwise a fresh one is drawn from a fixed
+        seed, leaving the caller's random state alone. Weights are float32 unless `dtype` says
+        otherwise: PPO's small updates vanish in bfloat16.
+
+        Raises:
+            AssetError: if the weights cannot be found. ModelError: for encoder-decoder models.
+        """
+        from transformers import AutoModelForCausalLM, PreTrainedModel
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            if isinstance(name, PreTrainedModel):
+                return cls(name).eval()
+            folder = resolve(as_source(name, revision))
+            kwargs.setdefault("dtype", torch.float32)
+            model = cls(AutoModelForCausalLM.from_pretrained(folder, **kwargs))
+        if (folder / VALUE_HEAD_FILE).exists():
+            from safetensors.torch import load_file
+
+            model.v_head.load_state_dict(load_file(folder / VALUE_HEAD_FILE))
+        return model.eval()
+
+    def trunk(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
+        """Hidden states after the frozen layers, (B, L, hidden), in float32 and without gradient.
+
+        They depend on nothing that PPO trains: computed once per batch, they serve the reference
+        and every pass of the policy.
+        """
+        if self._halves is None:
+            raise ModelError("the model has no frozen trunk: create_reference_model makes one")
+        with torch.no_grad():
+            inputs = {"attention_mask": attention_mask, "position_ids": position_ids}
+            states = self._halves[0].base_model(input_ids, use_cache=False, **inputs)
+        return states.last_hidden_state.float()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        trunk_states: Tensor | None = None,
+        logits_to_keep: Tensor | None = None,
+    ) -> tuple[Tensor, None, Tensor]:
+        """Logits (B, K, V), None (a loss, in TRL's signature) and values (B, K).
+
+        Args:
+            input_ids, attention_mask, position_ids: (B, L).
+            trunk_states: (B, L, hidden) from `trunk`, in place of input_ids: only the layers above
+                the trunk are computed.
+            logits_to_keep: (K,) the positions wanted; all of them by default.
+        """
+        if trunk_states is None:
+            model, inputs = self.pretrained_model, {"input_ids": input_ids}
+        else:
+            model, inputs = self._halves[1], {"inputs_embeds": trunk_states}
+        if logits_to_keep is not None:
+            inputs["logits_to_keep"] = logits_to_keep
+        output = model(
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            use_cache=False,
+            output_hidden_states=True,
+            **inputs,
+        )
+        hidden = output.hidden_states[-1]
+        if logits_to_keep is not None:
+            hidden = hidden[:, logits_to_keep]
+        return output.logits, None, self.v_head(hidden.to(self.v_head.weight.dtype)).squeeze(-1)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Tensor:
+        """`transformers`' own generate, on the language model."""
+        return self.pretrained_model.generate(*args, **kwargs)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Save an ordinary checkpoint folder in float32, and the value head in a file beside it."""
+        from safetensors.torch import save_file
+
+        folder = Path(folder)
+        weights = {k: v.float() for k, v in self.pretrained_model.state_dict().items()}
+        dtype, self.config.dtype = self.config.dtype, torch.float32
+        try:
+            self.pretrained_model.save_pretrained(folder, state_dict=weights)
+        finally:
+            self.config.dtype = dtype
+        save_file(
+            {k: v.contiguous().cpu() for k, v in self.v_head.state_dict().items()},
+            folder / VALUE_HEAD_FILE,
+        )
+
+    def freeze_lowest_layers(self, k: int) -> None:
+        """Freeze the embeddings and the lowest k layers, and split the model there.
+
+        A tied output head is the embedding matrix, so it is frozen too. The upper layers, the final
+        norm, an untied head and the value head stay trainable.
+
+        Raises:
+            ModelError: if the model has not k layers, or cannot be split.
+        """
+        trunk, top = _split(self.pretrained_model, k)
+        trainable = {id(p) for p in _layers(top.base_model)[1].parameters()}
+        trainable |= {id(p) for p in _final_norm(top.base_model)[1].parameters()}
+        head = self.pretrained_model.get_output_embeddings()
+        if head.weight is not self.pretrained_model.get_input_embeddings().weight:
+            trainable |= {id(p) for p in head.parameters()}
+        for parameter in self.pretrained_model.parameters():
+            parameter.requires_grad_(id(parameter) in trainable)
+        self.num_shared_layers, self._halves = k, (trunk, top)
+
+
+def create_reference_model(
+    model: AutoModelForCausalLMWithValueHead, num_shared_layers: int | None = None
+) -> AutoModelForCausalLMWithValueHead:
+    """The frozen copy of the policy that the KL penalty is measured against.
+
+    Args:
+        model: the policy before training.
+        num_shared_layers: None for a full copy of its own. With k, the embeddings and the lowest k
+            layers of `model` are frozen *in place*, and the reference uses the very same tensors
+            for them: half the memory, and their hidden states are computed once for both.
+
+    Raises:
+        ModelError: if k is out of range, or the architecture cannot be split.
+    """
+    shared: dict[int, nn.Parameter] = {}
+    if num_shared_layers is not None:
+        model.freeze_lowest_layers(num_shared_layers)
+        # deepcopy takes what its memo already holds as copied: these parameters stay one object.
+        shared = {id(p): p for p in model.parameters() if not p.requires_grad}
+    reference = copy.deepcopy(model, memo=shared)
+    return reference.requires_grad_(False).eval()
+
+
+def shares_trunk(
+    model: AutoModelForCausalLMWithValueHead, other: AutoModelForCausalLMWithValueHead
+) -> bool:
+    """Whether the two models have the same frozen trunk in memory."""
+    k = model.num_shared_layers
+    return k > 0 and k == other.num_shared_layers and (
+        model.pretrained_model.get_input_embeddings().weight
+        is other.pretrained_model.get_input_embeddings().weight
+    )
+
+
+def _layers(base_model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The name and the list of the transformer blocks."""
+    for name, child in base_model.named_children():
+        if isinstance(child, nn.ModuleList):
+            return name, child
+    raise ModelError(f"{type(base_model).__name__} has no list of layers to split: share none")
+
+
+def _final_norm(base_model: nn.Module) -> tuple[str, nn.Module]:
+    """The name of the norm after the last block, and the norm."""
+    norms = [(n, m) for n, m in base_model.named_children() if type(m).__name__.endswith("Norm")]
+    if not norms:
+        raise ModelError(f"{type(base_model).__name__} has no final norm to split at: share none")
+    return norms[-1]
+
+
+class _NoPositions(nn.Module):
+    """Stands for a learned position embedding in the upper half, where it was added already."""
+
+    def forward(self, position_ids: Tensor) -> Tensor:
+        return torch.zeros((), device=position_ids.device)
+
+
+def _shallow(module: nn.Module) -> nn.Module:
+    """A copy with the same submodules and parameters whose submodules can be replaced freely."""
+    clone = copy.copy(module)
+    clone._modules = dict(module._modules)
+    return clone
+
+
+def _split(model: PreTrainedModel, k: int) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """Two views of one model: layers below k without the final norm, and layers from k on.
+
+    Both views hold the model's own tensors. upper(inputs_embeds=lower(ids)) equals model(ids);
+    that is checked here on a few tokens, so that an architecture for which it fails is refused.
+    """
+    name, layers = _layers(model.base_model)
+    if not 0 < k < len(layers):
+        raise ModelError(
+            f"num_shared_layers is {k}, but the model has {len(layers)} layers: "
+            f"use 1 to {len(layers) - 1}, or None for a full copy"
+        )
+    halves = []
+    for part in (layers[:k], layers[k:]):
+        half, base = _shallow(model), _shallow(model.base_model)
+        setattr(base, name, part)
+        setattr(half, model.base_model_prefix, base)
+        halves.append(half)
+    lower, upper = halves
+    setattr(lower.base_model, _final_norm(model.base_model)[0], nn.Identity())
+    embeddings = model.get_input_embeddings()
+    for child_name, child in model.base_model.named_children():
+        if isinstance(child, nn.Embedding) and child is not embeddings:
+            setattr(upper.base_model, child_name, _NoPositions())
+    layer_types = getattr(model.config, "layer_types", None)
+    if layer_types is not None:  # some models look up the kind of attention by layer number
+        upper.config = upper.base_model.config = copy.deepcopy(model.config)
+        upper.config.layer_types = layer_types[k:]
+    _check_split(model, lower, upper)
+    return lower, upper
+
+
+@torch.no_grad()
+def _check_split(model: PreTrainedModel, lower: PreTrainedModel, upper: PreTrainedModel) -> None:
+    was_training = model.training
+    for module in (model, lower, upper):
+        module.eval()  # dropout would make the two differ
+    ids = torch.arange(4, device=model.device).unsqueeze(0) % model.config.vocab_size
+    states = lower.base_model(ids, use_cache=False).last_hidden_state
+    expected = model(ids, use_cache=False).logits
+    actual = upper(inputs_embeds=states, use_cache=False).logits
+    model.train(was_training)
+    if not torch.allclose(actual, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item()):
+        raise ModelError(
+            f"{type(model).__name__} cannot be split into a trunk and a top: "
+            "use num_shared_layers=None"
+        )

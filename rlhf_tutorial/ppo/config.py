@@ -1,0 +1,91 @@
+"""The settings of PPO, under the names and with the defaults of TRL 0.11.4."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import TutorialError
+from .math import KL_KINDS
+
+
+@dataclass
+class PPOConfig:
+    """What `PPOTrainer` needs to know. Defaults are TRL 0.11.4's.
+
+    Raises:
+        TutorialError: if a field is out of its range, with the field's name.
+    """
+
+    model_name: str | None = None
+    """Name of the policy, for the reader's own use; the trainer takes the model itself."""
+    seed: int = 0
+    """Seeds the sampling of responses, the order of prompts and the order of mini-batches."""
+    learning_rate: float = 1.41e-5
+    """Of the default optimizer, Adam; ignored when an optimizer is given."""
+
+    batch_size: int = 128
+    """Responses per step."""
+    mini_batch_size: int = 128
+    """Responses per backward pass."""
+    gradient_accumulation_steps: int = 1
+    """Backward passes per optimizer update."""
+    ppo_epochs: int = 4
+    """Passes over the batch in one step."""
+
+    init_kl_coef: float = 0.2
+    """beta, the weight of the KL penalty, at the start."""
+    adap_kl_ctrl: bool = True
+    """Whether beta follows the measured KL (`target`, `horizon`) or stays as it is."""
+    target: float = 6.0
+    """KL per response, in nats, that the adaptive controller steers towards."""
+    horizon: int = 10_000
+    """Samples over which the adaptive controller acts."""
+    kl_penalty: str = "kl"
+    """Estimator of the KL: "kl", "abs", "mse" or "full" (see `ppo.math.kl_per_token`)."""
+
+    gamma: float = 1.0
+    """Discount per token."""
+    lam: float = 0.95
+    """GAE's lambda."""
+    cliprange: float = 0.2
+    """Clip of the probability ratio."""
+    cliprange_value: float = 0.2
+    """Clip of the value's change."""
+    vf_coef: float = 0.1
+    """Weight of the value loss."""
+    ratio_threshold: float = 10.0
+    """A mini-batch with a larger mean ratio is skipped."""
+    max_grad_norm: float | None = None
+    """Gradient norm to clip to, if any."""
+    early_stopping: bool = False
+    """Whether to leave the PPO epochs once the policy has moved 1.5 times `target_kl`."""
+    target_kl: float = 1.0
+    """Mean log-ratio, in nats per token, for early stopping."""
+
+    use_score_scaling: bool = False
+    """Divide the scores by their running standard deviation."""
+    use_score_norm: bool = False
+    """With score scaling: subtract their running mean as well."""
+    score_clip: float | None = None
+    """Clip the (scaled) scores to plus or minus this."""
+    whiten_rewards: bool = False
+    """Scale the per-token rewards to unit variance, before the advantages are computed."""
+
+    accelerator_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Passed on to `accelerate.Accelerator`, for instance {"mixed_precision": "bf16"}."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "mini_batch_size", "gradient_accumulation_steps", "ppo_epochs"):
+            if getattr(self, name) < 1:
+                raise TutorialError(f"PPOConfig.{name} is {getattr(self, name)}: use 1 or more")
+        update = self.mini_batch_size * self.gradient_accumulation_steps
+        if self.batch_size % update:
+            raise TutorialError(
+                f"PPOConfig.batch_size {self.batch_size} is not a multiple of mini_batch_size x "
+                f"gradient_accumulation_steps = {update}: change one of the three"
+            )
+        if self.kl_penalty not in KL_KINDS:
+            raise TutorialError(
+                f"PPOConfig.kl_penalty is {self.kl_penalty!r}: use one of {', '.join(KL_KINDS)}"
+            )

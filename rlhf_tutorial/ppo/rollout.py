@@ -1,0 +1,158 @@
+"""Sampling responses in batches, and laying queries and responses out for the PPO step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ModelError
+from ..models import AutoModelForCausalLMWithValueHead, position_ids_from
+
+# PPO needs samples from the policy itself. Left unset, transformers would cut to the 50 likeliest
+# tokens, and apply whatever temperature or repetition penalty the checkpoint's author preferred.
+PURE_SAMPLING = {
+    "do_sample": True,
+    "temperature": 1.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "repetition_penalty": 1.0,
+}
+
+
+def pad(tensors: list[Tensor], value: int, side: str) -> tuple[Tensor, Tensor]:
+    """Stack 1-d tensors to (B, longest), padded on "left" or "right"; and the mask of real ones."""
+    longest = max(len(t) for t in tensors)
+    stacked = tensors[0].new_full((len(tensors), longest), value)
+    mask = torch.zeros_like(stacked, dtype=torch.long)
+    for row, tensor in enumerate(tensors):
+        where = slice(longest - len(tensor), None) if side == "left" else slice(len(tensor))
+        stacked[row, where], mask[row, where] = tensor, 1
+    return stacked, mask
+
+
+def cut_at_eos(response: Tensor, eos_token_ids: Iterable[int]) -> Tensor:
+    """The response up to and including its first end-of-sequence token; (T,) to at most (T,)."""
+    is_eos = torch.isin(response, torch.tensor(list(eos_token_ids), device=response.device))
+    if not is_eos.any():
+        return response
+    return response[: int(is_eos.nonzero()[0]) + 1]
+
+
+@torch.no_grad()
+def generate_responses(
+    model: AutoModelForCausalLMWithValueHead,
+    queries: list[Tensor],
+    *,
+    pad_token_id: int,
+    eos_token_id: int | list[int] | None,
+    batch_size: int | None = None,
+    length_sampler: Callable[[], int] | None = None,
+    **generation_kwargs: Any,
+) -> list[Tensor]:
+    """Sample one response to each query, without the query's tokens.
+
+    The queries of a batch are padded on the left, so that all responses start in the same column:
+    slicing there never takes in prompt tokens, however early a response ends.
+
+    Args:
+        queries: 1-d tensors of token ids, of any lengths.
+        batch_size: queries per call of `generate`; all at once by default.
+        length_sampler: draws a `max_new_tokens` for each batch.
+        generation_kwargs: for `transformers`' generate, over `PURE_SAMPLING`.
+
+    Returns:
+        One 1-d tensor per query, ended by its first end-of-sequence token where it has one.
+    """
+    settings = {**PURE_SAMPLING, **generation_kwargs}
+    eos_ids = eos_token_id if isinstance(eos_token_id, (list, tuple)) else [eos_token_id]
+    eos_ids = [i for i in eos_ids if i is not None]
+    responses = []
+    for start in range(0, len(queries), batch_size or len(queries)):
+        batch = queries[start : start + (batch_size or len(queries))]
+        if length_sampler is not None:
+            settings["max_new_tokens"] = length_sampler()
+        input_ids, attention_mask = pad(batch, pad_token_id, side="left")
+        sequences = model.generate(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            pad_token_id=pad_token_id,
+            eos_token_id=eos_ids or None,
+            **settings,
+        )
+        responses += [cut_at_eos(r, eos_ids) for r in sequences[:, input_ids.shape[1] :]]
+    return responses
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Queries and responses side by side: queries padded on the left, responses on the right.
+
+    So every response starts in column Q, the longest query's length, and the logits that predict
+    response tokens are one slice, Q - 1 to Q + T - 2.
+    """
+
+    input_ids: Tensor
+    """(B, Q + T)"""
+    attention_mask: Tensor
+    """(B, Q + T), 1 at real tokens."""
+    position_ids: Tensor
+    """(B, Q + T), counting real tokens, so that padding shifts nothing."""
+    responses: Tensor
+    """(B, T)"""
+    mask: Tensor
+    """(B, T), 1.0 at the response tokens that count."""
+
+    @property
+    def predicting(self) -> Tensor:
+        """(T,) the columns whose logits predict the response tokens."""
+        length, width = self.responses.shape[1], self.input_ids.shape[1]
+        return torch.arange(width - length - 1, width - 1, device=self.input_ids.device)
+
+    def __getitem__(self, rows: Tensor) -> Batch:
+        """The mini-batch of these rows."""
+        return Batch(**{name: tensor[rows] for name, tensor in vars(self).items()})
+
+
+def collate(
+    queries: list[Tensor],
+    responses: list[Tensor],
+    pad_token_id: int,
+    response_masks: list[Tensor] | None = None,
+) -> Batch:
+    """Lay a batch out for the model.
+
+    Args:
+        queries, responses: B 1-d tensors of token ids each, none empty.
+        response_masks: optionally one 0/1 tensor per response: tokens at 0 (a tool's output, say)
+            are read but not trained on.
+
+    Raises:
+        ModelError: for an empty query or response, or a response without a single token that counts.
+    """
+    for name, tensors in (("query", queries), ("response", responses)):
+        for i, tensor in enumerate(tensors):
+            if tensor.ndim != 1 or not len(tensor):
+                raise ModelError(
+                    f"{name} {i} has shape {tuple(tensor.shape)}: each must be a 1-d tensor of at "
+                    "least one token id"
+                )
+    query_ids, query_mask = pad(queries, pad_token_id, side="left")
+    response_ids, response_mask = pad(responses, pad_token_id, side="right")
+    attention_mask = torch.cat([query_mask, response_mask], dim=1)
+    mask = response_mask.float()
+    if response_masks is not None:
+        mask = mask * pad(response_masks, 0, side="right")[0].to(mask)
+    if not mask.any(dim=1).all():
+        empty = int((~mask.any(dim=1)).nonzero()[0])
+        raise ModelError(f"response_masks[{empty}] masks the whole response: drop that sample")
+    return Batch(
+        input_ids=torch.cat([query_ids, response_ids], dim=1),
+        attention_mask=attention_mask,
+        position_ids=position_ids_from(attention_mask),
+        responses=response_ids,
+        mask=mask,
+    )

@@ -1,0 +1,382 @@
+"""The PPO trainer: generate, score (yours), step."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ..errors import ModelError, RewardError
+from ..models import AutoModelForCausalLMWithValueHead, create_reference_model, shares_trunk
+from .config import PPOConfig
+from .math import (
+    RunningMoments,
+    adapted_kl_coef,
+    gae,
+    kl_per_token,
+    logprobs_from_logits,
+    masked_mean,
+    masked_whiten,
+    policy_loss,
+    rewards_per_token,
+    value_loss,
+)
+from .rollout import Batch, collate, generate_responses
+from .stats import minibatch_stats, step_stats
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+
+def collate_columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    """Rows of a dataset to columns: queries differ in length, so nothing is stacked."""
+    return {key: [row[key] for row in rows] for key in rows[0]}
+
+
+class PPOTrainer:
+    """Proximal policy optimisation of a language model against scores of whole responses.
+
+    One step of training is three calls:
+
+        responses = trainer.generate(queries, return_prompt=False, max_new_tokens=16)
+        scores = ...  # one number per response, from a reward model or any function
+        stats = trainer.step(queries, responses, scores)
+
+    Dropout stays off: the ratio of new to old probabilities must be 1 before the first update.
+    Random draws (sampling, order of prompts and mini-batches) come from the trainer's own seeded
+    generator, and the caller's random state is left alone.
+
+    Attributes:
+        dataloader: batches of the dataset as dicts of lists, shuffled, the last short one dropped;
+            None without a dataset.
+        kl_coef: beta, the current weight of the KL penalty.
+    """
+
+    def __init__(
+        self,
+        config: PPOConfig,
+        model: AutoModelForCausalLMWithValueHead,
+        ref_model: AutoModelForCausalLMWithValueHead | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        dataset: Dataset | None = None,
+        data_collator: Callable[[list[dict[str, Any]]], dict[str, list[Any]]] = collate_columns,
+        optimizer: torch.optim.Optimizer | None = None,
+        num_shared_layers: int | None = None,
+    ) -> None:
+        """
+        Args:
+            ref_model: the reference for the KL penalty; by default a frozen copy of the policy as
+                it is now, with `num_shared_layers` of `create_reference_model`.
+            tokenizer: gives the padding and end-of-sequence tokens.
+            dataset: rows with at least "input_ids", for `dataloader`.
+            optimizer: Adam at `config.learning_rate` over the trainable parameters by default.
+        """
+        from accelerate import Accelerator
+        from accelerate.utils import GradientAccumulationPlugin
+
+        if tokenizer is None or tokenizer.pad_token_id is None:
+            raise ModelError(
+                "PPOTrainer needs a tokenizer with a pad token: "
+                "set tokenizer.pad_token = tokenizer.eos_token"
+            )
+        self.config, self.tokenizer = config, tokenizer
+        self.kl_coef = config.init_kl_coef
+        self.score_moments = RunningMoments()
+        self.random = torch.Generator().manual_seed(config.seed)
+        # By default accelerate also steps on the last batch of a dataloader, wherever it stands.
+        self.accelerator = Accelerator(
+            gradient_accumulation_plugin=GradientAccumulationPlugin(
+                num_steps=config.gradient_accumulation_steps, sync_with_dataloader=False
+            ),
+            **config.accelerator_kwargs,
+        )
+        if ref_model is None:
+            ref_model = create_reference_model(model, num_shared_layers)
+        self.shares_trunk = shares_trunk(model, ref_model)
+        if self.accelerator.mixed_precision == "bf16":
+            # Autocast would cast these matrices at every call; frozen ones can be cast once.
+            for parameter in [*model.parameters(), *ref_model.parameters()]:
+                if not parameter.requires_grad and parameter.ndim >= 2:
+                    parameter.data = parameter.data.bfloat16()
+        if optimizer is None:
+            trainable = [p for p in model.parameters() if p.requires_grad]
+            optimizer = torch.optim.Adam(trainable, lr=config.learning_rate)
+        self.dataloader = None
+        if dataset is not None:
+            self.dataloader = self.accelerator.prepare(
+                DataLoader(
+                    dataset,
+                    batch_size=config.batch_size,
+                    shuffle=True,
+                    drop_last=True,
+                    collate_fn=data_collator,
+                    generator=torch.Generator().manual_seed(config.seed),
+                )
+            )
+        self.model, self.optimizer = self.accelerator.prepare(model.eval(), optimizer)
+        self.ref_model = ref_model.to(self.device).eval()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the models are."""
+        return self.accelerator.device
+
+    # 1. Sample responses ---------------------------------------------------------------------
+
+    def generate(
+        self,
+        query_tensor: Tensor | Sequence[Tensor],
+        length_sampler: Callable[[], int] | None = None,
+        batch_size: int | None = None,
+        return_prompt: bool = True,
+        **generation_kwargs: Any,
+    ) -> Tensor | list[Tensor]:
+        """Sample a response to each query from the policy.
+
+        Args:
+            query_tensor: one 1-d tensor of token ids, or a list of them.
+            length_sampler: draws `max_new_tokens`. batch_size: queries at a time; all by default.
+            return_prompt: whether the query's tokens come first in what is returned.
+            generation_kwargs: for `transformers`' generate. Unless they say otherwise, sampling is
+                pure: temperature 1, no top-k, no top-p.
+
+        Returns:
+            For a list, a list of 1-d tensors; for one query a (1, length) tensor, as in TRL.
+        """
+        single = isinstance(query_tensor, Tensor)
+        queries = [q.to(self.device) for q in ([query_tensor] if single else query_tensor)]
+        eos = generation_kwargs.pop("eos_token_id", self.tokenizer.eos_token_id)
+        pad = generation_kwargs.pop("pad_token_id", self.tokenizer.pad_token_id)
+        cuda = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=cuda), self.accelerator.autocast():
+            torch.manual_seed(self._draw_seed())
+            responses = generate_responses(
+                self.accelerator.unwrap_model(self.model),
+                queries,
+                pad_token_id=pad,
+                eos_token_id=eos,
+                batch_size=batch_size,
+                length_sampler=length_sampler,
+                **generation_kwargs,
+            )
+        if return_prompt:
+            responses = [torch.cat(pair) for pair in zip(queries, responses, strict=True)]
+        return responses[0].unsqueeze(0) if single else responses
+
+    # 2. Score them: that is up to you ----------------------------------------------------------
+
+    # 3. Step -----------------------------------------------------------------------------------
+
+    def step(
+        self,
+        queries: list[Tensor],
+        responses: list[Tensor],
+        scores: Sequence[float | Tensor],
+        response_masks: list[Tensor] | None = None,
+    ) -> dict[str, Any]:
+        """One PPO step: turn scores into advantages, then update the policy `ppo_epochs` times.
+
+        Args:
+            queries, responses: `batch_size` 1-d tensors of token ids each.
+            scores: `batch_size` numbers, higher is better.
+            response_masks: see `collate`.
+
+        Returns:
+            What TRL 0.11.4 returns: floats and numpy arrays, the keys explained in docs/metrics.md.
+
+        Raises:
+            ModelError, RewardError: for a wrong number of items, empty responses, or scores that
+                are not finite.
+        """
+        start = time.perf_counter()
+        config = self.config
+        scores = self._check(queries, responses, scores)
+        scores = self._scale(scores)
+        batch = collate(
+            [q.to(self.device) for q in queries],
+            [r.to(self.device) for r in responses],
+            self.tokenizer.pad_token_id,
+            response_masks,
+        )
+
+        with torch.no_grad():
+            trunk_states = self._trunk_states(batch)
+            logits, logprobs, values = self._forward(self.model, batch, trunk_states)
+            ref_logits, ref_logprobs, _ = self._forward(
+                self.ref_model, batch, trunk_states if self.shares_trunk else None
+            )
+            forward_end = time.perf_counter()
+
+            if config.kl_penalty == "full":
+                kl = kl_per_token(logits.log_softmax(-1), ref_logits.log_softmax(-1), "full")
+            else:
+                kl = kl_per_token(logprobs, ref_logprobs, config.kl_penalty)
+            del logits, ref_logits
+            rewards, penalty = rewards_per_token(scores, kl, batch.mask, self.kl_coef)
+            advantages, returns = self._advantages(rewards, values, batch.mask)
+        advantages_end = time.perf_counter()
+
+        old = {"logprobs": logprobs, "values": values, "advantages": advantages, "returns": returns}
+        minibatches = self._optimise(batch, trunk_states, old)
+        optimise_end = time.perf_counter()
+
+        stats = step_stats(
+            scores=scores,
+            kl=kl,
+            logprobs=logprobs,
+            ref_logprobs=ref_logprobs,
+            penalty=penalty,
+            mask=batch.mask,
+            kl_coef=self.kl_coef,
+            query_lengths=[len(q) for q in queries],
+            response_lengths=[len(r) for r in responses],
+            minibatches=minibatches,
+        )
+        if config.adap_kl_ctrl:
+            n = config.batch_size * self.accelerator.num_processes
+            self.kl_coef = adapted_kl_coef(
+                self.kl_coef, stats["objective/kl"], config.target, n, config.horizon
+            )
+        stats["ppo/learning_rate"] = self.optimizer.param_groups[0]["lr"]
+        stats["time/ppo/forward_pass"] = forward_end - start
+        stats["time/ppo/compute_advantages"] = advantages_end - forward_end
+        stats["time/ppo/optimize_step"] = optimise_end - advantages_end
+        stats["time/ppo/total"] = time.perf_counter() - start
+        return stats
+
+    def save_pretrained(self, folder: str) -> None:
+        """Save the policy as an ordinary checkpoint folder, with its value head and tokenizer."""
+        self.accelerator.unwrap_model(self.model).save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def _check(self, queries: list, responses: list, scores: Sequence[float | Tensor]) -> Tensor:
+        n = self.config.batch_size
+        for name, items in (("queries", queries), ("responses", responses)):
+            if len(items) != n:
+                raise ModelError(f"step got {len(items)} {name}, but batch_size is {n}")
+        if len(scores) != n:
+            raise RewardError(f"step got {len(scores)} scores for {n} responses")
+        scores = torch.tensor([float(s) for s in scores], device=self.device)
+        if not scores.isfinite().all():
+            i = int((~scores.isfinite()).nonzero()[0])
+            raise RewardError(f"the score of response {i} is {scores[i]}: the reward must be finite")
+        return scores
+
+    def _scale(self, scores: Tensor) -> Tensor:
+        """Score scaling, norm and clip, in this order, before the KL penalty."""
+        if self.config.use_score_scaling:
+            self.score_moments = self.score_moments.updated(scores)
+            shift = self.score_moments.mean if self.config.use_score_norm else 0.0
+            scores = (scores - shift) / (self.score_moments.std + torch.finfo(scores.dtype).eps)
+        if self.config.score_clip is not None:
+            scores = scores.clamp(-self.config.score_clip, self.config.score_clip)
+        return scores
+
+    def _trunk_states(self, batch: Batch) -> Tensor | None:
+        """The frozen layers' output, once for all passes over this batch; None without a trunk."""
+        model = self.accelerator.unwrap_model(self.model)
+        if not model.num_shared_layers:
+            return None
+        with self.accelerator.autocast():
+            return model.trunk(batch.input_ids, batch.attention_mask, batch.position_ids)
+
+    def _forward(
+        self, model: torch.nn.Module, batch: Batch, trunk_states: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits (B, T, V), and log-probabilities and values of the responses, (B, T) each."""
+        inputs = {"input_ids": batch.input_ids} if trunk_states is None else {}
+        with self.accelerator.autocast():
+            logits, _, values = model(
+                attention_mask=batch.attention_mask,
+                position_ids=batch.position_ids,
+                trunk_states=trunk_states,
+                logits_to_keep=batch.predicting,
+                **inputs,
+            )
+        logits = logits.float()
+        return logits, logprobs_from_logits(logits, batch.responses), values.float()
+
+    def _advantages(self, rewards: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Whitened advantages and the returns, (B, T) each."""
+        values, rewards = values * mask, rewards * mask
+        if self.config.whiten_rewards:
+            rewards = masked_whiten(rewards, mask, shift_mean=False)
+        advantages = gae(rewards, values, self.config.gamma, self.config.lam)
+        return masked_whiten(advantages, mask), advantages + values
+
+    def _optimise(
+        self, batch: Batch, trunk_states: Tensor | None, old: dict[str, Tensor]
+    ) -> list[dict[str, Tensor]]:
+        """The PPO epochs: several updates on the same batch, in mini-batches drawn anew."""
+        config, stats = self.config, []
+        for _ in range(config.ppo_epochs):
+            order = self._permutation(config.batch_size).to(self.device)
+            for rows in order.split(config.mini_batch_size):
+                with self.accelerator.accumulate(self.model):
+                    states = None if trunk_states is None else trunk_states[rows]
+                    old_rows = {name: tensor[rows] for name, tensor in old.items()}
+                    stats.append(self._update(batch[rows], states, old_rows))
+            # Skipping the rest of the epochs once the policy has moved too far from where it
+            # sampled: the clip alone does not bound that.
+            moved = stats[-1]["ppo/policy/policykl"]
+            if config.early_stopping and moved > 1.5 * config.target_kl:
+                break
+        return stats
+
+    def _update(
+        self, batch: Batch, trunk_states: Tensor | None, old: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """One backward pass, and an update if enough gradients have been accumulated."""
+        config = self.config
+        logits, logprobs, values = self._forward(self.model, batch, trunk_states)
+        pg_loss, ratio, policy_clipfrac = policy_loss(
+            logprobs, old["logprobs"], old["advantages"], batch.mask, config.cliprange
+        )
+        vf_loss, value_clipfrac = value_loss(
+            values, old["values"], old["returns"], batch.mask, config.cliprange_value
+        )
+        mean_ratio = masked_mean(ratio.detach(), batch.mask).item()
+        if mean_ratio > config.ratio_threshold:
+            logger.warning(
+                "mini-batch skipped: its mean ratio %.1f is above ratio_threshold %.1f; "
+                "if this goes on, lower the learning rate",
+                mean_ratio,
+                config.ratio_threshold,
+            )
+            pg_loss, vf_loss = pg_loss * 0.0, vf_loss * 0.0
+        loss = pg_loss + config.vf_coef * vf_loss
+        self.accelerator.backward(loss)
+        if config.max_grad_norm is not None and self.accelerator.sync_gradients:
+            self.accelerator.clip_grad_norm_(self.model.parameters(), config.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return minibatch_stats(
+            policy_loss=pg_loss.detach(),
+            value_loss=vf_loss.detach(),
+            total_loss=loss.detach(),
+            policy_clipfrac=policy_clipfrac,
+            value_clipfrac=value_clipfrac,
+            ratio=ratio.detach(),
+            logits=logits.detach(),
+            logprobs=logprobs.detach(),
+            old_logprobs=old["logprobs"],
+            values=values.detach(),
+            old_values=old["values"],
+            advantages=old["advantages"],
+            returns=old["returns"],
+            mask=batch.mask,
+        )
+
+    def _permutation(self, n: int) -> Tensor:
+        return torch.randperm(n, generator=self.random)
+
+    def _draw_seed(self) -> int:
+        return int(torch.randint(2**31, (), generator=self.random))

@@ -1,0 +1,116 @@
+"""The experiments that the notebooks can run: what is trained, on what, judged by what, and how."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from .assets import MINILM, SMOLLM2, Bundled, Hub, Source, as_source
+from .data import CHAT, DLITE, PromptTemplate
+from .errors import TutorialError
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One experiment. Any source can be replaced by another hub id or local folder."""
+
+    name: str
+    policy: Source | None
+    """The language model to train; None for a tiny one with random weights, made on the fly."""
+    reward_model: Source | None
+    """The judge; None for `reward.rule_reward`, which needs no weights."""
+    data: Source
+    """Preference dialogues with a "train" and a "test" split."""
+    template: PromptTemplate
+    reward_adapter: Source | None = None
+    """A LoRA adapter that makes the judge out of an encoder, if it is one."""
+    data_dir: str | None = None
+    prompts: int | None = None
+    """How many training prompts to keep; all by default."""
+    max_new_tokens: int = 16
+    epochs: int = 1
+    """How many times each training prompt is used."""
+    num_shared_layers: int | None = None
+    """Frozen layers shared with the reference; None trains every layer against a full copy."""
+    value_head_learning_rate: float | None = None
+    """Of the value head, which starts from nothing; as the policy's by default."""
+    ppo: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of `PPOConfig`; what is not named has TRL 0.11.4's default."""
+    comparison_prompts: int = 128
+    """Held-out prompts answered before and after."""
+    perplexity_texts: int | None = None
+    """Held-out dialogues for the perplexity; all by default."""
+
+
+PRESETS = {
+    preset.name: preset
+    for preset in (
+        Preset(
+            name="smollm2",
+            policy=SMOLLM2,
+            reward_model=MINILM,
+            reward_adapter=Bundled("reward_adapter"),
+            data=Bundled("preferences"),
+            template=CHAT,
+            epochs=2,
+            num_shared_layers=22,
+            value_head_learning_rate=5e-4,
+            ppo={
+                "batch_size": 16,
+                "mini_batch_size": 16,
+                "learning_rate": 5e-5,
+                "adap_kl_ctrl": False,
+                "init_kl_coef": 0.15,
+                "max_grad_norm": 1.0,
+            },
+        ),
+        Preset(
+            name="dlite",
+            policy=Hub("aisquared/dlite-v1-355m"),
+            reward_model=Hub("OpenAssistant/reward-model-deberta-v3-large-v2"),
+            data=Hub("Anthropic/hh-rlhf"),
+            data_dir="helpful-base",
+            template=DLITE,
+            prompts=6_400,
+            ppo={"batch_size": 16, "mini_batch_size": 16},
+        ),
+        Preset(
+            name="tiny",
+            policy=None,
+            reward_model=None,
+            data=Bundled("preferences"),
+            template=CHAT,
+            prompts=64,
+            num_shared_layers=1,
+            ppo={"batch_size": 16, "mini_batch_size": 16, "learning_rate": 1e-3},
+            comparison_prompts=16,
+            perplexity_texts=16,
+        ),
+    )
+}
+
+OVERRIDES = {"policy": "RLHF_POLICY", "reward_model": "RLHF_REWARD_MODEL", "data": "RLHF_DATA"}
+"""Environment variables that replace a preset's sources by a hub id or a local folder."""
+
+
+def load_preset(name: str | None = None) -> Preset:
+    """The preset of that name; by default the one RLHF_PRESET names, else `smollm2`.
+
+    RLHF_POLICY, RLHF_REWARD_MODEL and RLHF_DATA replace its policy, judge and data. A judge put in
+    this way is a whole reward model, without the preset's adapter.
+
+    Raises:
+        TutorialError: for an unknown name. AssetError: for an override that is not to be found.
+    """
+    name = name or os.environ.get("RLHF_PRESET") or "smollm2"
+    if name not in PRESETS:
+        raise TutorialError(f"there is no preset {name!r}: use one of {', '.join(PRESETS)}")
+    preset = PRESETS[name]
+    for field_name, variable in OVERRIDES.items():
+        if value := os.environ.get(variable):
+            preset = replace(preset, **{field_name: as_source(value)})
+            if field_name == "reward_model":
+                preset = replace(preset, reward_adapter=None)
+    return preset

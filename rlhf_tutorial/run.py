@@ -1,0 +1,290 @@
+"""A run of the course: the folder where each stage leaves its work and the next one finds it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .assets import resolve
+from .data import last_reply, load_preferences, load_queries, prepare_queries
+from .device import default_device, supports_bf16
+from .errors import TutorialError
+from .models import AutoModelForCausalLMWithValueHead, create_reference_model, load_tokenizer
+from .ppo import PPOConfig, PPOTrainer
+from .ppo.stats import scalars
+from .presets import Preset
+from .reward import Reward, RewardModel, rule_reward
+from .training import train
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+PACKAGES = ("torch", "transformers", "trl", "datasets", "evaluate", "accelerate", "peft")
+
+
+class Run:
+    """The stages of one preset. Each loads what it left in the folder before, or makes it.
+
+    | stage | leaves |
+    | --- | --- |
+    | `queries("train")`, `queries("test")` | `prompts/<split>/` (Arrow), `prompts/report.json` |
+    | `train()` | `policy/` (checkpoint folder), `stats.jsonl` (a line per step) |
+    | `compare()` | `comparison.csv` |
+    | `perplexity()` | `perplexity.json` |
+    | all of them | their headline numbers in `results.json` |
+    """
+
+    def __init__(self, preset: Preset, folder: str | Path | None = None) -> None:
+        """The folder is `runs/<preset>` under RLHF_RUNS (the working folder without it)."""
+        self.preset = preset
+        self.folder = Path(folder or Path(os.environ.get("RLHF_RUNS", "runs")) / preset.name)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.device = default_device()
+
+    # What the preset names -----------------------------------------------------------------------
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The policy's tokenizer."""
+        return load_tokenizer(self._policy_folder())
+
+    def load_policy(self) -> AutoModelForCausalLMWithValueHead:
+        """The policy before training."""
+        return AutoModelForCausalLMWithValueHead.from_pretrained(self._policy_folder())
+
+    def load_reward(self) -> Reward:
+        """The judge."""
+        preset = self.preset
+        if preset.reward_model is None:
+            return rule_reward
+        adapter = None if preset.reward_adapter is None else resolve(preset.reward_adapter)
+        return RewardModel.from_pretrained(resolve(preset.reward_model), adapter=adapter)
+
+    def preferences(self, split: str) -> Dataset:
+        """The preference dialogues of a split, "train" or "test"."""
+        return load_preferences(self.preset.data, split, self.preset.data_dir)
+
+    # Stage 1: prompts ------------------------------------------------------------------------------
+
+    def queries(self, split: str = "train") -> Dataset:
+        """The queries of a split; training queries are limited to the preset's number."""
+        folder = self.folder / "prompts" / split
+        if not folder.exists():
+            tokenizer = self.load_tokenizer()
+            config = self._policy_config()
+            queries, report = prepare_queries(
+                self.preferences(split),
+                tokenizer,
+                self.preset.template,
+                limit=self.preset.prompts if split == "train" else None,
+                max_new_tokens=self.preset.max_new_tokens,
+                context_length=getattr(config, "max_position_embeddings", None),
+            )
+            queries.save_to_disk(str(folder))
+            self._update_json("prompts/report.json", {split: vars(report)})
+        return load_queries(folder)
+
+    # Stage 2: training -----------------------------------------------------------------------------
+
+    def make_trainer(
+        self, model: AutoModelForCausalLMWithValueHead | None = None
+    ) -> PPOTrainer:
+        """The trainer of the preset: policy, reference, optimizer, queries, precision."""
+        preset = self.preset
+        model = model or self.load_policy()
+        ref_model = create_reference_model(model, preset.num_shared_layers)
+        bf16 = preset.num_shared_layers is not None and supports_bf16(self.device)
+        config = PPOConfig(
+            model_name=preset.name,
+            accelerator_kwargs={"mixed_precision": "bf16" if bf16 else "no"},
+            **preset.ppo,
+        )
+        body = [p for p in model.pretrained_model.parameters() if p.requires_grad]
+        head_lr = preset.value_head_learning_rate or config.learning_rate
+        optimizer = torch.optim.Adam(
+            [{"params": body}, {"params": list(model.v_head.parameters()), "lr": head_lr}],
+            lr=config.learning_rate,
+        )
+        return PPOTrainer(
+            config, model, ref_model, self.load_tokenizer(), self.queries(), optimizer=optimizer
+        )
+
+    def train(
+        self, trainer: PPOTrainer | None = None, reward: Reward | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """Train the policy, yielding the stats of each step; then save it.
+
+        The log `stats.jsonl` is complete, and `policy/` there, once the iterator is exhausted.
+        """
+        trainer = trainer or self.make_trainer()
+        reward = reward or self.load_reward()
+        start, log = time.perf_counter(), self.folder / "stats.jsonl"
+        with log.open("w", encoding="utf-8") as file:
+            for stats in train(
+                trainer,
+                reward,
+                self.preset.template,
+                epochs=self.preset.epochs,
+                max_new_tokens=self.preset.max_new_tokens,
+            ):
+                file.write(json.dumps(scalars(stats)) + "\n")
+                file.flush()
+                yield stats
+        trainer.save_pretrained(self.folder / "policy")
+        history = self.stats()
+        self.record(
+            training={
+                "steps": len(history),
+                "prompts": len(self.queries()),
+                "epochs": self.preset.epochs,
+                "mean_score_first_10_batches": _mean(history[:10], "ppo/mean_scores"),
+                "mean_score_last_10_batches": _mean(history[-10:], "ppo/mean_scores"),
+                "kl_last_10_batches": _mean(history[-10:], "objective/kl"),
+                "seconds": round(time.perf_counter() - start, 1),
+                "seed": trainer.config.seed,
+                "precision": trainer.accelerator.mixed_precision,
+            }
+        )
+
+    def trained_policy(self, progress: Callable[..., Any] | None = None) -> Path:
+        """The folder of the trained policy, trained now if it is not there."""
+        folder = self.folder / "policy"
+        if not (folder / "config.json").exists():
+            from tqdm import tqdm
+
+            trainer = self.make_trainer()
+            steps = self.preset.epochs * len(trainer.dataloader)
+            for _ in (progress or tqdm)(self.train(trainer), total=steps, desc="PPO"):
+                pass
+        return folder
+
+    def stats(self) -> list[dict[str, float]]:
+        """The training log, one dict per step."""
+        log = self.folder / "stats.jsonl"
+        if not log.exists():
+            raise TutorialError(f"{log} does not exist: train the policy first (notebook 05)")
+        return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+
+    # Stage 3: before and after ---------------------------------------------------------------------
+
+    def compare(self) -> pd.DataFrame:
+        """The same held-out prompts answered before and after, with scores."""
+        import pandas as pd
+
+        path = self.folder / "comparison.csv"
+        if path.exists():
+            return pd.read_csv(path, keep_default_na=False)
+        from .evaluation.compare import compare, sample_responses, summarise
+
+        trained = self.trained_policy()
+        start = time.perf_counter()
+        tokenizer, template = self.load_tokenizer(), self.preset.template
+        queries = self.queries("test")
+        queries = queries.select(range(min(self.preset.comparison_prompts, len(queries))))
+        answers = []
+        for model in (
+            self.load_policy(),
+            AutoModelForCausalLMWithValueHead.from_pretrained(trained),
+        ):
+            answers.append(
+                sample_responses(
+                    model.to(self.device),
+                    tokenizer,
+                    queries["input_ids"][:],
+                    decode=lambda responses: template.decode(tokenizer, responses),
+                    eos_token_id=template.eos_token_ids(tokenizer),
+                    max_new_tokens=self.preset.max_new_tokens,
+                )
+            )
+        table = compare(queries["query"][:], *answers, self.load_reward())
+        table.to_csv(path, index=False)
+        seconds = round(time.perf_counter() - start, 1)
+        self.record(comparison={**summarise(table), "seconds": seconds})
+        return table
+
+    # Stage 4: perplexity ---------------------------------------------------------------------------
+
+    def perplexity(self) -> dict[str, Any]:
+        """Perplexity before and after, on whole dialogues and on the last reply given the rest."""
+        path = self.folder / "perplexity.json"
+        if path.exists():
+            return json.loads(path.read_text(encoding="utf-8"))
+        from .evaluation.perplexity import Perplexity
+
+        trained = self.trained_policy()
+        start = time.perf_counter()
+        texts = self.preferences("test")["chosen"][: self.preset.perplexity_texts]
+        texts = [t for t in texts if isinstance(t, str) and t.strip()]
+        tokenizer = self.load_tokenizer()
+        pairs = [pair for text in texts if (pair := last_reply(text)) is not None]
+        contexts = [self.preset.template.encode(tokenizer, turns) for turns, _ in pairs]
+        metric = Perplexity(keep_in_memory=True)
+        result: dict[str, Any] = {}
+        for name, model in (
+            ("before", self.load_policy()),
+            ("after", AutoModelForCausalLMWithValueHead.from_pretrained(trained)),
+        ):
+            with_model = {"model": model.pretrained_model.to(self.device), "tokenizer": tokenizer}
+            result[name] = {
+                "whole_text": metric.compute(predictions=texts, **with_model),
+                "last_reply": metric.compute(
+                    predictions=[reply for _, reply in pairs], contexts=contexts, **with_model
+                ),
+            }
+        result["seconds"] = round(time.perf_counter() - start, 1)
+        path.write_text(json.dumps(result), encoding="utf-8")
+        return result
+
+    # Headline numbers --------------------------------------------------------------------------------
+
+    def record(self, **numbers: Any) -> None:
+        """Add numbers to `results.json`, with the versions and the machine they come from."""
+        self._update_json(
+            "results.json",
+            {
+                "preset": self.preset.name,
+                **numbers,
+                "versions": {p: importlib.metadata.version(p) for p in PACKAGES},
+                "python": platform.python_version(),
+                "device": str(self.device),
+            },
+        )
+
+    def results(self) -> dict[str, Any]:
+        """What `results.json` holds so far."""
+        path = self.folder / "results.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+    def _update_json(self, name: str, update: dict[str, Any]) -> None:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        path.write_text(json.dumps({**content, **update}, indent=2) + "\n", encoding="utf-8")
+
+    def _policy_folder(self) -> Path:
+        if self.preset.policy is not None:
+            return resolve(self.preset.policy)
+        folder = self.folder / "initial_policy"
+        if not folder.exists():
+            from .tiny import make_tiny_policy
+
+            make_tiny_policy(folder, self.preferences("train")["chosen"][:])
+        return folder
+
+    def _policy_config(self) -> Any:
+        from transformers import AutoConfig
+
+        return AutoConfig.from_pretrained(self._policy_folder())
+
+
+def _mean(history: list[dict[str, float]], key: str) -> float:
+    return sum(step[key] for step in history) / len(history)
