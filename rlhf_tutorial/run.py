@@ -45,9 +45,11 @@ class Run:
     """
 
     def __init__(self, preset: Preset, folder: str | Path | None = None) -> None:
-        """The folder is `runs/<preset>` under RLHF_RUNS (the working folder without it)."""
+        """The folder is `<preset>` under RLHF_RUNS, or under the project's `runs`."""
+        # Jupyter starts a notebook's kernel in the notebook's folder.
+        base = "../runs" if Path.cwd().name == "notebooks" else "runs"
         self.preset = preset
-        self.folder = Path(folder or Path(os.environ.get("RLHF_RUNS", "runs")) / preset.name)
+        self.folder = Path(folder or Path(os.environ.get("RLHF_RUNS", base)) / preset.name)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.device = default_device()
 

@@ -1,0 +1,217 @@
+"""The same prompts through the policy before and after training: answers, scores, intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..device import supports_bf16
+from ..errors import DataError, RewardError
+from ..ppo.rollout import generate_responses
+from ..reward import Reward
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ..models import AutoModelForCausalLMWithValueHead
+
+
+def sample_responses(
+    model: AutoModelForCausalLMWithValueHead | PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    queries: list[Tensor],
+    *,
+    decode: Callable[[list[Tensor]], list[str]],
+    batch_size: int = 32,
+    seed: int = 0,
+    eos_token_id: int | list[int] | None = None,
+    bf16: bool | None = None,
+    **generation_kwargs: Any,
+) -> list[str]:
+    """Sample one response to each query, the same ones for the same seed and batch size.
+
+    Args:
+        model: a policy, or any causal language model of transformers.
+        tokenizer: gives the pad token, and the end-of-sequence token unless `eos_token_id` does.
+        queries: 1-d tensors of token ids, of any lengths.
+        decode: turns response tokens into text. Take the one that the training loop used: a judge
+            should see the answers in the form that it scored in training.
+        bf16: compute in bfloat16; by default where the device has it in hardware.
+        generation_kwargs: for `transformers`' generate; unless they say otherwise, sampling is pure
+            (temperature 1, no top-k, no top-p).
+
+    Returns:
+        One text per query, in the caller's order. The caller's random state is left as it was.
+    """
+    device = next(model.parameters()).device
+    bf16 = supports_bf16(device) if bf16 is None else bf16
+    was_training = model.training
+    model.eval()  # dropout would change the policy that is sampled from
+    try:
+        with (
+            torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+            torch.autocast(device.type, torch.bfloat16, enabled=bf16),
+        ):
+            torch.manual_seed(seed)
+            responses = generate_responses(
+                model,
+                [query.to(device) for query in queries],
+                pad_token_id=tokenizer.pad_token_id,
+                eos_token_id=tokenizer.eos_token_id if eos_token_id is None else eos_token_id,
+                batch_size=batch_size,
+                **generation_kwargs,
+            )
+    finally:
+        model.train(was_training)
+    return decode(responses)
+
+
+def compare(
+    prompts: list[str], responses_before: list[str], responses_after: list[str], reward: Reward
+) -> pd.DataFrame:
+    """Score both responses to each prompt.
+
+    Returns:
+        One row per prompt: query, response_before, response_after, score_before, score_after and
+        gain, which is score_after - score_before.
+
+    Raises:
+        DataError: for no prompts, or lists of unequal length.
+        RewardError: unless the reward gives one finite number per response.
+    """
+    import pandas as pd
+
+    if not prompts or not len(prompts) == len(responses_before) == len(responses_after):
+        raise DataError(
+            f"{len(prompts)} prompts, {len(responses_before)} responses before and "
+            f"{len(responses_after)} after: give one of each per prompt, and at least one prompt"
+        )
+    table = pd.DataFrame(
+        {
+            "query": prompts,
+            "response_before": responses_before,
+            "response_after": responses_after,
+            "score_before": _scores(reward, prompts, responses_before),
+            "score_after": _scores(reward, prompts, responses_after),
+        }
+    )
+    table["gain"] = table["score_after"] - table["score_before"]
+    return table
+
+
+def summarise(table: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
+    """The comparison in numbers, ready for JSON; each interval is a [low, high] at 95%.
+
+    The bootstrap resamples prompts, each with both of its scores. The interval of the mean gain is
+    thus the paired one: how hard the prompts are, which both policies share, cancels out of it. A
+    tie counts as half a win; the number of ties is given beside the win rate. The intervals cover
+    the choice of prompts and the sampling of these answers, not a second training run.
+
+    Args:
+        table: from `compare`.
+
+    Returns:
+        n, mean_before, mean_after, mean_gain, win_rate, and each of these four again with
+        `_interval`; median_before, median_after, ties.
+    """
+    before, after = table["score_before"].to_numpy(), table["score_after"].to_numpy()
+    means = {
+        "mean_before": before,
+        "mean_after": after,
+        "mean_gain": after - before,
+        "win_rate": (after > before) + 0.5 * (after == before),
+    }
+    summary: dict[str, Any] = {"n": len(table)}
+    for name, values in means.items():
+        summary[name] = float(values.mean())
+        summary[f"{name}_interval"] = list(bootstrap_interval(values, seed=seed))
+    summary["median_before"] = float(np.median(before))
+    summary["median_after"] = float(np.median(after))
+    summary["ties"] = int((after == before).sum())
+    return summary
+
+
+def bootstrap_interval(
+    values: Sequence[float] | np.ndarray,
+    *,
+    statistic: Callable[..., np.ndarray] = np.mean,
+    resamples: int = 10_000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval (Efron & Tibshirani 1993, section 13.3).
+
+    Args:
+        values: (n,) independent observations; for a paired comparison, their differences.
+        statistic: called as `statistic(samples, axis=1)` on (resamples, n), as NumPy's reductions.
+        level: the share of the resampled statistics between the two ends.
+
+    Raises:
+        DataError: without a single value.
+    """
+    values = np.asarray(values, dtype=float)
+    if values.ndim != 1 or not len(values):
+        raise DataError(f"values has shape {values.shape}: give at least one, in one dimension")
+    rng = np.random.default_rng(seed)
+    # In blocks: all resamples of a few thousand values at once would fill hundreds of megabytes.
+    block = max(1, 1_000_000 // len(values))
+    statistics = []
+    for start in range(0, resamples, block):
+        rows = min(block, resamples - start)
+        indices = rng.integers(len(values), size=(rows, len(values)))
+        statistics.append(statistic(values[indices], axis=1))
+    tail = (1 - level) / 2
+    low, high = np.quantile(np.concatenate(statistics), [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def format_examples(
+    table: pd.DataFrame,
+    n: int = 5,
+    pick: Literal["best", "random", "worst"] = "best",
+    seed: int = 0,
+) -> str:
+    """Queries with both responses as text, one line each, a blank line between examples.
+
+    Args:
+        table: from `compare`.
+        n: how many; fewer if the table is shorter.
+        pick: "best" or "worst" by the score after training, from the extreme on. Both are
+            selections: "random" (by `seed`) shows what is typical.
+    """
+    n = min(n, len(table))
+    if pick == "random":
+        rows = table.sample(n, random_state=seed)
+    else:
+        rows = table.sort_values("score_after", ascending=pick == "worst", kind="stable").head(n)
+    return "\n\n".join(
+        f"query: {_one_line(query)}\n"
+        f"response (before): {_one_line(before)}\n"
+        f"response (after): {_one_line(after)}"
+        for query, before, after in zip(
+            rows["query"], rows["response_before"], rows["response_after"], strict=True
+        )
+    )
+
+
+def _scores(reward: Reward, prompts: list[str], responses: list[str]) -> list[float]:
+    scores = [float(score) for score in reward(prompts, responses)]
+    if len(scores) != len(responses):
+        raise RewardError(
+            f"the reward gave {len(scores)} scores for {len(responses)} responses: "
+            "it must give one per response"
+        )
+    for i, score in enumerate(scores):
+        if not math.isfinite(score):
+            raise RewardError(f"the score of response {i} is {score}: the reward must be finite")
+    return scores
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

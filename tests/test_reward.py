@@ -1,0 +1,469 @@
+"""Rewards: scores free of batching effects, heads and inputs checked, training that learns."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    PreTrainedTokenizerFast,
+)
+
+from rlhf_tutorial import reward as rewards
+from rlhf_tutorial.device import default_device, supports_bf16
+from rlhf_tutorial.errors import DataError, ModelError, RewardError
+from rlhf_tutorial.reward import (
+    RewardModel,
+    accuracy_interval,
+    cut_pair,
+    cut_words,
+    pairwise_accuracy,
+    rule_reward,
+    train_reward_model,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+ADAPTER = ROOT / "rlhf_tutorial" / "bundled" / "reward_adapter"
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+WORDS = [f"w{i}" for i in range(60)] + ["good", "bad"]
+QUERIES = ["w1 w2 w3", "w4", "w5 w6 w7 w8 w9", "w1", "w2 w2", "w10 w11 w12"]
+RESPONSES = ["w20", "w21 w22 w23 w24 w25 w26 w27", "", "w30 w31", "w32 w33 w34 w35", "w36"]
+
+
+def tiny_tokenizer(**settings) -> PreTrainedTokenizerFast:
+    vocabulary = {word: i for i, word in enumerate(SPECIAL + WORDS)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    settings = {"model_max_length": 48} | settings
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        model_input_names=settings.pop(
+            "model_input_names", ["input_ids", "token_type_ids", "attention_mask"]
+        ),
+        **settings,
+    )
+
+
+def tiny_config(**settings) -> BertConfig:
+    return BertConfig(
+        vocab_size=len(SPECIAL + WORDS),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=48,
+        initializer_range=0.3,  # large, so that scores differ clearly
+        **settings,
+    )
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    """A tiny trained-looking reward model: one logit, head and tokenizer saved."""
+    folder = tmp_path_factory.mktemp("reward")
+    torch.manual_seed(0)
+    BertForSequenceClassification(tiny_config(num_labels=1)).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory) -> Path:
+    """A tiny encoder without a head, as MiniLM comes."""
+    folder = tmp_path_factory.mktemp("encoder")
+    torch.manual_seed(1)
+    BertModel(tiny_config()).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def load(folder: Path, **settings) -> RewardModel:
+    return RewardModel.from_pretrained(folder, device="cpu", bf16=False, **settings)
+
+
+def one_by_one(folder: Path, queries: list[str], responses: list[str], **inputs) -> list[float]:
+    """The reference: transformers alone, a pair at a time, no padding."""
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    tokenizer = tiny_tokenizer()
+    scores = []
+    for query, response in zip(queries, responses, strict=True):
+        encoded = tokenizer([query], [response], truncation=True, return_tensors="pt", **inputs)
+        with torch.no_grad():
+            scores.append(model(**encoded).logits.item())
+    return scores
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 32])
+def test_batching_and_order_do_not_change_scores(checkpoint, batch_size):
+    scores = load(checkpoint, batch_size=batch_size)(QUERIES, RESPONSES)
+    expected = one_by_one(checkpoint, QUERIES, RESPONSES)
+    assert np.std(expected) > 0.01
+    assert all(isinstance(score, float) for score in scores)
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
+
+
+def test_batches_hold_neighbours_in_length(checkpoint, monkeypatch):
+    judge = load(checkpoint, batch_size=2)
+    shapes = []
+    forward = judge.model.forward
+    monkeypatch.setattr(
+        judge.model, "forward", lambda **kw: shapes.append(kw["input_ids"].shape) or forward(**kw)
+    )
+    judge(["w1"] * 4, ["w1 " * 20, "w1", "w1 " * 20, "w1"])
+    assert shapes == [(2, 5), (2, 24)]
+
+
+def test_long_pairs_are_truncated_to_the_models_maximum(checkpoint):
+    long = ["w1 " * 30], ["w2 " * 90]
+    np.testing.assert_allclose(load(checkpoint)(*long), one_by_one(checkpoint, *long), atol=1e-5)
+
+
+def test_maximum_length_comes_from_the_model_where_the_tokenizer_has_none(checkpoint):
+    model = AutoModelForSequenceClassification.from_pretrained(checkpoint)
+    judge = RewardModel(model, tiny_tokenizer(model_max_length=int(1e30)), "cpu", bf16=False)
+    assert judge.max_length == 48
+    assert math.isfinite(judge(["w1"], ["w2 " * 90])[0])
+
+
+def test_token_type_ids_follow_the_checkpoints_own_tokenizer(checkpoint, tmp_path):
+    with_types = load(checkpoint)(QUERIES, RESPONSES)
+    AutoModelForSequenceClassification.from_pretrained(checkpoint).save_pretrained(tmp_path)
+    tiny_tokenizer(model_input_names=["input_ids", "attention_mask"]).save_pretrained(tmp_path)
+    without_types = load(tmp_path)(QUERIES, RESPONSES)
+    expected = one_by_one(checkpoint, QUERIES, RESPONSES, return_token_type_ids=False)
+    np.testing.assert_allclose(without_types, expected, atol=1e-5)
+    assert not np.allclose(with_types, without_types, atol=1e-3)
+
+
+def test_the_choice_of_precision_is_printed_once(checkpoint, capsys):
+    judge = load(checkpoint)
+    judge(QUERIES, RESPONSES)
+    assert (
+        capsys.readouterr().out == "reward model: BertForSequenceClassification on cpu, float32\n"
+    )
+
+
+def test_bf16_stays_close(checkpoint):
+    exact = load(checkpoint)(QUERIES, RESPONSES)
+    rough = RewardModel.from_pretrained(checkpoint, device="cpu", bf16=True)(QUERIES, RESPONSES)
+    assert np.corrcoef(exact, rough)[0, 1] > 0.99
+
+
+def test_bf16_only_where_the_hardware_has_it(monkeypatch):
+    for capabilities, expected in (({"avx512_bf16": True}, True), ({"amx_bf16": True}, True),
+                                   ({"avx512_f": True}, False), ({}, False)):  # fmt: skip
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda c=capabilities: c, raising=False)
+        assert supports_bf16("cpu") is expected
+    assert supports_bf16("meta") is False
+    assert default_device().type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_a_head_of_several_logits_is_refused(tmp_path):
+    torch.manual_seed(0)
+    model = BertForSequenceClassification(tiny_config(num_labels=3))
+    with pytest.raises(ModelError, match="3 logits"):
+        RewardModel(model, tiny_tokenizer())
+    model.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="3 logits"):
+        load(tmp_path)
+
+
+def test_an_untrained_head_is_refused(encoder, tmp_path):
+    with pytest.raises(ModelError, match="exactly one"):
+        load(encoder)
+    BertModel(tiny_config(num_labels=1)).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="no weights for classifier"):
+        load(tmp_path)
+    with pytest.raises(ModelError, match="adapter_config.json"):
+        load(encoder, adapter=tmp_path)
+
+
+def test_wrong_inputs_are_refused(checkpoint):
+    judge = load(checkpoint)
+    with pytest.raises(RewardError, match="2 queries but 1 responses"):
+        judge(["w1", "w2"], ["w3"])
+    with pytest.raises(RewardError, match="strings"):
+        judge(["w1"], [torch.tensor([1, 2])])
+    assert judge([], []) == []
+
+
+def test_a_score_that_is_not_finite_is_refused(checkpoint):
+    judge = load(checkpoint)
+    torch.nn.init.constant_(judge.model.classifier.bias, math.nan)
+    with pytest.raises(RewardError, match="finite"):
+        judge(["w1"], ["w2"])
+
+
+def test_loading_keeps_the_random_state_and_warns_of_nothing(adapter, encoder, caplog, capfd):
+    torch.manual_seed(3), random.seed(3), np.random.seed(3)
+    expected = torch.rand(1).item(), random.random(), np.random.rand()
+    torch.manual_seed(3), random.seed(3), np.random.seed(3)
+    load(encoder, adapter=adapter)
+    assert (torch.rand(1).item(), random.random(), np.random.rand()) == expected
+    assert not caplog.records
+    assert "initialized" not in capfd.readouterr().err
+
+
+# --- Training
+
+
+def toy_pairs(n: int, seed: int) -> list[dict[str, str]]:
+    """The chosen response holds the word "good" somewhere, the rejected one "bad"."""
+    rng = random.Random(seed)
+    pairs = []
+    for _ in range(n):
+        prompt, *sides = (rng.choices(WORDS[:60], k=rng.randint(3, 12)) for _ in range(3))
+        for side, word in zip(sides, ("good", "bad"), strict=True):
+            side[rng.randrange(len(side))] = word
+        texts = (" ".join(words) for words in (prompt, *sides))
+        pairs.append(dict(zip(("prompt", "chosen", "rejected"), texts, strict=True)))
+    return pairs
+
+
+TOY = {"cut_share": 0, "batch_size": 16, "epochs": 6, "learning_rate": 5e-3, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def adapter(encoder, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("adapter")
+    train_reward_model(toy_pairs(96, 0), encoder, output=folder, bf16=False, **TOY)
+    return folder
+
+
+def test_lora_learns_saves_and_loads_what_it_learned(adapter, encoder):
+    judge = load(encoder, adapter=adapter)
+    assert pairwise_accuracy(judge, toy_pairs(64, 1)) > 0.9
+    # Merged weights against PEFT's own unmerged forward pass, without token_type_ids.
+    from peft import PeftModel
+
+    base = AutoModelForSequenceClassification.from_pretrained(encoder, num_labels=1)
+    unmerged = PeftModel.from_pretrained(base, adapter).eval()
+    encoded = tiny_tokenizer()(
+        QUERIES, RESPONSES, padding=True, return_token_type_ids=False, return_tensors="pt"
+    )
+    with torch.no_grad():
+        expected = unmerged(**encoded).logits[:, 0].tolist()
+    np.testing.assert_allclose(judge(QUERIES, RESPONSES), expected, atol=1e-4)
+
+
+def test_full_tuning_learns_and_reports(encoder, tmp_path):
+    steps = []
+    judge = train_reward_model(
+        toy_pairs(96, 0),
+        encoder,
+        output=tmp_path,
+        lora=False,
+        bf16=False,
+        log=lambda step, figures: steps.append((step, figures["loss"], figures["accuracy"])),
+        **TOY,
+    )
+    assert pairwise_accuracy(judge, toy_pairs(64, 1)) > 0.9
+    assert [step for step, *_ in steps] == [10, 20, 30]
+    assert steps[-1][1] < steps[0][1]
+    assert load(tmp_path)(QUERIES, RESPONSES) == pytest.approx(judge(QUERIES, RESPONSES))
+
+
+def test_training_repeats_by_seed_and_keeps_the_random_state(encoder):
+    short = TOY | {"epochs": 1, "cut_share": 0.5, "bf16": False}
+    torch.manual_seed(5), random.seed(5), np.random.seed(5)
+    expected = torch.rand(1).item(), random.random(), np.random.rand()
+    torch.manual_seed(5), random.seed(5), np.random.seed(5)
+    first = train_reward_model(toy_pairs(32, 0), encoder, seed=7, **short)
+    assert (torch.rand(1).item(), random.random(), np.random.rand()) == expected
+    again = train_reward_model(toy_pairs(32, 0), encoder, seed=7, **short)
+    other = train_reward_model(toy_pairs(32, 0), encoder, seed=8, **short)
+    assert first(QUERIES, RESPONSES) == again(QUERIES, RESPONSES)
+    assert first(QUERIES, RESPONSES) != other(QUERIES, RESPONSES)
+
+
+def test_training_rows_are_all_there_truncated_and_grouped_by_length():
+    pairs = toy_pairs(40, 2)
+    rows = rewards._training_rows(pairs, tiny_tokenizer(), 2, 8, 12, 0.0, 0)
+    ids = tiny_tokenizer()([p["prompt"] for p in pairs], [p["chosen"] for p in pairs],
+                           truncation=True, max_length=12)["input_ids"]  # fmt: skip
+    assert sorted(rows["chosen_ids"]) == sorted(ids * 2)
+    longest = [max(map(len, row.values())) for row in rows]
+    assert max(longest) == 12
+    spread = [max(longest[i : i + 8]) - min(longest[i : i + 8]) for i in range(0, 80, 8)]
+    assert sum(spread) < 10 * (max(longest) - min(longest)) / 2
+
+
+def test_training_on_nothing_is_an_error(encoder):
+    with pytest.raises(DataError, match="no preference pairs"):
+        train_reward_model([], encoder)
+
+
+# --- Rules and figures
+
+
+def test_rule_reward_against_values_by_hand():
+    texts = ["plain words here", "", "one one one one", "ab12", "Say hi! Say hi!", "ééé"]
+    expected = [1.0, -1.0, 1 - 3 / 4, 0.5, 13 / 15 - 2 / 4, 0.0]
+    assert rule_reward(["q"] * 6, texts) == pytest.approx(expected)
+    with pytest.raises(RewardError):
+        rule_reward(["q"], [])
+
+
+def test_pairwise_accuracy_counts_a_tie_as_wrong():
+    def length(queries: list[str], responses: list[str]) -> list[float]:
+        return [float(len(r)) for r in responses]
+
+    pairs = [
+        {"prompt": "p", "chosen": c, "rejected": r}
+        for c, r in (("aaa", "b"), ("a", "bbb"), ("aa", "bb"), ("aaaa", "bbb"))
+    ]
+    assert pairwise_accuracy(length, pairs) == 0.5
+    with pytest.raises(DataError):
+        pairwise_accuracy(length, [])
+
+
+def test_accuracy_interval_against_published_and_solved_values():
+    # Newcombe (1998), table I, Wilson's method without continuity correction.
+    assert accuracy_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert accuracy_interval(15, 148) == pytest.approx((0.0624, 0.1605), abs=5e-5)
+    assert accuracy_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
+    assert accuracy_interval(1, 29) == pytest.approx((0.0061, 0.1718), abs=5e-5)
+    for bound in accuracy_interval(60, 100):  # each bound p solves |0.6 - p| = z sqrt(p(1-p)/n)
+        assert abs(0.6 - bound) == pytest.approx(1.959964 * math.sqrt(bound * (1 - bound) / 100))
+    with pytest.raises(DataError):
+        accuracy_interval(5, 4)
+
+
+def test_cuts_keep_whole_words_and_treat_both_sides_alike():
+    assert cut_words("  one two\nthree four", 3) == "  one two\nthree"
+    assert cut_words("one two", 9) == "one two"
+    assert cut_words("", 3) == ""
+    text = " ".join(WORDS)
+    cuts = [cut_pair({"prompt": "p", "chosen": text, "rejected": text}, random.Random(i), 8, 25)
+            for i in range(200)]  # fmt: skip
+    assert all(cut["chosen"] == cut["rejected"] and cut["prompt"] == "p" for cut in cuts)
+    assert {len(cut["chosen"].split()) for cut in cuts} == set(range(8, 26))
+
+
+# --- The training script
+
+
+@pytest.fixture(scope="module")
+def script():
+    path = ROOT / "scripts" / "train_reward_adapter.py"
+    spec = importlib.util.spec_from_file_location("train_reward_adapter", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_single_turn_takes_the_place_where_the_dialogues_part(script):
+    one = {
+        "chosen": "\n\nHuman: a\nb\n\nAssistant: yes",
+        "rejected": "\n\nHuman: a\nb\n\nAssistant: no",
+    }
+    assert script.single_turn(one) == {
+        "prompt": "a b", "chosen": "yes", "rejected": "no", "turn": "first",
+    }  # fmt: skip
+    start = "\n\nHuman: a\n\nAssistant: same\n\nHuman: c\n\nAssistant: "
+    two = {"chosen": start + "yes", "rejected": start + "no"}
+    assert script.single_turn(two) == {
+        "prompt": "c", "chosen": "yes", "rejected": "no", "turn": "last",
+    }  # fmt: skip
+    same = {"chosen": start + "yes", "rejected": start + "yes"}
+    assert script.single_turn(same) is None
+    assert script.single_turn({"chosen": "\n\nHuman: a", "rejected": "\n\nHuman: a"}) is None
+
+
+def test_the_split_is_fixed_by_the_first_human_turn(script):
+    splits = [script.split_of(f"prompt {i}") for i in range(5000)]
+    shares = {name: splits.count(name) / 5000 for name in set(splits)}
+    expected = {
+        "judge1-train": 0.54,
+        "judge1-test": 0.06,
+        "judge2-train": 0.36,
+        "judge2-test": 0.04,
+    }
+    assert shares == pytest.approx(expected, abs=0.02)
+    assert script.split_of("How are you?") == script.split_of(" How are you?\n")
+    # The rule is part of the card: a change would mix a second judge's data into this one's.
+    assert script.split_of("What is the most popular dip flavor?") == "judge1-train"
+
+
+def test_constructed_answers_repeat_by_seed_and_are_what_they_say(script):
+    pairs = [
+        {"prompt": f"how to w{i} w{i + 1} at home", "chosen": " ".join(WORDS[i : i + 20])}
+        for i in range(30)
+    ]
+    make = script.constructed_pairs
+    assert make(pairs, random.Random(3)) == make(pairs, random.Random(3))
+    assert make(pairs, random.Random(3)) != make(pairs, random.Random(4))
+
+    def bad(kind):
+        made = make(pairs, random.Random(0), {kind: 1})
+        assert all(m["chosen"] == p["chosen"] for m, p in zip(made, pairs, strict=True))
+        assert all(m["rejected"] and m["rejected"] != m["chosen"] for m in made)
+        return list(zip(pairs, (m["rejected"] for m in made), strict=True))
+
+    answers = {pair["chosen"] for pair in pairs}
+    assert all(text in answers and text != pair["chosen"] for pair, text in bad(script.off_topic))
+    assert all(pair["prompt"].lower() in text.lower() for pair, text in bad(script.repeated_prompt))
+    assert all(
+        sorted(text.split()) == sorted(pair["chosen"].split())
+        for pair, text in bad(script.shuffled)
+    )
+    assert all(
+        set(text.split()) <= set(pair["chosen"].split()) and len(text.split()) > 30
+        for pair, text in bad(script.looping)
+    )
+    assert all(
+        set(text.split()) <= set(pair["prompt"].split()) for pair, text in bad(script.keyword_soup)
+    )
+    assert len({text for _, text in bad(script.refusal)}) > 25
+    seen = {script.refusal("", "", [], random.Random(i)) for i in range(2000)}
+    assert not any(text in other for text in script.UNSEEN_REFUSALS for other in seen)
+    for kind in script.SHARES:
+        bad(kind)
+
+
+# --- The shipped judge
+
+
+@pytest.mark.weights
+def test_the_bundled_adapter_is_as_good_as_its_card_says(script):
+    from rlhf_tutorial import assets
+
+    judge = load(assets.resolve(assets.MINILM), adapter=ADAPTER)
+    metrics = json.loads((ADAPTER / "metrics.json").read_text(encoding="utf-8"))
+    test = script.course_pairs(script.BUNDLED / "preferences", "test")
+    accuracy = pairwise_accuracy(judge, test)
+    assert accuracy == pytest.approx(metrics["lora"]["whole"]["course"]["accuracy"], abs=0.01)
+    assert accuracy > 0.8
+    assert f"{accuracy:.1%}" in (ADAPTER / "README.md").read_text(encoding="utf-8")
+
+    question = "How do I teach kids to meditate?"
+    helpful, refusing = judge([question] * 2, list(script.MEDITATION))
+    assert helpful - refusing > 1
+
+
+def test_the_bundled_adapter_is_small_and_names_its_base():
+    config = json.loads((ADAPTER / "adapter_config.json").read_text(encoding="utf-8"))
+    assert config["base_model_name_or_path"] == "sentence-transformers/all-MiniLM-L6-v2"
+    assert sum(path.stat().st_size for path in ADAPTER.iterdir()) < 2_000_000
