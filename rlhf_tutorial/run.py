@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -50,8 +51,17 @@ class Run:
         base = "../runs" if Path.cwd().name == "notebooks" else "runs"
         self.preset = preset
         self.folder = Path(folder or Path(os.environ.get("RLHF_RUNS", base)) / preset.name)
-        self.folder.mkdir(parents=True, exist_ok=True)
         self.device = default_device()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # Stages load what earlier ones left, so a folder belongs to one set of settings.
+        settings = hashlib.sha256(repr(preset).encode()).hexdigest()
+        known = self.folder / "settings.sha256"
+        if known.exists() and known.read_text(encoding="utf-8") != settings:
+            raise TutorialError(
+                f"{self.folder} holds a run of {preset.name!r} with other settings: "
+                "delete it, or set RLHF_RUNS to another folder"
+            )
+        known.write_text(settings, encoding="utf-8")
 
     # What the preset names -----------------------------------------------------------------------
 
@@ -75,7 +85,7 @@ class Run:
         """The preference dialogues of a split, "train" or "test"."""
         return load_preferences(self.preset.data, split, self.preset.data_dir)
 
-    # Stage 1: prompts ------------------------------------------------------------------------------
+    # Stage 1: prompts ----------------------------------------------------------------------------
 
     def queries(self, split: str = "train") -> Dataset:
         """The queries of a split; training queries are limited to the preset's number."""
@@ -91,15 +101,15 @@ class Run:
                 max_new_tokens=self.preset.max_new_tokens,
                 context_length=getattr(config, "max_position_embeddings", None),
             )
-            queries.save_to_disk(str(folder))
+            partial = folder.with_name(f"{split}.partial")
+            queries.save_to_disk(str(partial))
+            partial.rename(folder)
             self._update_json("prompts/report.json", {split: vars(report)})
         return load_queries(folder)
 
-    # Stage 2: training -----------------------------------------------------------------------------
+    # Stage 2: training ---------------------------------------------------------------------------
 
-    def make_trainer(
-        self, model: AutoModelForCausalLMWithValueHead | None = None
-    ) -> PPOTrainer:
+    def make_trainer(self, model: AutoModelForCausalLMWithValueHead | None = None) -> PPOTrainer:
         """The trainer of the preset: policy, reference, optimizer, queries, precision."""
         preset = self.preset
         model = model or self.load_policy()
@@ -125,10 +135,13 @@ class Run:
     ) -> Iterator[dict[str, Any]]:
         """Train the policy, yielding the stats of each step; then save it.
 
-        The log `stats.jsonl` is complete, and `policy/` there, once the iterator is exhausted.
+        What an earlier training left in the folder is replaced, and what was measured on its policy
+        is deleted. `stats.jsonl` is complete, and `policy/` is there, once the iterator is used up.
         """
         trainer = trainer or self.make_trainer()
         reward = reward or self.load_reward()
+        for stale in ("comparison.csv", "perplexity.json", "results.json"):
+            (self.folder / stale).unlink(missing_ok=True)
         start, log = time.perf_counter(), self.folder / "stats.jsonl"
         with log.open("w", encoding="utf-8") as file:
             for stats in train(
@@ -176,7 +189,7 @@ class Run:
             raise TutorialError(f"{log} does not exist: train the policy first (notebook 05)")
         return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
 
-    # Stage 3: before and after ---------------------------------------------------------------------
+    # Stage 3: before and after -------------------------------------------------------------------
 
     def compare(self) -> pd.DataFrame:
         """The same held-out prompts answered before and after, with scores."""
@@ -213,7 +226,7 @@ class Run:
         self.record(comparison={**summarise(table), "seconds": seconds})
         return table
 
-    # Stage 4: perplexity ---------------------------------------------------------------------------
+    # Stage 4: perplexity -------------------------------------------------------------------------
 
     def perplexity(self) -> dict[str, Any]:
         """Perplexity before and after, on whole dialogues and on the last reply given the rest."""
@@ -244,9 +257,16 @@ class Run:
             }
         result["seconds"] = round(time.perf_counter() - start, 1)
         path.write_text(json.dumps(result), encoding="utf-8")
+        # results.json holds the averages; perplexity.json also each text's value.
+        keys = ("mean_perplexity", "pooled_perplexity", "truncated")
+        averages = {
+            name: {kind: {key: values[key] for key in keys} for kind, values in result[name].items()}
+            for name in ("before", "after")
+        }
+        self.record(perplexity={**averages, "seconds": result["seconds"]})
         return result
 
-    # Headline numbers --------------------------------------------------------------------------------
+    # Headline numbers ----------------------------------------------------------------------------
 
     def record(self, **numbers: Any) -> None:
         """Add numbers to `results.json`, with the versions and the machine they come from."""

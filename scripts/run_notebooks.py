@@ -35,11 +35,20 @@ def first_line(cell: nbformat.NotebookNode) -> str:
     return next((line for line in lines if line and not line.startswith("#")), "")[:50]
 
 
+def up_to_date(executed: Path, notebook: Path) -> bool:
+    """Whether the executed copy is newer than the notebook and all of the package."""
+    if not executed.exists():
+        return False
+    sources = [notebook, *(ROOT / "rlhf_tutorial").rglob("*.py")]
+    return executed.stat().st_mtime > max(p.stat().st_mtime for p in sources)
+
+
 def execute(path: Path, runs: Path) -> nbformat.NotebookNode:
     """Run one notebook from the notebooks folder; an error in a cell stops the program."""
     notebook = nbformat.read(path, as_version=4)
     codes = [i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
-    os.environ["RLHF_RUNS"] = str(runs)
+    # Relative to the kernel's folder, so that no absolute path gets into an output.
+    os.environ["RLHF_RUNS"] = os.path.relpath(runs, path.parent)
     with tqdm(total=len(codes), desc=path.stem, unit="cell", file=sys.stdout) as bar:
         client = NotebookClient(
             notebook,
@@ -75,6 +84,9 @@ def main() -> None:
         paths = [p for p in paths if p.name.startswith(tuple(args.numbers))]
     start = time.perf_counter()
     for path in paths:
+        if not args.in_place and up_to_date(run.folder / path.name, path):
+            print(f"{path.stem}: already there")
+            continue
         try:
             notebook = execute(path, runs)
         except CellExecutionError as error:

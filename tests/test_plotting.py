@@ -203,6 +203,36 @@ def test_token_heatmap_refuses_rows_of_another_length():
         plotting.token_heatmap([], {"KL": []})
 
 
+def test_batch_layout_shows_padding_query_and_response():
+    attention = np.array([[0, 1, 1, 1, 1], [1, 1, 1, 1, 0]])
+    mask = np.array([[1, 0, 1], [1, 1, 0]])
+    fig = plotting.batch_layout(attention, mask)
+    (mesh,) = fig.axes[0].collections
+    assert mesh.get_array().tolist() == [[0, 1, 2, 3, 2], [1, 1, 2, 2, 0]]
+    assert fig.axes[0].lines[0].get_xdata()[0] == 2  # where the responses start
+    with pytest.raises(DataError, match="shapes"):
+        plotting.batch_layout(attention, mask[:1])
+
+
+def test_clipped_objective_puts_each_token_on_the_loss_that_training_uses():
+    import torch
+
+    from rlhf_tutorial.ppo.math import policy_loss
+
+    ratio, advantages = [0.5, 0.9, 1.5, 0.6, 1.1, 1.4], [2.0, 1.0, 3.0, -1.0, -2.0, -1.0]
+    fig = plotting.clipped_objective(ratio, advantages, 0.2)
+    for ax, sign in zip(fig.axes, (1, -1), strict=True):
+        _, _, moving, stopped = ax.lines
+        assert len(moving.get_xdata()) == 2 and len(stopped.get_xdata()) == 1
+        for x, y in np.concatenate([moving.get_xydata(), stopped.get_xydata()]):
+            one = torch.ones(1, 1)
+            loss = policy_loss(one * float(np.log(x)), 0 * one, sign * one, one, 0.2)[0]
+            assert y == pytest.approx(loss.item(), abs=1e-6)
+    assert fig.axes[0].lines[3].get_xdata() == [1.5] and fig.axes[1].lines[3].get_xdata() == [0.6]
+    with pytest.raises(DataError, match="6 ratios but 5"):
+        plotting.clipped_objective(ratio, advantages[:5], 0.2)
+
+
 def test_score_histogram_has_a_strip_per_group():
     groups = {"good": [1.0, 2.0, 3.0], "bad": [-1.0, 0.0]}
     fig = plotting.score_histogram(groups, title="Check")
@@ -303,6 +333,8 @@ DRAW = {
         pd.DataFrame({"score_before": [1.0, 2.0], "score_after": [2.0, 1.5]})
     ),
     "tokens": lambda: plotting.token_heatmap(["a", "b"], {"KL": [1.0, 2.0]}),
+    "layout": lambda: plotting.batch_layout(np.ones((2, 5)), np.ones((2, 3))),
+    "clip": lambda: plotting.clipped_objective([0.9, 1.3], [1.0, -1.0], 0.2),
     "groups": lambda: plotting.score_histogram({"good": [1.0, 2.0], "bad": [0.0]}),
     "perplexity": lambda: plotting.perplexity_bars([dict(label="a", value=2, low=1, high=3)]),
     "lengths": lambda: plotting.length_histogram([3, 120]),

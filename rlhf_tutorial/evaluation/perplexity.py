@@ -163,23 +163,32 @@ def token_nlls(
     was_training = model.training
     model.eval()  # dropout would blur the predictions
     try:
-        for rows in _batches([len(s) for s in sequences], batch_size):
-            tensors = [torch.tensor(sequences[i], device=model.device) for i in rows]
-            input_ids, attention_mask = pad(tensors, 0, side="right")
-            with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
-                output = model(input_ids, attention_mask=attention_mask, use_cache=False)
-            for i, ids, logits in zip(rows, tensors, output.logits, strict=True):
-                # Logits at t predict the token at t + 1. A few at a time go to float32.
-                predicting = logits[first[i] - 1 : len(ids) - 1].split(TOKENS_PER_LOSS)
-                targets = ids[first[i] :].split(TOKENS_PER_LOSS)
-                nlls[i] = torch.cat(
-                    [
-                        cross_entropy(chunk.float(), target, reduction="none").cpu()
-                        for chunk, target in zip(predicting, targets, strict=True)
-                    ]
-                )
+        # Entered once for all batches, so that each weight is cast once.
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+            for rows in _batches([len(s) for s in sequences], batch_size):
+                batch = [torch.tensor(sequences[i], device=model.device) for i in rows]
+                results = _batch_nlls(model, batch, [first[i] for i in rows])
+                for i, result in zip(rows, results, strict=True):
+                    nlls[i] = result
     finally:
         model.train(was_training)
+    return nlls
+
+
+def _batch_nlls(model: PreTrainedModel, batch: list[Tensor], first: list[int]) -> list[Tensor]:
+    """`token_nlls` of one batch. A function, so that its logits are freed before the next one's."""
+    input_ids, attention_mask = pad(batch, 0, side="right")
+    output = model(input_ids, attention_mask=attention_mask, use_cache=False)
+    nlls = []
+    for ids, start, logits in zip(batch, first, output.logits, strict=True):
+        # Logits at t predict the token at t + 1. A few at a time go to float32.
+        predicting = logits[start - 1 : len(ids) - 1].split(TOKENS_PER_LOSS)
+        targets = ids[start:].split(TOKENS_PER_LOSS)
+        losses = [
+            cross_entropy(chunk.float(), target, reduction="none")
+            for chunk, target in zip(predicting, targets, strict=True)
+        ]
+        nlls.append(torch.cat(losses).cpu())
     return nlls
 
 

@@ -131,7 +131,7 @@ def collate(
             are read but not trained on.
 
     Raises:
-        ModelError: for an empty query or response, or a response without a single token that counts.
+        ModelError: for an empty query or response, or a response of which no token counts.
     """
     for name, tensors in (("query", queries), ("response", responses)):
         for i, tensor in enumerate(tensors):

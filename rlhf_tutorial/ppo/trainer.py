@@ -267,7 +267,9 @@ class PPOTrainer:
         scores = torch.tensor([float(s) for s in scores], device=self.device)
         if not scores.isfinite().all():
             i = int((~scores.isfinite()).nonzero()[0])
-            raise RewardError(f"the score of response {i} is {scores[i]}: the reward must be finite")
+            raise RewardError(
+                f"the score of response {i} is {scores[i]}: the reward must be finite"
+            )
         return scores
 
     def _scale(self, scores: Tensor) -> Tensor:

@@ -1,0 +1,67 @@
+"""The stages of the course without a notebook: python -m rlhf_tutorial prepare|train|compare|..."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from tqdm import tqdm
+
+from .errors import TutorialError
+from .notebook import headline
+from .presets import PRESETS, load_preset
+from .run import Run
+
+
+def prepare(run: Run) -> None:
+    """Turn the preference dialogues into queries."""
+    for split in ("train", "test"):
+        print(f"{split}: {len(run.queries(split)):,} queries in {run.folder / 'prompts' / split}")
+
+
+def train(run: Run) -> None:
+    """Train the policy with PPO."""
+    trainer = run.make_trainer()
+    with tqdm(total=run.preset.epochs * len(trainer.dataloader), desc="PPO", unit="step") as bar:
+        for stats in run.train(trainer):
+            bar.set_postfix(score=stats["ppo/mean_scores"], kl=stats["objective/kl"])
+            bar.update()
+    print(f"policy in {run.folder / 'policy'}, log in {run.folder / 'stats.jsonl'}")
+
+
+def compare(run: Run) -> None:
+    """Answer held-out prompts before and after, and score the answers."""
+    from .evaluation.compare import format_examples
+
+    print(format_examples(run.compare()))
+    print(f"\n{headline(run.results())}")
+
+
+def perplexity(run: Run) -> None:
+    """Perplexity on the held-out dialogues before and after."""
+    result = run.perplexity()
+    for kind in ("whole_text", "last_reply"):
+        before, after = (result[when][kind]["mean_perplexity"] for when in ("before", "after"))
+        print(f"{kind}: {before:.3f} before, {after:.3f} after")
+
+
+STAGES = {stage.__name__: stage for stage in (prepare, train, compare, perplexity)}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one stage; a stage that needs an earlier one's work makes it first."""
+    parser = argparse.ArgumentParser(prog="python -m rlhf_tutorial", description=__doc__)
+    stages = parser.add_subparsers(dest="stage", required=True)
+    for name, stage in STAGES.items():
+        stage_parser = stages.add_parser(name, help=stage.__doc__)
+        stage_parser.add_argument("--preset", choices=list(PRESETS), help="default: RLHF_PRESET")
+        stage_parser.add_argument("--output", help="folder of the run; default: runs/<preset>")
+    args = parser.parse_args(arguments)
+    try:
+        STAGES[args.stage](Run(load_preset(args.preset), args.output))
+    except TutorialError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

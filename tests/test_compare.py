@@ -1,0 +1,272 @@
+"""Before and after: the sampled answers, the table of scores, its summary and its listing."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from rlhf_tutorial.errors import DataError, RewardError
+from rlhf_tutorial.evaluation.compare import (
+    bootstrap_interval,
+    compare,
+    format_examples,
+    sample_responses,
+    summarise,
+)
+from rlhf_tutorial.models import AutoModelForCausalLMWithValueHead
+
+
+def table_of(before: list[float], after: list[float]) -> pd.DataFrame:
+    scores = iter([before, after])
+    names = [f"q{i}" for i in range(len(before))]
+    return compare(
+        names, [f"b{i}" for i in names], [f"a{i}" for i in names], lambda q, r: next(scores)
+    )
+
+
+# The bootstrap ----------------------------------------------------------------------------------
+
+
+def test_the_interval_of_a_mean_is_the_normal_one_on_normal_data():
+    values = np.random.default_rng(5).normal(2.0, 3.0, size=400)
+    low, high = bootstrap_interval(values)
+    half = 1.96 * values.std(ddof=1) / np.sqrt(400)
+    assert low == pytest.approx(values.mean() - half, abs=0.05 * half)
+    assert high == pytest.approx(values.mean() + half, abs=0.05 * half)
+    narrow = bootstrap_interval(values, level=0.5)
+    assert narrow[1] - narrow[0] == pytest.approx(2 * 0.6745 * half / 1.96, rel=0.05)
+
+
+@pytest.mark.parametrize("statistic", [np.mean, np.median])
+def test_the_interval_agrees_with_a_plain_loop_over_the_same_resamples(statistic):
+    values = np.random.default_rng(6).exponential(size=3_000)  # long enough for several blocks
+    rng = np.random.default_rng(11)
+    loop = sorted(statistic(values[rng.integers(3_000, size=3_000)]) for _ in range(801))
+    interval = bootstrap_interval(values, statistic=statistic, resamples=801, seed=11)
+    assert interval == pytest.approx((loop[20], loop[780]), rel=1e-12)  # 2.5% and 97.5% of 0..800
+
+
+def test_the_interval_follows_its_seed_and_leaves_the_global_one_alone():
+    values = [0.0, 1.0, 5.0, 2.5]
+    np.random.seed(1)
+    before = np.random.get_state()[1].tolist()
+    assert bootstrap_interval(values, seed=3) == bootstrap_interval(values, seed=3)
+    assert np.random.get_state()[1].tolist() == before
+    many = np.random.default_rng(0).normal(size=50)
+    assert bootstrap_interval(many, seed=3) != bootstrap_interval(many, seed=4)
+
+
+@pytest.mark.parametrize("values", [[], [[1.0, 2.0]]])
+def test_nothing_to_resample_is_an_error(values):
+    with pytest.raises(DataError, match="at least one, in one dimension"):
+        bootstrap_interval(values)
+
+
+# The table and its summary ----------------------------------------------------------------------
+
+
+def test_compare_scores_each_response_with_its_own_prompt():
+    def reward(queries: list[str], responses: list[str]) -> list[float]:
+        return [len(r) - 10 * len(q) for q, r in zip(queries, responses, strict=True)]
+
+    table = compare(["a", "bbb"], ["12345", "1"], ["12", "123456"], reward)
+    expected = pd.DataFrame(
+        {
+            "query": ["a", "bbb"],
+            "response_before": ["12345", "1"],
+            "response_after": ["12", "123456"],
+            "score_before": [-5.0, -29.0],
+            "score_after": [-8.0, -24.0],
+            "gain": [-3.0, 5.0],
+        }
+    )
+    pd.testing.assert_frame_equal(table, expected)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "before", "after"),
+    [(["a"], ["b"], []), (["a"], [], ["b"]), ([], ["a"], ["b"]), ([], [], [])],
+)
+def test_lists_that_do_not_match_are_an_error(prompts, before, after):
+    with pytest.raises(DataError, match="one of each per prompt"):
+        compare(prompts, before, after, lambda q, r: [0.0] * len(r))
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"), [([1.0], "1 scores for 2"), ([0.5, float("nan")], "response 1 is nan")]
+)
+def test_a_reward_that_is_not_one_finite_number_each_is_an_error(scores, message):
+    with pytest.raises(RewardError, match=message):
+        compare(["a", "b"], ["c", "d"], ["e", "f"], lambda q, r: scores)
+
+
+def test_the_summary_of_a_small_table_by_hand():
+    summary = summarise(table_of([1.0, 2.0, 3.0, 10.0, 5.0], [2.0, 2.0, 4.0, 9.0, 5.0]))
+    assert summary["n"] == 5
+    assert summary["mean_before"] == pytest.approx(4.2)
+    assert summary["mean_after"] == pytest.approx(4.4)
+    assert summary["mean_gain"] == pytest.approx(0.2)
+    assert (summary["median_before"], summary["median_after"]) == (3.0, 4.0)
+    assert summary["ties"] == 2
+    assert summary["win_rate"] == pytest.approx((2 + 0.5 * 2) / 5)
+    for name in ("mean_before", "mean_after", "mean_gain", "win_rate"):
+        low, high = summary[f"{name}_interval"]
+        assert low < summary[name] < high
+    assert json.loads(json.dumps(summary)) == summary
+
+
+def test_intervals_are_those_of_the_columns_and_follow_the_seed():
+    rng = np.random.default_rng(2)
+    table = table_of(rng.normal(size=40).tolist(), rng.normal(0.5, size=40).tolist())
+    summary = summarise(table, seed=9)
+    gain = bootstrap_interval(table["gain"], seed=9)
+    assert tuple(summary["mean_gain_interval"]) == pytest.approx(gain)
+    wins = bootstrap_interval(table["gain"] > 0, seed=9)
+    assert tuple(summary["win_rate_interval"]) == pytest.approx(wins)
+    assert summary != summarise(table, seed=10)
+
+
+def test_pairing_narrows_the_interval_of_the_gain():
+    rng = np.random.default_rng(4)
+    prompt_difficulty = rng.normal(scale=3.0, size=200)
+    before = (prompt_difficulty + rng.normal(scale=0.3, size=200)).tolist()
+    after = (prompt_difficulty + 0.5 + rng.normal(scale=0.3, size=200)).tolist()
+    paired = summarise(table_of(before, after))
+    shuffled = summarise(table_of(before, rng.permutation(after).tolist()))
+    assert shuffled["mean_gain"] == pytest.approx(paired["mean_gain"])
+
+    def width(summary: dict) -> float:
+        return summary["mean_gain_interval"][1] - summary["mean_gain_interval"][0]
+
+    # Standard deviations of the differences: 0.3 sqrt(2) paired, sqrt(9.09) sqrt(2) shuffled.
+    assert width(shuffled) / width(paired) == pytest.approx(np.sqrt(9.09) / 0.3, rel=0.3)
+
+
+# The listing ------------------------------------------------------------------------------------
+
+
+def test_the_listing_has_the_tutorials_form_best_first():
+    scores = iter([[0.0, 0.0, 0.0], [1.0, 3.0, 2.0]])
+    table = compare(
+        ["Why?", "How do I bake?", "What now?"],
+        ["x", "You  could\ntry", "w"],
+        ["y", "Mix, then bake\n\nit.", ""],
+        lambda q, r: next(scores),
+    )
+    assert format_examples(table, n=2) == (
+        "query: How do I bake?\n"
+        "response (before): You could try\n"
+        "response (after): Mix, then bake it.\n"
+        "\n"
+        "query: What now?\n"
+        "response (before): w\n"
+        "response (after): "
+    )
+    assert format_examples(table, n=1, pick="worst").startswith("query: Why?\n")
+    assert format_examples(table, n=9).count("query: ") == 3
+
+
+def test_random_rows_follow_their_seed():
+    table = table_of([0.0] * 30, [float(i) for i in range(30)])
+    draws = {seed: format_examples(table, pick="random", seed=seed) for seed in range(4)}
+    assert draws[0] == format_examples(table, pick="random")
+    assert len(set(draws.values())) == 4
+    assert all(len(set(draw.split("\n\n"))) == 5 for draw in draws.values())
+
+
+# Sampling ---------------------------------------------------------------------------------------
+
+
+class Tokens:
+    """What `sample_responses` asks of a tokenizer."""
+
+    pad_token_id, eos_token_id = 0, 1
+
+
+def make_model(architecture: str) -> PreTrainedModel:
+    special = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if architecture == "gpt2":
+            config = GPT2Config(
+                vocab_size=20, n_embd=16, n_layer=1, n_head=2, n_positions=32, **special
+            )
+            return GPT2LMHeadModel(config).eval()
+        config = LlamaConfig(
+            vocab_size=20,
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=32,
+            **special,
+        )
+        return LlamaForCausalLM(config).eval()
+
+
+QUERIES = [
+    torch.tensor([3, 4, 5]),
+    torch.tensor([6]),
+    torch.tensor([7, 8]),
+    torch.tensor([9, 3, 4, 5, 6]),
+    torch.tensor([3]),
+]
+
+
+def as_numbers(responses: list[torch.Tensor]) -> list[str]:
+    return [" ".join(map(str, response.tolist())) for response in responses]
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_samples_follow_the_seed_and_leave_the_global_state_alone(architecture):
+    model = make_model(architecture)
+    options = {"decode": as_numbers, "max_new_tokens": 6, "batch_size": 2}
+    state, python_state = torch.get_rng_state(), random.getstate()
+    first = sample_responses(model, Tokens, QUERIES, **options)
+    torch.manual_seed(123)
+    assert sample_responses(model, Tokens, QUERIES, **options) == first
+    assert sample_responses(model, Tokens, QUERIES, seed=1, **options) != first
+    torch.set_rng_state(state)
+    sample_responses(model, Tokens, QUERIES, **options)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert random.getstate() == python_state
+    assert len(first) == len(QUERIES)
+    for response in first:
+        tokens = response.split()
+        assert 1 <= len(tokens) <= 6
+        assert "1" not in tokens[:-1]  # nothing after the end of the sequence
+
+    policy = AutoModelForCausalLMWithValueHead.from_pretrained(model)
+    assert sample_responses(policy, Tokens, QUERIES, **options) == first
+
+
+def test_samples_come_in_the_callers_order_whatever_the_batches():
+    model = make_model("llama")
+    options = {"decode": as_numbers, "max_new_tokens": 4, "do_sample": False, "bf16": False}
+    expected = [sample_responses(model, Tokens, [query], **options)[0] for query in QUERIES]
+    assert len(set(expected)) > 1
+    assert sample_responses(model, Tokens, QUERIES, batch_size=2, **options) == expected
+    assert sample_responses(model, Tokens, QUERIES, **options) == expected
+
+
+def test_dropout_is_off_while_sampling_and_the_mode_is_put_back():
+    model = make_model("gpt2")
+    options = {"decode": as_numbers, "max_new_tokens": 8}
+    expected = sample_responses(model, Tokens, QUERIES, **options)
+    model.train()
+    assert sample_responses(model, Tokens, QUERIES, **options) == expected
+    assert model.training
+
+
+def test_an_end_token_of_ones_own_ends_the_answers():
+    options = {"decode": as_numbers, "max_new_tokens": 20}
+    answers = sample_responses(make_model("llama"), Tokens, QUERIES, eos_token_id=5, **options)
+    ended = [answer.split() for answer in answers if "5" in answer.split()]
+    assert ended
+    assert all(answer.index("5") == len(answer) - 1 for answer in ended)
