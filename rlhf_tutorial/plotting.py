@@ -246,6 +246,7 @@ def diagnostics(stats: Stats, window: int = 10) -> Figure:
         ax.set_title(title, fontsize=10.5, pad=20)
         ax.text(0, 1.03, key, transform=ax.transAxes, fontsize=8.5, color=GREY, family="monospace")
         ax.set_xlabel("step")
+        ax.ticklabel_format(axis="y", useOffset=False)  # it would be printed over the key
         _step_axis(ax, len(values))
         if key == "ppo/val/var_explained":
             _explained_axis(ax, values)
@@ -729,7 +730,8 @@ def _bin_edges(values: np.ndarray, bins: int) -> np.ndarray:
 
 
 def _signed(value: float) -> str:
-    return f"{value:.2f}".replace("-", "−")  # the minus sign that matplotlib's axes use
+    text = f"{value:.2f}".replace("-", "−")  # the minus sign that matplotlib's axes use
+    return "0.00" if text == "−0.00" else text
 
 
 def _headroom(ax: Axes, factor: float) -> None:

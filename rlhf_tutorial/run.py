@@ -260,7 +260,7 @@ class Run:
         # results.json holds the averages; perplexity.json also each text's value.
         keys = ("mean_perplexity", "pooled_perplexity", "truncated")
         averages = {
-            name: {kind: {key: values[key] for key in keys} for kind, values in result[name].items()}
+            name: {kind: {key: v[key] for key in keys} for kind, v in result[name].items()}
             for name in ("before", "after")
         }
         self.record(perplexity={**averages, "seconds": result["seconds"]})

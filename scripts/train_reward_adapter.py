@@ -62,10 +62,12 @@ def turns(dialogue: str) -> list[str]:
 
 
 def single_turn(row: dict[str, str]) -> Pair | None:
-    """One human turn and the two replies to it, at the place where the dialogues part.
+    """A dialogue pair as one prompt and the two replies to it, where the dialogues part.
 
-    The first turn where the first replies differ (`turn` is "first"), else the last one ("last");
-    None where the dialogues differ elsewhere or a turn is missing or empty.
+    Where the first replies differ (`turn` is "first"), the prompt is the first human turn. Where
+    only the last do ("last"), it is the last 40 words of all the human turns, without the replies
+    between them, so that "and the second one?" is not judged out of the blue. None where the
+    dialogues differ elsewhere or a turn is missing or empty.
     """
     chosen, rejected = turns(row["chosen"]), turns(row["rejected"])
     if min(len(chosen), len(rejected)) < 2 or chosen[0] != rejected[0]:
@@ -73,7 +75,8 @@ def single_turn(row: dict[str, str]) -> Pair | None:
     if chosen[1] != rejected[1]:
         turn, texts = "first", (chosen[0], chosen[1], rejected[1])
     elif chosen[:-1] == rejected[:-1]:
-        turn, texts = "last", (chosen[-2], chosen[-1], rejected[-1])
+        words = " ".join(chosen[:-1:2]).split()
+        turn, texts = "last", (" ".join(words[-40:]), chosen[-1], rejected[-1])
     else:
         return None
     if not all(texts) or texts[1] == texts[2]:
@@ -86,10 +89,12 @@ def split_of(first_human_turn: str) -> str:
     """Which split a dialogue belongs to, by the SHA-256 of its first human turn.
 
     With h the hash as an integer: h mod 10 below 6 is this judge's ("judge1"), the rest is kept
-    for a second, independent judge ("judge2"); of each, (h // 10) mod 10 == 0 is its test set.
+    for a second, independent judge ("judge2"). Of each, (h // 10) mod 10 == 0 is its test set and
+    == 1 its validation set.
     """
     h = int(hashlib.sha256(first_human_turn.strip().encode("utf-8")).hexdigest(), 16)
-    return ("judge1" if h % 10 < 6 else "judge2") + ("-test" if h // 10 % 10 == 0 else "-train")
+    part = {0: "test", 1: "validation"}.get(h // 10 % 10, "train")
+    return f"judge{1 if h % 10 < 6 else 2}-{part}"
 
 
 def split_preferences(source: str) -> dict[str, list[Pair]]:
@@ -302,7 +307,7 @@ def drifting(prompt: str, good: str, others: Sequence[str], rng: random.Random) 
 # How often each is drawn. What the policy could drift to, it gets more of.
 SHARES: dict[BadAnswer, float] = {
     off_topic: 8, repeated_prompt: 2, echo: 2.5, keyword_soup: 1, refusal: 2, pleasantry: 1,
-    generic: 1, too_short: 0.7, shuffled: 2, looping: 1.3, gibberish: 2.5, drifting: 2,
+    generic: 1, too_short: 1.2, shuffled: 2, looping: 2, gibberish: 2.5, drifting: 2,
 }  # fmt: skip
 
 
@@ -361,7 +366,7 @@ def near_neighbours(prompts: Sequence[str], base: Path, count: int = 10) -> list
 
 
 BATCH_SIZE = 32
-HUMAN_TIMES, COURSE_TIMES, MADE_TIMES = 1, 4, 1
+FIRST_TIMES, LAST_TIMES, COURSE_TIMES = 4, 2, 4
 RECIPE = (
     "LoRA of rank 8 (alpha 16) on every linear layer, head trained in full, AdamW at learning rate "
     "1e-3, cosine decay after 10% warm-up, 128 tokens, bfloat16 autocast where the CPU has it."
@@ -371,11 +376,19 @@ RECIPE = (
 def training_pairs(
     human: Sequence[Pair], course: Sequence[Pair], base: Path, rng: random.Random
 ) -> list[Pair]:
-    """All pairs, each as often as it is trained on, in no particular order yet."""
+    """All pairs, each as often as it is trained on, in no particular order yet.
+
+    First replies count double: they are what the policy is asked for, and the human preference
+    between them is the easier to learn.
+    """
     sources = list(human) + 2 * list(course)  # the course's prompts are closest to the policy's
     near = near_neighbours([pair["prompt"] for pair in sources], base)
-    made = [p for _ in range(MADE_TIMES) for p in constructed_pairs(sources, rng, near=near)]
-    return HUMAN_TIMES * list(human) + COURSE_TIMES * list(course) + made
+    times = {"first": FIRST_TIMES, "last": LAST_TIMES}
+    return (
+        [pair for pair in human for _ in range(times[pair["turn"]])]
+        + COURSE_TIMES * list(course)
+        + constructed_pairs(sources, rng, near=near)
+    )
 
 
 def tidy_adapter(folder: Path) -> None:
@@ -491,17 +504,19 @@ Request and answer go in as a text pair **without** `token_type_ids`, as in trai
 
 | pairs | number | times seen |
 | --- | --- | --- |
-| real: hh-rlhf's `helpful-rejection-sampled` and `helpful-online` | {human} | {human_times} |
+| real, first replies: hh-rlhf, helpful | {first} | {first_times} |
+| real, last replies: the same | {last} | {last_times} |
 | course: `bundled/preferences/train.jsonl` | {course} | {course_times} |
-| constructed: good answers of both against bad ones made on purpose | {made} | 1 |
+| constructed: good answers of all these against bad ones made on purpose | {made} | 1 |
 
 - **Real pairs** are human judgements collected by Anthropic (MIT licence; Bai et al. 2022), here
-  those of the two parts' `test` files. The judge reads one turn: where the first replies of a dialogue differ, the first human turn and
-  those ({first} of the {human} pairs), else the last human turn and the last replies ({last}),
-  without the dialogue before them.
+  those in the `test` files of `helpful-rejection-sampled` and `helpful-online`. Where the first replies of a dialogue differ, the prompt is
+  the first human turn; where only the last replies do, it is the last 40 words of all the human
+  turns.
 - **Split.** With h the SHA-256 of the first human turn as an integer, h mod 10 < 6 belongs to this
   judge and the rest is kept, untouched, for a second, independent one; of each,
-  (h // 10) mod 10 = 0 is held out for testing ({human_test} pairs here).
+  (h // 10) mod 10 = 0 is held out for testing ({human_test} pairs here) and = 1 for choosing the
+  recipe ({human_validation}).
 - **Course pairs** are synthetic, written for this course (Apache-2.0), not human feedback. Train
   was trained on, validation used to choose the recipe, test only measured.
 - **Constructed bad answers:** {kinds}.
@@ -624,8 +639,7 @@ def main() -> None:
     figures = {
         "whole": measure(judge, human["judge1-test"], course["test"]),
         "16 tokens": measure(judge, human["judge1-test"], course["test"], cut),
-        "validation": rate(judge, course["validation"]),
-        "validation, 16 tokens": rate(judge, cut(course["validation"])),
+        "validation": measure(judge, human["judge1-validation"], course["validation"]),
         "exploits, 16 tokens": measure_exploits(judge, course["validation"], cut),
         "scores": {
             "mean": statistics.mean(scores), "std": statistics.stdev(scores),
@@ -642,9 +656,10 @@ def main() -> None:
         tidy_adapter(args.output)
         first = sum(pair["turn"] == "first" for pair in human["judge1-train"])
         metrics["training"] = {
-            "human": len(human["judge1-train"]), "human_times": HUMAN_TIMES,
-            "first": first, "last": len(human["judge1-train"]) - first,
+            "first": first, "first_times": FIRST_TIMES,
+            "last": len(human["judge1-train"]) - first, "last_times": LAST_TIMES,
             "human_test": len(human["judge1-test"]),
+            "human_validation": len(human["judge1-validation"]),
             "course": len(course["train"]), "course_times": COURSE_TIMES,
             "validation": len(course["validation"]),
             "made": sum("kind" in pair for pair in pairs),

@@ -1,6 +1,6 @@
 """Write the committed run's results into the README, between its two markers.
 
-    python scripts/update_readme.py
+python scripts/update_readme.py
 """
 
 from __future__ import annotations

@@ -385,7 +385,7 @@ def test_single_turn_takes_the_place_where_the_dialogues_part(script):
     start = "\n\nHuman: a\n\nAssistant: same\n\nHuman: c\n\nAssistant: "
     two = {"chosen": start + "yes", "rejected": start + "no"}
     assert script.single_turn(two) == {
-        "prompt": "c", "chosen": "yes", "rejected": "no", "turn": "last",
+        "prompt": "a c", "chosen": "yes", "rejected": "no", "turn": "last",
     }  # fmt: skip
     same = {"chosen": start + "yes", "rejected": start + "yes"}
     assert script.single_turn(same) is None

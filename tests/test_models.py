@@ -1,0 +1,342 @@
+"""Policy, value head, reference and shared trunk, on four architectures."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from rlhf_tutorial.errors import AssetError, ModelError, TutorialError
+from rlhf_tutorial.models import (
+    VALUE_HEAD_FILE,
+    AutoModelForCausalLMWithValueHead,
+    create_reference_model,
+    load_tokenizer,
+    position_ids_from,
+    shares_trunk,
+)
+
+KINDS = ("gpt2", "llama", "qwen2", "neox")
+LENGTHS = (9, 4, 1)
+
+
+def left_padded(lengths: tuple[int, ...] = LENGTHS, width: int = 9) -> tuple[Tensor, Tensor]:
+    """Random token ids (B, width) behind padding on the left, and their mask."""
+    ids = torch.randint(3, 264, (len(lengths), width), generator=torch.Generator().manual_seed(1))
+    mask = torch.stack([(torch.arange(width) >= width - n).long() for n in lengths])
+    return ids * mask, mask
+
+
+def storages(model: torch.nn.Module) -> dict[str, int]:
+    return {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
+
+
+def one_line(error: pytest.ExceptionInfo) -> str:
+    message = str(error.value)
+    assert message and "\n" not in message
+    return message
+
+
+# Forward pass --------------------------------------------------------------------------------
+
+
+def test_positions_count_real_tokens_only():
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [0, 1, 1, 0, 0]])
+    expected = [[0, 0, 0, 1, 2], [0, 1, 2, 3, 4], [0, 0, 1, 1, 1]]
+    assert position_ids_from(mask).tolist() == expected
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_left_padding_changes_neither_logits_nor_values(kind, make_policy):
+    policy = make_policy(kind)
+    ids, mask = left_padded()
+    logits, _, values = policy(ids, mask, position_ids_from(mask))
+    for row, n in enumerate(LENGTHS):
+        alone = policy.pretrained_model(ids[row : row + 1, -n:], output_hidden_states=True)
+        torch.testing.assert_close(logits[row, -n:], alone.logits[0], rtol=1e-4, atol=1e-4)
+        expected = policy.v_head(alone.hidden_states[-1][0]).squeeze(-1)
+        torch.testing.assert_close(values[row, -n:], expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_gpt2_without_position_ids_does_depend_on_padding(make_policy):
+    """Or the test above would show nothing."""
+    policy = make_policy("gpt2")
+    ids, mask = left_padded()
+    with_ids, without = policy(ids, mask, position_ids_from(mask))[0], policy(ids, mask)[0]
+    assert (with_ids - without)[1, -4:].abs().max() > 0.1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_only_the_positions_asked_for_are_computed(kind, make_policy):
+    policy = make_policy(kind)
+    ids, mask = left_padded()
+    everything = policy(ids, mask, position_ids_from(mask))
+    keep = torch.tensor([5, 6, 8])
+    some = policy(ids, mask, position_ids_from(mask), logits_to_keep=keep)
+    assert some[0].shape == (3, 3, 264) and some[2].shape == (3, 3)
+    torch.testing.assert_close(some[0][0], everything[0][0, keep])
+    torch.testing.assert_close(some[2][0], everything[2][0, keep])
+
+
+def test_an_encoder_decoder_is_refused():
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    sizes = {"d_model": 8, "d_ff": 8, "d_kv": 4, "num_layers": 1, "num_heads": 2}
+    t5 = T5ForConditionalGeneration(T5Config(vocab_size=20, **sizes))
+    with pytest.raises(ModelError, match="encoder-decoder") as error:
+        AutoModelForCausalLMWithValueHead.from_pretrained(t5)
+    one_line(error)
+
+
+def test_an_unknown_folder_is_refused_in_one_line(tmp_path):
+    with pytest.raises(AssetError) as error:
+        AutoModelForCausalLMWithValueHead.from_pretrained(tmp_path / "nothing here")
+    assert "nothing here" in one_line(error)
+
+
+# The full copy -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_full_reference_is_a_frozen_copy_of_its_own(kind, make_policy):
+    policy = make_policy(kind)
+    reference = create_reference_model(policy)
+    assert set(storages(policy).values()).isdisjoint(storages(reference).values())
+    assert all(p.requires_grad for p in policy.parameters())
+    assert not any(p.requires_grad for p in reference.parameters())
+    for name, parameter in reference.named_parameters():
+        assert torch.equal(parameter, policy.get_parameter(name))
+    assert not shares_trunk(policy, reference)
+    with pytest.raises(ModelError, match="no frozen trunk"):
+        policy.trunk(*left_padded(), None)
+
+
+# The shared trunk ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("k", [1, 2, 3])
+@torch.no_grad()
+def test_trunk_and_top_are_exactly_the_model(kind, k, make_policy):
+    policy = make_policy(kind)
+    ids, mask = left_padded()
+    positions = position_ids_from(mask)
+    expected = policy(ids, mask, positions)
+    reference = create_reference_model(policy, k)
+    states = policy.trunk(ids, mask, positions)
+    for model in (policy, reference):
+        for actual in (
+            model(None, mask, positions, trunk_states=states),
+            model(ids, mask, positions),  # the whole model still works, too
+        ):
+            assert torch.equal(actual[0][mask.bool()], expected[0][mask.bool()])
+            assert torch.equal(actual[2][mask.bool()], expected[2][mask.bool()])
+
+
+@torch.no_grad()
+def test_a_split_keeps_the_kinds_of_attention_of_its_layers(make_policy):
+    """Qwen2 can mix full and sliding-window layers, and looks up which is which by number."""
+    policy = make_policy(
+        "qwen2", use_sliding_window=True, sliding_window=2, max_window_layers=2, layers=4
+    )
+    assert policy.config.layer_types == ["full_attention"] * 2 + ["sliding_attention"] * 2
+    ids, mask = left_padded()
+    positions = position_ids_from(mask)
+    expected = policy(ids, mask, positions)[0]
+    create_reference_model(policy, 2)
+    states = policy.trunk(ids, mask, positions)
+    actual = policy(None, mask, positions, trunk_states=states)[0]
+    assert torch.equal(actual[mask.bool()], expected[mask.bool()])
+
+
+FROZEN_BY_TRL = {
+    "gpt2": ("transformer.wte.", "transformer.wpe.", "transformer.h.0.", "transformer.h.1."),
+    "llama": ("model.embed_tokens.", "model.layers.0.", "model.layers.1."),
+    "qwen2": ("model.embed_tokens.", "model.layers.0.", "model.layers.1."),
+    "neox": ("gpt_neox.embed_in.", "gpt_neox.layers.0.", "gpt_neox.layers.1."),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("tied", [True, False])
+def test_what_is_frozen_is_what_trl_freezes_and_is_one_memory(kind, tied, make_policy):
+    policy = make_policy(kind, tie_word_embeddings=tied)
+    before = storages(policy)
+    reference = create_reference_model(policy, 2)
+    assert storages(policy) == before, "freezing must happen in place"
+    theirs = storages(reference)
+    for name, parameter in policy.named_parameters():
+        inner = name.removeprefix("pretrained_model.")
+        frozen = inner.startswith(FROZEN_BY_TRL[kind])
+        assert parameter.requires_grad != frozen, name
+        assert (theirs[name] == before[name]) == frozen, name
+    # A tied head is the embedding matrix, so named once, and frozen with it.
+    head, model = policy.pretrained_model.get_output_embeddings().weight, policy.pretrained_model
+    assert (head is model.get_input_embeddings().weight) == tied
+    assert head.requires_grad == (not tied)
+    assert not any(p.requires_grad for p in reference.parameters())
+    assert shares_trunk(policy, reference)
+
+
+def test_the_shared_reference_adds_only_the_upper_layers_to_memory(make_policy):
+    policy = make_policy("llama", tie_word_embeddings=False)
+    reference = create_reference_model(policy, 3)
+    unique = {p.data_ptr(): p.numel() for m in (policy, reference) for p in m.parameters()}
+    trained = sum(p.numel() for p in policy.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in policy.parameters())
+    assert 0 < trained < total
+    assert sum(unique.values()) == total + trained
+
+
+@pytest.mark.parametrize("k", [-1, 0, 4, 5])
+def test_a_number_of_layers_out_of_range_is_refused_and_freezes_nothing(k, make_policy):
+    policy = make_policy("llama", layers=4)
+    with pytest.raises(ModelError, match=f"num_shared_layers is {k}, .* has 4 layers") as error:
+        create_reference_model(policy, k)
+    one_line(error)
+    assert all(p.requires_grad for p in policy.parameters())
+    assert policy.num_shared_layers == 0
+
+
+def opt():
+    """Its layers are not a direct child of the base model."""
+    from transformers import OPTConfig, OPTForCausalLM
+
+    sizes = {"hidden_size": 16, "ffn_dim": 16, "num_attention_heads": 2, "word_embed_proj_dim": 16}
+    return OPTForCausalLM(OPTConfig(vocab_size=30, num_hidden_layers=2, **sizes))
+
+
+def bloom():
+    """It norms its embeddings, so the upper half would norm the trunk's states."""
+    from transformers import BloomConfig, BloomForCausalLM
+
+    return BloomForCausalLM(BloomConfig(vocab_size=30, hidden_size=16, n_layer=2, n_head=2))
+
+
+@pytest.mark.parametrize(
+    ("build", "message"), [(opt, "no list of layers"), (bloom, "cannot be split")]
+)
+def test_an_architecture_that_cannot_be_split_is_refused(build, message):
+    policy = AutoModelForCausalLMWithValueHead.from_pretrained(build())
+    with pytest.raises(ModelError, match=message) as error:
+        create_reference_model(policy, 1)
+    one_line(error)
+    assert all(p.requires_grad for p in policy.parameters())
+    create_reference_model(policy)  # the remedy that the message names
+
+
+# Saving and loading --------------------------------------------------------------------------
+
+
+def assert_same_after_reloading(policy, folder) -> None:
+    from transformers import AutoModelForCausalLM
+
+    ids, mask = left_padded()
+    positions = position_ids_from(mask)
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+    again = AutoModelForCausalLMWithValueHead.from_pretrained(folder)
+    assert {p.dtype for p in plain.parameters()} == {torch.float32}
+    with torch.no_grad():
+        logits, _, values = policy(ids, mask, positions)
+        assert torch.equal(plain(ids, mask, position_ids=positions).logits, logits)
+        again_logits, _, again_values = again(ids, mask, positions)
+    assert torch.equal(again_logits, logits) and torch.equal(again_values, values)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("k", [None, 2])
+def test_a_saved_policy_is_an_ordinary_checkpoint(kind, tied, k, make_policy, tmp_path):
+    policy = make_policy(kind, tie_word_embeddings=tied)
+    create_reference_model(policy, k)
+    torch.nn.init.normal_(policy.v_head.weight)
+    policy.save_pretrained(tmp_path)
+    assert_same_after_reloading(policy, tmp_path)
+    head = load_file(tmp_path / VALUE_HEAD_FILE)
+    assert set(head) == {"weight", "bias"} and torch.equal(head["weight"], policy.v_head.weight)
+    assert not [*tmp_path.glob("*.bin"), *tmp_path.glob("*.pt")], "no pickles"
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_policy_with_a_bfloat16_trunk_is_saved_in_float32(kind, tied, make_policy, tmp_path):
+    policy = make_policy(kind, tie_word_embeddings=tied)
+    create_reference_model(policy, 2)
+    for parameter in policy.parameters():
+        if not parameter.requires_grad and parameter.ndim >= 2:
+            parameter.data = parameter.data.bfloat16()
+    dtypes = {name: p.dtype for name, p in policy.named_parameters()}
+    assert torch.bfloat16 in dtypes.values()
+    policy.save_pretrained(tmp_path)
+    assert {name: p.dtype for name, p in policy.named_parameters()} == dtypes
+    assert_same_after_reloading(policy.float(), tmp_path)
+
+
+def test_loading_draws_the_same_value_head_and_no_random_number(
+    make_language_model, tmp_path, unchanged_random_state
+):
+    make_language_model("llama").save_pretrained(tmp_path)
+    first = AutoModelForCausalLMWithValueHead.from_pretrained(tmp_path)
+    second = AutoModelForCausalLMWithValueHead.from_pretrained(str(tmp_path))
+    in_memory = AutoModelForCausalLMWithValueHead.from_pretrained(make_language_model("llama"))
+    for other in (second, in_memory):
+        assert torch.equal(first.v_head.weight, other.v_head.weight)
+        assert torch.equal(first.v_head.bias, other.v_head.bias)
+    assert not first.training and first.v_head.weight.abs().sum() > 0
+
+
+def test_a_bfloat16_checkpoint_is_loaded_in_float32_unless_told_otherwise(
+    make_language_model, tmp_path
+):
+    make_language_model("llama").bfloat16().save_pretrained(tmp_path)
+    policy = AutoModelForCausalLMWithValueHead.from_pretrained(tmp_path)
+    assert {p.dtype for p in policy.parameters()} == {torch.float32}
+    policy = AutoModelForCausalLMWithValueHead.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert policy.pretrained_model.dtype == torch.bfloat16
+    assert policy.v_head.weight.dtype == torch.float32
+    ids, mask = left_padded()
+    assert policy(ids, mask, position_ids_from(mask))[2].dtype == torch.float32
+
+
+def test_load_tokenizer_pads_with_eos_where_there_is_no_pad_token(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path / "with")
+    assert load_tokenizer(tmp_path / "with").pad_token == "<pad>"
+    import copy
+
+    without = copy.deepcopy(tokenizer)
+    without.pad_token = None
+    without.save_pretrained(tmp_path / "without")
+    assert load_tokenizer(tmp_path / "without").pad_token == "<eos>"
+
+
+# The tiny policy -----------------------------------------------------------------------------
+
+
+def test_the_tiny_policy_is_a_checkpoint_and_leaves_random_state_alone(
+    tmp_path, unchanged_random_state
+):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from rlhf_tutorial.tiny import make_tiny_policy
+
+    texts = ["Human: how do I bake bread?", "Assistant: slowly, at 220 °C."]
+    folders = [make_tiny_policy(tmp_path / name, texts) for name in ("a", "b")]
+    other = make_tiny_policy(tmp_path / "c", texts, seed=1)
+    tokenizer = AutoTokenizer.from_pretrained(folders[0])
+    assert tokenizer.decode(tokenizer(texts[1])["input_ids"]) == texts[1]
+    chat = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)
+    assert chat == "<|im_start|>user\nhi<|im_end|>\n"
+    a, b, c = (AutoModelForCausalLM.from_pretrained(f) for f in (*folders, other))
+    assert a.config.vocab_size == len(tokenizer)
+    assert torch.equal(a.lm_head.weight, b.lm_head.weight)
+    assert not torch.equal(a.lm_head.weight, c.lm_head.weight)
+    assert np.isfinite(a(torch.tensor([[5, 6, 7]])).logits.detach().numpy()).all()
+
+
+def test_every_error_of_the_module_is_one_the_reader_can_catch():
+    assert issubclass(ModelError, TutorialError) and issubclass(ModelError, ValueError)
