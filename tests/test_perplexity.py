@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -36,11 +36,13 @@ TEXTS = [
 
 
 def make_tokenizer(bos_token: str | None = "<s>") -> PreTrainedTokenizerFast:
-    """One token per byte, so that lengths are easily told, and three special ones."""
+    """One token per byte, so that lengths are easily told; by default it adds special ones."""
     names = ["<s>", "</s>", "<pad>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     bytes_only = Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, merges=[]))
     bytes_only.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bytes_only.decoder = decoders.ByteLevel()
+    bytes_only.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=bytes_only, bos_token=bos_token, eos_token="</s>", pad_token="<pad>"
     )

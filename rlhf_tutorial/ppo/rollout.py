@@ -131,7 +131,8 @@ def collate(
             are read but not trained on.
 
     Raises:
-        ModelError: for an empty query or response, or a response of which no token counts.
+        ModelError: for an empty query or response, a mask that does not fit its response, or a
+            response of which no token counts.
     """
     for name, tensors in (("query", queries), ("response", responses)):
         for i, tensor in enumerate(tensors):
@@ -139,6 +140,18 @@ def collate(
                 raise ModelError(
                     f"{name} {i} has shape {tuple(tensor.shape)}: each must be a 1-d tensor of at "
                     "least one token id"
+                )
+    if response_masks is not None:
+        if len(response_masks) != len(responses):
+            raise ModelError(
+                f"{len(response_masks)} response masks for {len(responses)} responses: "
+                "give one per response"
+            )
+        for i, (tokens, kept) in enumerate(zip(responses, response_masks, strict=True)):
+            if tokens.shape != kept.shape:
+                raise ModelError(
+                    f"response_masks[{i}] has shape {tuple(kept.shape)}, its response "
+                    f"{tuple(tokens.shape)}: give one 0 or 1 per token"
                 )
     query_ids, query_mask = pad(queries, pad_token_id, side="left")
     response_ids, response_mask = pad(responses, pad_token_id, side="right")

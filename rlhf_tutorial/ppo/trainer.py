@@ -310,7 +310,9 @@ class PPOTrainer:
         """Whitened advantages and the returns, (B, T) each."""
         values, rewards = values * mask, rewards * mask
         if self.config.whiten_rewards:
-            rewards = masked_whiten(rewards, mask, shift_mean=False)
+            # Masked again: TRL leaves what whitening made of the padding's zeros, and GAE would
+            # carry that back into the response, the more the longer the padding.
+            rewards = masked_whiten(rewards, mask, shift_mean=False) * mask
         advantages = gae(rewards, values, self.config.gamma, self.config.lam)
         return masked_whiten(advantages, mask), advantages + values
 
