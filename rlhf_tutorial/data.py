@@ -48,7 +48,8 @@ def load_preferences(
     Args:
         source: a `datasets.Dataset` (returned as it is), a Hub id, or a local folder that holds
             `<split>.jsonl` or `<split>.jsonl.gz`.
-        data_dir: subfolder of the repository or folder, "helpful-base" for instance.
+        data_dir: subfolder of the repository, "helpful-base" for instance; of a local folder only
+            if it is there.
 
     Raises:
         DataError: if the split is missing or cannot be read. AssetError: for an unknown path.
@@ -63,7 +64,9 @@ def load_preferences(
             return datasets.load_dataset(
                 source.repo_id, data_dir=data_dir, split=split, revision=source.revision
             )
-        folder = resolve(source) / (data_dir or "")
+        folder = resolve(source)
+        if data_dir is not None and (folder / data_dir).is_dir():
+            folder = folder / data_dir
         for name in (f"{split}.jsonl", f"{split}.jsonl.gz"):
             if (folder / name).exists():
                 return datasets.load_dataset("json", data_files=str(folder / name), split="train")

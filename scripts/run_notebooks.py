@@ -10,6 +10,8 @@ The preset comes from RLHF_PRESET (default: smollm2).
 from __future__ import annotations
 
 import argparse
+import ast
+import hashlib
 import os
 import shutil
 import sys
@@ -33,6 +35,30 @@ def first_line(cell: nbformat.NotebookNode) -> str:
     """The first line of code that says something, to name a cell by."""
     lines = [line.strip() for line in cell.source.splitlines()]
     return next((line for line in lines if line and not line.startswith("#")), "")[:50]
+
+
+def code_fingerprint() -> str:
+    """A hash of all that decides the results: code without comments and docstrings, and data.
+
+    `--in-place` leaves it beside the committed results; a test compares, so that notebooks whose
+    outputs come from other code are noticed.
+    """
+    digest = hashlib.sha256()
+    for path in sorted((ROOT / "rlhf_tutorial").rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(
+                node
+            ):
+                node.body = node.body[1:]
+        digest.update(ast.unparse(tree).encode())
+    for path in sorted((ROOT / "rlhf_tutorial" / "bundled").rglob("*")):
+        if path.suffix in (".jsonl", ".safetensors", ".json"):
+            digest.update(path.read_bytes())
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        cells = nbformat.read(path, as_version=4).cells
+        digest.update("\n".join(c.source for c in cells if c.cell_type == "code").encode())
+    return digest.hexdigest()
 
 
 def up_to_date(executed: Path, notebook: Path) -> bool:
@@ -76,7 +102,7 @@ def main() -> None:
     preset = load_preset()
     runs = Path(os.environ.get("RLHF_RUNS", ROOT / "runs")).resolve()
     run = Run(preset, runs / preset.name)
-    if args.in_place:  # what is committed comes from one run of the committed code
+    if args.in_place and not args.numbers:  # what is committed comes from one run of the code
         shutil.rmtree(run.folder)
         run = Run(preset, run.folder)
     paths = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
@@ -100,6 +126,7 @@ def main() -> None:
         committed.mkdir(parents=True, exist_ok=True)
         for name in RESULTS:
             shutil.copy(run.folder / name, committed / name)
+        (committed / "code.sha256").write_text(code_fingerprint() + "\n", encoding="utf-8")
     minutes = (time.perf_counter() - start) / 60
     print(f"{len(paths)} notebooks in {minutes:.1f} minutes: {run.folder}")
     print(headline(run.results()))

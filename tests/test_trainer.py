@@ -514,7 +514,7 @@ def test_accumulation_works_inside_the_dataloaders_loop_and_on_its_last_batch(ma
         {"mini_batch_size": 2, "gradient_accumulation_steps": 3},
     ):
         trainer = make_trainer(
-            sgd=0.02, optimizer=Recording, reference_seed=1, dataset=queries, **settings
+            sgd=0.005, optimizer=Recording, reference_seed=1, dataset=queries, **settings
         )
         for i, batch in enumerate(trainer.dataloader):
             _, responses, scores = equal_lengths(i)

@@ -21,9 +21,9 @@ from ..ppo.rollout import pad
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# Logits are what fills the memory: 2,048 tokens by a vocabulary of 49,152 are 400 MB in float32.
-TOKENS_PER_BATCH = 2048
-TOKENS_PER_LOSS = 256
+# Logits are what fills the memory: 1,024 tokens by a vocabulary of 49,152 are 200 MB in float32.
+TOKENS_PER_BATCH = 1024
+TOKENS_PER_LOSS = 64
 
 Context = str | Sequence[int] | Tensor
 

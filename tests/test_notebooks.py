@@ -1,0 +1,145 @@
+"""The notebooks as committed, and as they run: `tiny`, and `dlite` on look-alikes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import nbformat
+import pytest
+
+import lookalikes
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+RESULTS = ROOT / "notebooks" / "results" / "smollm2"
+
+
+def load_script(name: str) -> ModuleType:
+    """A module of scripts/, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def code_cells(path: Path) -> list[Any]:
+    return [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+
+
+@pytest.fixture(scope="module", params=NOTEBOOKS, ids=lambda path: path.stem)
+def path(request: pytest.FixtureRequest) -> Path:
+    return request.param
+
+
+def test_there_are_seven() -> None:
+    assert [p.name[:2] for p in NOTEBOOKS] == [f"0{i}" for i in range(1, 8)]
+
+
+def test_committed_notebook_is_executed_top_to_bottom(path: Path) -> None:
+    cells = code_cells(path)
+    assert [c.execution_count for c in cells] == list(range(1, len(cells) + 1))
+    assert not [o for c in cells for o in c.outputs if o.output_type == "error"]
+    assert any(o.output_type != "stream" for c in cells for o in c.outputs)
+
+
+def test_committed_outputs_hold_no_path_widget_or_stray_warning(path: Path) -> None:
+    outputs = json.dumps([c.outputs for c in code_cells(path)])
+    assert not re.findall(r"/(?:root|home|work|tmp|Users)/[\w.-]+|[A-Z]:\\\\+Users", outputs)
+    assert "widget-view" not in outputs
+    assert "Warning" not in outputs
+    assert "widgets" not in nbformat.read(path, as_version=4).metadata
+
+
+def test_first_cell_installs_from_the_projects_repository(path: Path) -> None:
+    first = code_cells(path)[0].source
+    assert first == code_cells(NOTEBOOKS[0])[0].source
+    urls = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]
+    assert f'REPOSITORY = "{urls["Repository"]}"' in first
+
+
+def test_committed_outputs_come_from_the_default_preset(path: Path) -> None:
+    text = json.dumps([c.outputs for c in code_cells(path)])
+    assert "runs/smollm2" in text
+    assert "runs/tiny" not in text
+
+
+def test_committed_results_come_from_this_code() -> None:
+    """If this fails after a change that alters results: make render."""
+    committed = (RESULTS / "code.sha256").read_text(encoding="utf-8").strip()
+    assert committed == load_script("run_notebooks").code_fingerprint()
+
+
+def test_readme_states_the_committed_results() -> None:
+    results, perplexity = (
+        json.loads((RESULTS / f"{n}.json").read_text(encoding="utf-8"))
+        for n in ("results", "perplexity")
+    )
+    table = load_script("update_readme").results_table(results, perplexity)
+    assert table in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"{results['comparison']['mean_after']:.2f}" in table
+
+
+def test_committed_comparison_adds_up_to_the_committed_results() -> None:
+    import pandas as pd
+
+    from rlhf_tutorial.evaluation.compare import summarise
+
+    results = json.loads((RESULTS / "results.json").read_text(encoding="utf-8"))["comparison"]
+    table = pd.read_csv(RESULTS / "comparison.csv", keep_default_na=False)
+    for key, value in summarise(table).items():
+        assert results[key] == pytest.approx(value), key
+
+
+def run_all(environment: dict[str, str], runs: Path) -> list[Path]:
+    """Execute all notebooks in a process of its own, as `make tutorial` does."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("RLHF_")}
+    if cache := os.environ.get("RLHF_TUTORIAL_CACHE"):
+        clean["RLHF_TUTORIAL_CACHE"] = cache
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "run_notebooks.py")],
+        env=clean | environment | {"RLHF_RUNS": str(runs)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "Win rate of the trained policy" in done.stdout
+    folder = runs / environment["RLHF_PRESET"]
+    for notebook in NOTEBOOKS:
+        assert (folder / notebook.name).exists()
+        assert (folder / f"{notebook.stem}.html").exists()
+    return [folder / notebook.name for notebook in NOTEBOOKS]
+
+
+def test_all_run_on_tiny(tmp_path: Path) -> None:
+    executed = run_all({"RLHF_PRESET": "tiny"}, tmp_path)
+    for path in executed:
+        assert all(c.execution_count for c in code_cells(path))
+    left = {p.name for p in (tmp_path / "tiny").iterdir()}
+    assert {"policy", "stats.jsonl", "comparison.csv", "perplexity.json", "results.json"} <= left
+
+
+def test_all_run_on_lookalikes_of_the_original(tmp_path: Path) -> None:
+    paths = lookalikes.make(tmp_path / "hub")
+    environment = {
+        "RLHF_PRESET": "dlite",
+        "RLHF_POLICY": str(paths["policy"]),
+        "RLHF_REWARD_MODEL": str(paths["reward_model"]),
+        "RLHF_DATA": str(paths["data"]),
+        "RLHF_TUTORIAL_CACHE": str(tmp_path / "cache"),  # no course weights: nothing is fetched
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": "",
+    }
+    run_all(environment, tmp_path / "runs")
+    results = json.loads((tmp_path / "runs" / "dlite" / "results.json").read_text())
+    assert results["training"]["steps"] > 0
