@@ -86,9 +86,7 @@ def test_responses_hold_no_prompt_token_however_early_they_end():
 
 def test_a_pad_token_that_is_eos_ends_the_response_once():
     parrot = Parrot(BOOK)
-    responses = generate_responses(
-        parrot, [ids(10), ids(12)], pad_token_id=EOS, eos_token_id=EOS
-    )
+    responses = generate_responses(parrot, [ids(10), ids(12)], pad_token_id=EOS, eos_token_id=EOS)
     assert [r.tolist() for r in responses] == [[5, 6, EOS], [5, 6, 7, 8, 5]]
 
 

@@ -77,7 +77,9 @@ def weights(trainer: PPOTrainer) -> dict[str, Tensor]:
 def assert_same_weights(a: dict[str, Tensor], b: dict[str, Tensor], atol: float = 0.0) -> None:
     assert a.keys() == b.keys()
     for name in a:
-        torch.testing.assert_close(a[name], b[name], rtol=0, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            a[name], b[name], rtol=0, atol=atol, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 def assert_same_scalars(a: dict[str, Any], b: dict[str, Any], atol: float = 1e-5) -> None:
@@ -97,7 +99,11 @@ def read(model: AutoModelForCausalLMWithValueHead, query: Tensor, response: Tens
     before = slice(len(query) - 1, -1)
     everything = output.logits[0, before].log_softmax(-1)
     values = model.v_head(output.hidden_states[-1][0, before])[:, 0]
-    return everything, torch.stack([p[i] for p, i in zip(everything, response, strict=True)]), values
+    return (
+        everything,
+        torch.stack([p[i] for p, i in zip(everything, response, strict=True)]),
+        values,
+    )
 
 
 def reference_step(
@@ -540,14 +546,17 @@ def test_a_mini_batch_whose_ratio_ran_away_is_skipped(make_trainer, samples, cap
 
 
 def test_only_the_mini_batches_above_the_threshold_are_skipped(make_trainer, samples, caplog):
-    """At this rate the first update throws the ratios far beyond the default of 10."""
-    trainer = make_trainer(sgd=3.0, ppo_epochs=2)
-    with caplog.at_level(logging.WARNING):
-        stats = trainer.step(*samples)
-    first, second = stats["ppo/policy/ratio"].reshape(2, 6, -1)
-    assert np.abs(first - 1).max() < 1e-6 and second.max() > 10
-    assert len(caplog.messages) == 1
-    assert stats["ppo/loss/value"] > 0
+    """The first update is at ratio 1, the second meets what the first has done."""
+    results = {}
+    for n, threshold in ((1, 10.0), (2, 10.0), (2, 1.02)):
+        trainer = make_trainer(sgd=0.05, ppo_epochs=n, ratio_threshold=threshold)
+        with caplog.at_level(logging.WARNING):
+            trainer.step(*samples)
+        results[n, threshold] = weights(trainer)
+    assert len(caplog.messages) == 1 and "above ratio_threshold 1.0" in caplog.messages[0]
+    assert_same_weights(results[1, 10.0], results[2, 1.02])
+    with pytest.raises(AssertionError):
+        assert_same_weights(results[1, 10.0], results[2, 10.0])
 
 
 def epochs(stats: dict[str, Any]) -> float:
@@ -555,22 +564,22 @@ def epochs(stats: dict[str, Any]) -> float:
 
 
 def test_early_stopping_leaves_the_epochs_once_the_policy_has_moved(make_trainer, samples):
-    plain = make_trainer(sgd=0.1, ppo_epochs=8)
+    plain = make_trainer(sgd=0.02, ppo_epochs=8)
     assert epochs(plain.step(*samples)) == 8
     moved = []
     for n in range(1, 9):  # policykl after each number of epochs
-        trainer, seen = make_trainer(sgd=0.1, ppo_epochs=n), []
+        trainer, seen = make_trainer(sgd=0.02, ppo_epochs=n), []
         update = trainer._update
         trainer._update = lambda *a, update=update, seen=seen: seen.append(update(*a)) or seen[-1]
         trainer.step(*samples)
         moved.append(seen[-1]["ppo/policy/policykl"].item())
     assert moved[0] == pytest.approx(0, abs=1e-6)
-    for target in (0.05, 0.2):
+    for target in (0.05, 0.09):
         expected = next(n for n, kl in enumerate(moved, 1) if kl > 1.5 * target)
         assert 1 < expected < 8
-        stopping = make_trainer(sgd=0.1, ppo_epochs=8, early_stopping=True, target_kl=target)
+        stopping = make_trainer(sgd=0.02, ppo_epochs=8, early_stopping=True, target_kl=target)
         assert epochs(stopping.step(*samples)) == expected
-    never = make_trainer(sgd=0.1, ppo_epochs=8, early_stopping=True, target_kl=1e6)
+    never = make_trainer(sgd=0.02, ppo_epochs=8, early_stopping=True, target_kl=1e6)
     assert epochs(never.step(*samples)) == 8
 
 
@@ -629,12 +638,12 @@ def test_scores_are_scaled_normed_and_clipped_in_this_order(make_trainer, sample
             assert stats["ppo/std_scores"] == pytest.approx(wanted.std(ddof=1), rel=1e-5)
 
 
-def test_scaling_needs_more_than_one_score_and_says_so_or_leaves_it(make_trainer, samples):
-    """The first score alone has no deviation; a batch of one must not end in a division by 0."""
+def test_the_first_score_alone_has_no_deviation_to_be_divided_by(make_trainer, samples):
     queries, responses, _ = samples
     trainer = make_trainer(batch_size=1, mini_batch_size=1, use_score_scaling=True)
-    stats = trainer.step(queries[:1], responses[:1], [2.0])
-    assert math.isfinite(stats["ppo/mean_scores"])
+    assert trainer.step(queries[:1], responses[:1], [2.0])["ppo/mean_scores"] == pytest.approx(2)
+    stats = trainer.step(queries[:1], responses[:1], [5.0])
+    assert stats["ppo/mean_scores"] == pytest.approx(5 / np.std([2, 5], ddof=1))
 
 
 def test_scores_may_be_floats_tensors_or_one_tensor(make_trainer, samples):
@@ -650,15 +659,42 @@ def test_scores_may_be_floats_tensors_or_one_tensor(make_trainer, samples):
 # What step() reports -------------------------------------------------------------------------
 
 
-TRL_KEYS = """
-objective/kl objective/kl_dist objective/logprobs objective/ref_logprobs objective/kl_coef
-objective/entropy ppo/mean_non_score_reward ppo/mean_scores ppo/std_scores ppo/learning_rate
-ppo/loss/policy ppo/loss/value ppo/loss/total ppo/policy/entropy ppo/policy/approxkl
-ppo/policy/policykl ppo/policy/clipfrac ppo/policy/advantages ppo/policy/advantages_mean
-ppo/policy/ratio ppo/returns/mean ppo/returns/var ppo/val/vpred ppo/val/error ppo/val/clipfrac
-ppo/val/mean ppo/val/var ppo/val/var_explained tokens/queries_len_mean tokens/queries_len_std
-tokens/queries_dist tokens/responses_len_mean tokens/responses_len_std tokens/responses_dist
-""".split()
+TRL_KEYS = [
+    "objective/kl",
+    "objective/kl_dist",
+    "objective/logprobs",
+    "objective/ref_logprobs",
+    "objective/kl_coef",
+    "objective/entropy",
+    "ppo/mean_non_score_reward",
+    "ppo/mean_scores",
+    "ppo/std_scores",
+    "ppo/learning_rate",
+    "ppo/loss/policy",
+    "ppo/loss/value",
+    "ppo/loss/total",
+    "ppo/policy/entropy",
+    "ppo/policy/approxkl",
+    "ppo/policy/policykl",
+    "ppo/policy/clipfrac",
+    "ppo/policy/advantages",
+    "ppo/policy/advantages_mean",
+    "ppo/policy/ratio",
+    "ppo/returns/mean",
+    "ppo/returns/var",
+    "ppo/val/vpred",
+    "ppo/val/error",
+    "ppo/val/clipfrac",
+    "ppo/val/mean",
+    "ppo/val/var",
+    "ppo/val/var_explained",
+    "tokens/queries_len_mean",
+    "tokens/queries_len_std",
+    "tokens/queries_dist",
+    "tokens/responses_len_mean",
+    "tokens/responses_len_std",
+    "tokens/responses_dist",
+]
 
 
 def test_a_step_reports_trls_keys(make_trainer, samples):
@@ -748,7 +784,9 @@ def one_run(make_trainer: Callable[..., PPOTrainer], seed: int, **settings: Any)
     history, drawn = [], []
     for batch in trainer.dataloader:
         responses = trainer.generate(batch["input_ids"], return_prompt=False, max_new_tokens=4)
-        drawn += [(q.tolist(), r.tolist()) for q, r in zip(batch["input_ids"], responses, strict=True)]
+        drawn += [
+            (q.tolist(), r.tolist()) for q, r in zip(batch["input_ids"], responses, strict=True)
+        ]
         scores = [float(len(set(r.tolist()))) - len(r) / 2 for r in responses]
         history.append(trainer.step(batch["input_ids"], responses, scores))
     return history, drawn, weights(trainer)
@@ -826,12 +864,10 @@ def test_bfloat16_on_a_cpu(kind, shared, make_trainer, samples, tmp_path):
 
 
 def test_bfloat16_is_near_float32(make_trainer, samples):
-    full = make_trainer(learning_rate=0.0).step(*samples)
-    trainer = make_trainer(learning_rate=0.0, ppo_epochs=1)
-    del trainer
     from accelerate.state import AcceleratorState
 
-    AcceleratorState._reset_state(reset_partial_state=True)
+    full = make_trainer(learning_rate=0.0).step(*samples)
+    AcceleratorState._reset_state(reset_partial_state=True)  # or the precision could not change
     half = make_trainer(learning_rate=0.0, accelerator_kwargs={"mixed_precision": "bf16"})
     stats = half.step(*samples)
     mask = full["objective/mask"].astype(bool)
@@ -967,15 +1003,22 @@ def test_the_default_optimizer_is_trls(make_trainer):
 
 
 def test_a_few_dozen_steps_raise_the_score_clearly(tmp_path):
-    """The preset `tiny`: random weights learn to write letters and spaces without repeating."""
+    """The policy of the preset `tiny` learns to write letters and spaces without repeating."""
     from rlhf_tutorial.presets import load_preset
     from rlhf_tutorial.run import Run
 
-    preset = replace(load_preset("tiny"), epochs=6)
+    settings = {"batch_size": 64, "mini_batch_size": 16, "learning_rate": 5e-3}
+    preset = replace(
+        load_preset("tiny"),
+        epochs=24,
+        max_new_tokens=8,
+        num_shared_layers=None,
+        value_head_learning_rate=1e-2,
+        ppo={**settings, "init_kl_coef": 0.02},
+    )
     history = list(Run(preset, tmp_path).train())
     scores = [stats["ppo/mean_scores"] for stats in history]
     assert len(scores) == 24
-    before, after = np.mean(scores[:4]), np.mean(scores[-4:])
-    spread = np.std([stats["ppo/std_scores"] for stats in history])
-    assert after > before + 0.2 + spread
+    # 4 batches of 64 scores with a deviation of 0.14: their mean is known to 0.01.
+    assert np.mean(scores[-4:]) > np.mean(scores[:4]) + 0.1
     assert all(math.isfinite(stats["objective/kl"]) for stats in history)

@@ -193,15 +193,20 @@ def _batch_nlls(model: PreTrainedModel, batch: list[Tensor], first: list[int]) -
 
 
 def _batches(lengths: list[int], batch_size: int) -> list[list[int]]:
-    """Indices in batches of like length, each at most TOKENS_PER_BATCH when padded (or one row)."""
+    """Indices in batches of like length, each at most TOKENS_PER_BATCH when padded (or one row).
+
+    The longest first: memory that they leave behind serves all later ones, and if it does not
+    suffice, that shows at once.
+    """
     batches: list[list[int]] = []
-    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
-        # Sorted, so that the newcomer is the longest and sets the padded width.
-        rows = len(batches[-1]) + 1 if batches else 0
-        if rows and rows <= batch_size and rows * lengths[i] <= TOKENS_PER_BATCH:
+    width = 0
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
+        rows = len(batches[-1]) + 1 if batches else 1
+        if batches and rows <= batch_size and rows * width <= TOKENS_PER_BATCH:
             batches[-1].append(i)
         else:
             batches.append([i])
+            width = lengths[i]
     return batches
 
 

@@ -215,7 +215,9 @@ class RunningMoments:
 
     @property
     def std(self) -> float:
-        """The unbiased standard deviation."""
+        """The unbiased standard deviation; 1 as long as fewer than two scores are known."""
+        if self.count < 2:
+            return 1.0
         return (self.var * self.count / (self.count - 1)) ** 0.5
 
     def updated(self, scores: Tensor) -> RunningMoments:

@@ -43,12 +43,12 @@ def minibatch_stats(
         "ppo/policy/advantages_mean": masked_mean(advantages, mask),
         "ppo/policy/ratio": ratio,
         "ppo/returns/mean": masked_mean(returns, mask),
-        "ppo/returns/var": masked_var(returns, mask),
+        "ppo/returns/var": _variance(returns, mask),
         "ppo/val/vpred": masked_mean(values, mask),
         "ppo/val/error": masked_mean((values - returns).square(), mask),
         "ppo/val/clipfrac": value_clipfrac,
         "ppo/val/mean": masked_mean(old_values, mask),
-        "ppo/val/var": masked_var(old_values, mask),
+        "ppo/val/var": _variance(old_values, mask),
     }
 
 
@@ -102,6 +102,11 @@ def step_stats(
 def scalars(stats: dict[str, Any]) -> dict[str, float]:
     """Only the numbers, for a log line: arrays are left out."""
     return {k: float(v) for k, v in stats.items() if np.ndim(v) == 0}
+
+
+def _variance(values: Tensor, mask: Tensor) -> Tensor:
+    """`masked_var`, or 0 for a single token: a response that ends at once may stand alone."""
+    return masked_var(values, mask) if mask.sum() > 1 else values.new_zeros(())
 
 
 def _to_numpy(value: Any) -> Any:

@@ -199,13 +199,13 @@ class PPOTrainer:
         start = time.perf_counter()
         config = self.config
         scores = self._check(queries, responses, scores)
-        scores = self._scale(scores)
         batch = collate(
             [q.to(self.device) for q in queries],
             [r.to(self.device) for r in responses],
             self.tokenizer.pad_token_id,
             response_masks,
         )
+        scores = self._scale(scores)
 
         with torch.no_grad():
             trunk_states = self._trunk_states(batch)

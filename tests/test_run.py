@@ -1,0 +1,140 @@
+"""A run's folder: each stage leaves its work there, and the next one finds it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from rlhf_tutorial import Run, load_preset
+from rlhf_tutorial.__main__ import main
+from rlhf_tutorial.data import PromptReport
+from rlhf_tutorial.errors import TutorialError
+
+TINY = replace(load_preset("tiny"), prompts=32, comparison_prompts=6, perplexity_texts=4)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of `tiny` with all stages done."""
+    run = Run(TINY, tmp_path_factory.mktemp("run"))
+    run.compare()  # trains first
+    run.perplexity()
+    return run
+
+
+def test_stages_leave_open_formats(finished: Run) -> None:
+    from datasets import load_from_disk
+    from transformers import AutoModelForCausalLM
+
+    folder = finished.folder
+    assert len(load_from_disk(str(folder / "prompts" / "train"))) == 32
+    report = json.loads((folder / "prompts" / "report.json").read_text())["train"]
+    assert PromptReport(**report).kept == 32
+    assert report["rows"] == 640
+    assert AutoModelForCausalLM.from_pretrained(folder / "policy").config.vocab_size > 0
+    assert (folder / "policy" / "value_head.safetensors").exists()
+    steps = [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]
+    assert len(steps) == 2  # 32 prompts, 16 a step
+    assert {"ppo/mean_scores", "objective/kl", "time/ppo/total"} <= steps[0].keys()
+
+
+def test_results_hold_headline_seed_versions_and_time(finished: Run) -> None:
+    results = finished.results()
+    assert results["comparison"]["n"] == 6
+    assert results["training"]["steps"] == 2
+    assert results["training"]["seed"] == 0
+    assert results["training"]["seconds"] > 0
+    assert results["versions"]["torch"] == torch.__version__
+    gain = results["comparison"]["mean_after"] - results["comparison"]["mean_before"]
+    assert results["comparison"]["mean_gain"] == pytest.approx(gain)
+
+
+def test_a_second_run_reuses_what_is_there(finished: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(Run, "make_trainer", refuse)
+    again = Run(TINY, finished.folder)
+    assert again.compare().equals(again.compare())
+    assert again.perplexity() == finished.perplexity()
+
+
+def test_both_policies_answer_the_same_held_out_prompts(finished: Run) -> None:
+    table = finished.compare()
+    assert table["query"].tolist() == finished.queries("test")["query"][:6]
+    assert not set(table["query"]) & set(finished.queries("train")["query"][:])
+
+
+def test_training_again_drops_what_was_measured_on_the_old_policy(tmp_path: Path) -> None:
+    run = Run(TINY, tmp_path)
+    run.compare()
+    for _ in run.train():
+        pass
+    assert not (tmp_path / "comparison.csv").exists()
+    assert "comparison" not in run.results()
+
+
+def test_same_seed_same_run(tmp_path: Path) -> None:
+    logs = []
+    for name in ("one", "two"):
+        run = Run(TINY, tmp_path / name)
+        for _ in run.train():
+            pass
+        logs.append([{k: v for k, v in s.items() if "time/" not in k} for s in run.stats()])
+    assert logs[0] == logs[1]
+
+
+def test_a_folder_belongs_to_one_set_of_settings(tmp_path: Path) -> None:
+    Run(TINY, tmp_path)
+    with pytest.raises(TutorialError, match="other settings"):
+        Run(replace(TINY, prompts=48), tmp_path)
+
+
+def test_stats_before_training_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(TutorialError, match="train the policy first"):
+        Run(TINY, tmp_path).stats()
+
+
+def test_command_line_runs_the_stages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = ["--preset", "tiny", "--output", str(tmp_path / "run")]
+    main(["prepare", *output])
+    assert "train: 64 queries" in capsys.readouterr().out
+    main(["train", *output])
+    assert (tmp_path / "run" / "policy" / "config.json").exists()
+    main(["compare", *output])
+    printed = capsys.readouterr().out
+    assert "response (before):" in printed
+    assert "Win rate" in printed
+    main(["perplexity", *output])
+    assert "last_reply:" in capsys.readouterr().out
+
+
+def test_command_line_error_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLHF_DATA", str(tmp_path / "missing"))
+    with pytest.raises(SystemExit) as stopped:
+        main(["prepare", "--preset", "tiny", "--output", str(tmp_path / "run")])
+    assert str(stopped.value).startswith("error: ")
+    assert "\n" not in str(stopped.value)
+
+
+@pytest.mark.weights
+def test_two_real_steps_on_the_default_preset(tmp_path: Path) -> None:
+    """The real policy, judge and prompts: two steps, KL 0 at first, and the policy moves."""
+    run = Run(load_preset("smollm2"), tmp_path)
+    trainer = run.make_trainer()
+    stats = []
+    for step in run.train(trainer):
+        stats.append(step)
+        if len(stats) == 2:
+            break
+    assert abs(stats[0]["objective/kl"]) < 1e-4
+    assert stats[1]["objective/kl"] != 0
+    assert all(step["ppo/policy/ratio"].min() > 0 for step in stats)
+    assert -5 < stats[0]["ppo/mean_scores"] < 5
+    assert stats[0]["tokens/responses_len_mean"] > 8
+    head = trainer.model.pretrained_model.get_output_embeddings().weight
+    assert not head.requires_grad
