@@ -129,7 +129,7 @@ def test_sampling_follows_the_policy_and_not_the_checkpoints_taste(make_policy):
     config = policy.pretrained_model.generation_config
     config.do_sample, config.top_k, config.top_p = False, 2, 0.3
     config.temperature, config.repetition_penalty = 0.2, 3.0
-    query, n = ids(5, 6, 7, 5), 4000
+    query, n = torch.arange(5, 45), 4000  # long: a repetition penalty would show on 40 tokens
     with torch.no_grad():
         logits = policy(query.unsqueeze(0))[0][0, -1].double()
     expected = logits.softmax(-1).numpy()
