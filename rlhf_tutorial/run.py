@@ -125,6 +125,7 @@ class Run:
         optimizer = torch.optim.Adam(
             [{"params": body}, {"params": list(model.v_head.parameters()), "lr": head_lr}],
             lr=config.learning_rate,
+            fused=True,
         )
         return PPOTrainer(
             config, model, ref_model, self.load_tokenizer(), self.queries(), optimizer=optimizer
