@@ -306,8 +306,8 @@ def drifting(prompt: str, good: str, others: Sequence[str], rng: random.Random) 
 
 # How often each is drawn. What the policy could drift to, it gets more of.
 SHARES: dict[BadAnswer, float] = {
-    off_topic: 8, repeated_prompt: 2, echo: 2.5, keyword_soup: 1, refusal: 2, pleasantry: 1,
-    generic: 1, too_short: 1.2, shuffled: 2, looping: 2, gibberish: 2.5, drifting: 2,
+    off_topic: 14, repeated_prompt: 2, echo: 2.5, keyword_soup: 1, refusal: 2, pleasantry: 1,
+    generic: 1, too_short: 1.2, shuffled: 2, looping: 2, gibberish: 2.5, drifting: 3,
 }  # fmt: skip
 
 
@@ -366,10 +366,10 @@ def near_neighbours(prompts: Sequence[str], base: Path, count: int = 10) -> list
 
 
 BATCH_SIZE = 32
-FIRST_TIMES, LAST_TIMES, COURSE_TIMES = 4, 2, 4
+FIRST_TIMES, LAST_TIMES, COURSE_TIMES, MADE_TIMES = 4, 2, 4, 2
 RECIPE = (
     "LoRA of rank 8 (alpha 16) on every linear layer, head trained in full, AdamW at learning rate "
-    "1e-3, cosine decay after 10% warm-up, 128 tokens, bfloat16 autocast where the CPU has it."
+    "1e-3,\ncosine decay after 10% warm-up, 128 tokens, bfloat16 autocast where the CPU has it."
 )
 
 
@@ -387,7 +387,7 @@ def training_pairs(
     return (
         [pair for pair in human for _ in range(times[pair["turn"]])]
         + COURSE_TIMES * list(course)
-        + constructed_pairs(sources, rng, near=near)
+        + [pair for _ in range(MADE_TIMES) for pair in constructed_pairs(sources, rng, near=near)]
     )
 
 
@@ -518,7 +518,8 @@ Request and answer go in as a text pair **without** `token_type_ids`, as in trai
   (h // 10) mod 10 = 0 is held out for testing ({human_test} pairs here) and = 1 for choosing the
   recipe ({human_validation}).
 - **Course pairs** are synthetic, written for this course (Apache-2.0), not human feedback. Train
-  was trained on, validation used to choose the recipe, test only measured.
+  was trained on, validation used to choose between recipes (how often each kind of pair is seen),
+  test only measured.
 - **Constructed bad answers:** {kinds}.
 - The base model is Apache-2.0.
 
@@ -527,7 +528,8 @@ Request and answer go in as a text pair **without** `token_type_ids`, as in trai
 `trl.RewardTrainer`: Bradley-Terry loss (Bradley & Terry 1952; Ouyang et al. 2022, eq. 1) plus 0.01
 times the squared sum of a pair's scores, which keeps them around zero. {recipe}
 Both answers are cut to the same 8 to 25 words in 60% of the pairs, because the policy's answers
-are cut too. {steps} steps of {batch} pairs, seed {seed}, {minutes} minutes on two CPU cores.
+are cut too. {steps} steps of {batch} pairs, seed {seed}, {minutes} minutes on two CPU
+cores shared with other work.
 
 ## How often the better answer scores higher
 
@@ -550,9 +552,9 @@ scores {helpful:.2f}, a refusing one {refusing:.2f}.
 ## Limits
 
 - It is a 22M-parameter encoder: it mostly judges whether an answer speaks to the request in
-  substance. Right and wrong facts it can hardly tell apart.
-- On real human preferences it is little better than chance, as the table says; people disagree
-  with each other there too. Do not read a gain under this judge as "people like it better".
+  substance. It knows too little to tell right facts from wrong ones.
+- On real human preferences, mostly between two replies that both answer, it is only a little better
+  than chance, as the table says. A gain under this judge is not yet "people like it better".
 - English, short single requests. It knows nothing of harmlessness.
 - A policy optimised hard against it will find answers that it overrates; notebook 08 shows this.
 - Accuracy falls on cut answers.
