@@ -143,7 +143,12 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
         from safetensors.torch import save_file
 
         folder = Path(folder)
-        weights = {k: v.float() for k, v in self.pretrained_model.state_dict().items()}
+        # A tied head and its embedding stay one tensor, so that it is saved once.
+        converted: dict[int, Tensor] = {}
+        weights = {
+            name: converted.setdefault(tensor.data_ptr(), tensor.float())
+            for name, tensor in self.pretrained_model.state_dict().items()
+        }
         dtype = self.config.dtype
         try:
             self.pretrained_model.save_pretrained(folder, state_dict=weights)

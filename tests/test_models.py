@@ -341,3 +341,17 @@ def test_the_tiny_policy_is_a_checkpoint_and_leaves_random_state_alone(
 
 def test_every_error_of_the_module_is_one_the_reader_can_catch():
     assert issubclass(ModelError, TutorialError) and issubclass(ModelError, ValueError)
+
+
+def test_a_tied_head_is_saved_once(make_policy, tmp_path):
+    from safetensors import safe_open
+
+    model = make_policy("llama", tie_word_embeddings=True)
+    create_reference_model(model, num_shared_layers=2)
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.bfloat16()  # as the trainer does under bf16
+    model.save_pretrained(tmp_path)
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        assert "lm_head.weight" not in file.keys()  # noqa: SIM118 (a file, not a dict)
+        assert file.get_tensor("model.embed_tokens.weight").dtype == torch.float32
