@@ -518,8 +518,9 @@ Request and answer go in as a text pair **without** `token_type_ids`, as in trai
   (h // 10) mod 10 = 0 is held out for testing ({human_test} pairs here) and = 1 for choosing the
   recipe ({human_validation}).
 - **Course pairs** are synthetic, written for this course (Apache-2.0), not human feedback. Train
-  was trained on, validation used to choose between recipes (how often each kind of pair is seen),
-  test only measured.
+  was trained on, validation used to choose between recipes (how often each kind of pair is seen).
+  Test had been measured once with the previous recipe before the share of off-topic answers was
+  raised, which validation called for as well: it is almost, not perfectly, untouched.
 - **Constructed bad answers:** {kinds}.
 - The base model is Apache-2.0.
 
