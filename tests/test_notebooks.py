@@ -67,8 +67,8 @@ def test_first_cell_installs_from_the_projects_repository(path: Path) -> None:
 
 def test_committed_outputs_come_from_the_default_preset(path: Path) -> None:
     text = json.dumps([c.outputs for c in code_cells(path)])
-    assert "runs/smollm2" in text
-    assert "runs/tiny" not in text
+    assert "preset smollm2" in text
+    assert "preset tiny" not in text
 
 
 def test_committed_results_come_from_this_code() -> None:
