@@ -12,6 +12,7 @@ _HOME = {
     "AutoModelForCausalLMWithValueHead": "models",
     "create_reference_model": "models",
     "load_tokenizer": "models",
+    "LengthSampler": "ppo",
     "PPOConfig": "ppo",
     "PPOTrainer": "ppo",
     "RewardModel": "reward",

@@ -80,17 +80,17 @@ def cache_dir() -> Path:
 
 
 def as_source(name: str | Path, revision: str = "main") -> Source:
-    """An existing folder or file as its Path, anything of the form "org/name" as a Hub source.
+    """An existing folder or file as its Path; "org/name", or "name" of old, as a Hub source.
 
     Raises AssetError for a path that does not exist; `revision` concerns the Hub only.
     """
     path = Path(name).expanduser()
     if str(name) and path.exists():  # Path("") would be the working folder
         return path
-    if isinstance(name, str) and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+    if isinstance(name, str) and re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*", name):
         return Hub(name, revision)
     raise AssetError(
-        f"{str(name)!r} is neither an existing folder nor a Hub id of the form 'org/name': "
+        f"{str(name)!r} is neither an existing folder nor a Hub id such as 'org/name': "
         f"check the spelling (the working folder is {Path.cwd()})"
     )
 
@@ -137,9 +137,10 @@ def _resolve_hub(source: Hub) -> Path:
             )
         except Exception as error:  # the HTTP library, and so its errors, varies with the version
             raise AssetError(
-                f"{source.repo_id} at revision {source.revision!r} is not in the Hugging Face "
-                f"cache here and could not be fetched ({type(error).__name__}): check the name, go "
-                "online once (with HF_HUB_OFFLINE unset), or pass a local folder"
+                f"{source.repo_id!r} is no folder here, and as a Hub id, at revision "
+                f"{source.revision!r}, it is not in the Hugging Face cache here and could not be "
+                f"fetched ({type(error).__name__}): check the name, go online once (with "
+                "HF_HUB_OFFLINE unset), or pass a local folder"
             ) from error
         if any(folder.glob(weights)):
             return folder

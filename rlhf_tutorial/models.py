@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 VALUE_HEAD_FILE = "value_head.safetensors"
+
+NOT_SUPPORTED = {
+    "peft_config": "PEFT policies cannot be trained: use num_shared_layers to train less",
+    "reward_adapter": "a reward model is a model of its own here: see RewardModel",
+    "reward_adapter_name": "a reward model is a model of its own here: see RewardModel",
+    "is_trainable": "it belongs to PEFT policies, which cannot be trained",
+    "load_in_8bit": "PPO's small updates vanish in quantised weights: load them as they are",
+    "load_in_4bit": "PPO's small updates vanish in quantised weights: load them as they are",
+    "summary_dropout_prob": "PPO runs without dropout, and the value head has none",
+}
+"""Arguments of TRL 0.11.4's `from_pretrained` that are refused, and why."""
 
 
 def load_tokenizer(name: str | Path, revision: str = "main") -> PreTrainedTokenizerBase:
@@ -45,7 +57,17 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
         num_shared_layers: how many of the lowest layers are frozen (see `create_reference_model`).
     """
 
-    def __init__(self, pretrained_model: PreTrainedModel) -> None:
+    def __init__(
+        self,
+        pretrained_model: PreTrainedModel,
+        v_head_init_strategy: str | None = None,
+        v_head_initializer_range: float = 0.2,
+    ) -> None:
+        """
+        Args:
+            v_head_init_strategy: None for torch's default, "normal" for weights of standard
+                deviation `v_head_initializer_range` and a bias of 0.
+        """
         super().__init__()
         if pretrained_model.config.is_encoder_decoder:
             raise ModelError(
@@ -55,6 +77,13 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
         self.pretrained_model = pretrained_model
         self.config = pretrained_model.config
         self.v_head = nn.Linear(self.config.hidden_size, 1)
+        if v_head_init_strategy == "normal":
+            nn.init.normal_(self.v_head.weight, std=v_head_initializer_range)
+            nn.init.zeros_(self.v_head.bias)
+        elif v_head_init_strategy is not None:
+            raise ModelError(
+                f"v_head_init_strategy is {v_head_init_strategy!r}: use None or 'normal'"
+            )
         self.num_shared_layers = 0
         # A tuple, so that the two halves are not registered as submodules a second time.
         self._halves: tuple[PreTrainedModel, PreTrainedModel] | None = None
@@ -65,26 +94,32 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
     ) -> AutoModelForCausalLMWithValueHead:
         """Load a policy from a hub id, a local folder, or a language model already in memory.
 
-        A value head saved beside the weights is loaded; otherwise a fresh one is drawn from a fixed
-        seed, leaving the caller's random state alone. Weights are float32 unless `dtype` says
-        otherwise: PPO's small updates vanish in bfloat16.
+        A value head saved with the weights, by this class or by TRL's, is loaded; otherwise a fresh
+        one is drawn from a fixed seed, leaving the caller's random state alone. Weights are float32
+        unless `dtype` says otherwise: PPO's small updates vanish in bfloat16.
+
+        Args:
+            kwargs: `v_head_init_strategy` and `v_head_initializer_range`; all others are for
+                transformers' `from_pretrained`.
 
         Raises:
-            AssetError: if the weights cannot be found. ModelError: for encoder-decoder models.
+            AssetError: if the weights cannot be found. ModelError: for encoder-decoder models, and
+                for arguments of TRL's that are not supported (`NOT_SUPPORTED`).
         """
         from transformers import AutoModelForCausalLM, PreTrainedModel
 
+        for argument in NOT_SUPPORTED.keys() & kwargs.keys():
+            raise ModelError(f"{argument} is not supported: {NOT_SUPPORTED[argument]}")
+        head_kwargs = {k: kwargs.pop(k) for k in list(kwargs) if k.startswith("v_head_init")}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             if isinstance(name, PreTrainedModel):
-                return cls(name).eval()
+                return cls(name, **head_kwargs).eval()
             folder = resolve(as_source(name, revision))
             kwargs.setdefault("dtype", torch.float32)
-            model = cls(AutoModelForCausalLM.from_pretrained(folder, **kwargs))
-        if (folder / VALUE_HEAD_FILE).exists():
-            from safetensors.torch import load_file
-
-            model.v_head.load_state_dict(load_file(folder / VALUE_HEAD_FILE))
+            model = cls(AutoModelForCausalLM.from_pretrained(folder, **kwargs), **head_kwargs)
+        if (head := _saved_value_head(folder)) is not None:
+            model.v_head.load_state_dict(head)
         return model.eval()
 
     def trunk(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
@@ -138,8 +173,13 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
         """`transformers`' own generate, on the language model."""
         return self.pretrained_model.generate(*args, **kwargs)
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Save an ordinary checkpoint folder in float32, and the value head in a file beside it."""
+    def save_pretrained(
+        self, folder: str | Path, push_to_hub: bool = False, repo_id: str | None = None
+    ) -> None:
+        """Save an ordinary checkpoint folder in float32, and the value head in a file beside it.
+
+        With `push_to_hub` it is uploaded as well, to `repo_id` or else under the folder's name.
+        """
         from safetensors.torch import save_file
 
         folder = Path(folder)
@@ -161,6 +201,14 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
             {k: v.contiguous().cpu() for k, v in self.v_head.state_dict().items()},
             folder / VALUE_HEAD_FILE,
         )
+        if push_to_hub:
+            upload(folder, repo_id or folder.name)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
+        """Upload the policy with its value head; `kwargs` as in `upload`. Returns its address."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return upload(folder, repo_id, **kwargs)
 
     def freeze_lowest_layers(self, k: int) -> None:
         """Freeze the embeddings and the lowest k layers, and split the model there.
@@ -180,6 +228,42 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
         for parameter in self.pretrained_model.parameters():
             parameter.requires_grad_(id(parameter) in trainable)
         self.num_shared_layers, self._halves = k, (trunk, top)
+
+
+def upload(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    commit_message: str = "Upload a policy trained with PPO",
+    private: bool | None = None,
+    token: str | None = None,
+) -> str:
+    """Put a folder's files into a model repository of the hub, made if need be; its address."""
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    return str(
+        api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message)
+    )
+
+
+def _saved_value_head(folder: Path) -> dict[str, Tensor] | None:
+    """A checkpoint folder's value head: ours has a file of its own, TRL's is in the weights."""
+    from safetensors import safe_open
+    from safetensors.torch import load_file
+
+    if (folder / VALUE_HEAD_FILE).exists():
+        return load_file(folder / VALUE_HEAD_FILE)
+    names = {f"v_head.summary.{name}": name for name in ("weight", "bias")}
+    head = {}
+    for path in sorted(folder.glob("model*.safetensors")):
+        with safe_open(path, "pt") as file:
+            head |= {names[k]: file.get_tensor(k) for k in file.keys() if k in names}  # noqa: SIM118
+    for path in sorted(folder.glob("pytorch_model*.bin")) if not head else ():
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+        head |= {names[k]: weights[k] for k in weights if k in names}
+    return head or None
 
 
 def create_reference_model(

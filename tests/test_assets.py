@@ -267,12 +267,13 @@ def test_as_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "org" / "name").mkdir(parents=True)
     assert as_source(str(tmp_path)) == as_source(tmp_path) == tmp_path
     assert as_source("org/other-1.0", "abc") == Hub("org/other-1.0", "abc")
+    assert as_source("gpt2") == Hub("gpt2", "main")  # the Hub's oldest names have no owner
     monkeypatch.chdir(tmp_path)
     assert as_source("org/name") == Path("org/name")  # a folder goes before a Hub id
 
 
 @pytest.mark.parametrize(
-    "name", ["./gone", "~/gone", "/gone/away", "a/b/c", "gone", r"a\b", "", Path("org/name")]
+    "name", ["./gone", "~/gone", "/gone/away", "a/b/c", r"a\b", "", Path("org/name")]
 )
 def test_as_source_on_a_missing_path(name: str | Path) -> None:
     with pytest.raises(AssetError, match="existing folder"):

@@ -902,7 +902,7 @@ def test_what_step_cannot_use_is_refused_in_one_line_before_anything_changes(mak
     for arguments, cls, message in (
         ((q[:5], r, s), ModelError, "step got 5 queries, but batch_size is 6"),
         ((q, r[:5], s), ModelError, "step got 5 responses, but batch_size is 6"),
-        ((q, r, s[:5]), RewardError, "step got 5 scores for 6 responses"),
+        ((q, r, s[:5]), RewardError, "step got 5 scores, but batch_size is 6"),
         ((q, empty, s), ModelError, "response 5 has shape"),
         (([*q[:5], torch.ones(2, 2).long()], r, s), ModelError, "query 5 has shape"),
         ((q, r, [*s[:3], float("nan"), *s[4:]]), RewardError, "score of response 3 is nan"),

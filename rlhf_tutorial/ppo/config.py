@@ -3,22 +3,63 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Any
 
 from ..errors import TutorialError
 from .math import KL_KINDS
 
+NOT_SUPPORTED = {
+    "forward_batch_size": "TRL's old name of mini_batch_size: set that",
+    "optimize_cuda_cache": "it has no effect on results: leave it out",
+    "optimize_device_cache": "it has no effect on results: leave it out",
+    "gradient_checkpointing": (
+        "in TRL 0.11.4 it had no effect, since models checkpoint only in training mode and PPO "
+        "runs them in evaluation mode: use a smaller mini_batch_size or shared layers"
+    ),
+    "push_to_hub_if_best_kwargs": (
+        "a step uploads nothing: call trainer.push_to_hub(repo_id) where you want it"
+    ),
+    "compare_steps": "it belongs to push_to_hub_if_best_kwargs, which is not supported",
+    "is_encoder_decoder": "only decoder-only models can be trained",
+    "is_peft_model": "PEFT policies cannot be trained: use num_shared_layers to train less",
+    "dataset_num_proc": "the trainer does not process the dataset: use datasets' own num_proc",
+    "world_size": "set by accelerate: read trainer.accelerator.num_processes",
+    "backward_batch_size": "it is mini_batch_size * gradient_accumulation_steps: set those",
+    "global_backward_batch_size": "computed, not set: see mini_batch_size",
+    "global_batch_size": "computed, not set: see batch_size",
+}
+"""Fields of TRL 0.11.4's PPOConfig that are refused, and why."""
+
 
 @dataclass
 class PPOConfig:
-    """What `PPOTrainer` needs to know. Defaults are TRL 0.11.4's.
+    """What `PPOTrainer` needs to know, under the names and with the defaults of TRL 0.11.4.
 
     Raises:
-        TutorialError: if a field is out of its range, with the field's name.
+        TutorialError: if a field is out of its range, or one that TRL had and this has not
+            (`NOT_SUPPORTED`), with the field's name.
     """
 
-    model_name: str | None = None
-    """Name of the policy, for the reader's own use; the trainer takes the model itself."""
+    exp_name: str = ""
+    task_name: str | None = None
+    model_name: str = "gpt2"
+    query_dataset: str = "stanfordnlp/imdb"
+    reward_model: str = "sentiment-analysis:lvwerra/distilbert-imdb"
+    """Five names for the tracker and the reader's own use; the trainer reads none of them."""
+    steps: int = 20_000
+    """Samples that a script means to train on; see `total_ppo_epochs`."""
+
+    log_with: str | None = None
+    """A tracker of accelerate ("wandb", "tensorboard", ...), by name or as an object."""
+    tracker_project_name: str = "trl"
+    tracker_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Passed on to `Accelerator.init_trackers`."""
+    project_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Passed on to `accelerate.utils.ProjectConfiguration`, {"logging_dir": ...} for instance."""
+    remove_unused_columns: bool = True
+    """Keep only the columns input_ids, attention_mask, label, query and response of a Dataset."""
+
     seed: int = 0
     """Seeds the sampling of responses, the order of prompts and the order of mini-batches."""
     learning_rate: float = 1.41e-5
@@ -74,6 +115,17 @@ class PPOConfig:
 
     accelerator_kwargs: dict[str, Any] = field(default_factory=dict)
     """Passed on to `accelerate.Accelerator`, for instance {"mixed_precision": "bf16"}."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> PPOConfig:
+        """Refuse what TRL's class took and this one does not, by name."""
+        for name in NOT_SUPPORTED.keys() & kwargs.keys():
+            raise TutorialError(f"PPOConfig.{name} is not supported: {NOT_SUPPORTED[name]}")
+        return super().__new__(cls)
+
+    @property
+    def total_ppo_epochs(self) -> int:
+        """PPO steps that take in `steps` samples; a script may stop there, the trainer does not."""
+        return ceil(self.steps / self.batch_size)
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "mini_batch_size", "gradient_accumulation_steps", "ppo_epochs"):

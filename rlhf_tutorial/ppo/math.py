@@ -87,17 +87,13 @@ def kl_per_token(logprobs: Tensor, ref_logprobs: Tensor, kind: str = "kl") -> Te
 
     With x ~ policy and d = log pi(x) - log pi_ref(x):
 
-    - "kl":   d. Unbiased for KL(pi || pi_ref), but single values may be negative (k1 in
-      Schulman 2020, "Approximating KL Divergence").
+    - "kl":   d, unbiased but noisy (k1 in Schulman 2020, "Approximating KL Divergence").
     - "abs":  |d|.
-    - "mse":  d^2 / 2. Low variance, biased (k2 in the same note).
+    - "mse":  d^2 / 2, of low variance but biased (k2 in the same note).
     - "full": sum_v pi(v) (log pi(v) - log pi_ref(v)), the exact KL of the two distributions.
 
-    Args:
-        logprobs, ref_logprobs: (B, T), or (B, T, V) over the whole vocabulary for "full".
-
-    Returns:
-        (B, T), in nats.
+    Args: logprobs, ref_logprobs: (B, T), or (B, T, V) over the vocabulary for "full".
+    Returns: (B, T), in nats.
     """
     difference = logprobs - ref_logprobs
     if kind == "kl":

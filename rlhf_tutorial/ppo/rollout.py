@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import ModelError
+from ..errors import ModelError, RewardError
 from ..models import AutoModelForCausalLMWithValueHead, position_ids_from
 
 # PPO needs samples from the policy itself. Left unset, transformers would cut to the 50 likeliest
@@ -40,6 +40,24 @@ def cut_at_eos(response: Tensor, eos_token_ids: Iterable[int]) -> Tensor:
     if not is_eos.any():
         return response
     return response[: int(is_eos.nonzero()[0]) + 1]
+
+
+class LengthSampler:
+    """Draws the number of new tokens: min_value, ..., max_value - 1, all equally likely.
+
+    TRL's draws from NumPy's global state; this one has a generator of its own.
+    """
+
+    def __init__(self, min_value: int, max_value: int, seed: int = 0) -> None:
+        if not 0 < min_value < max_value:
+            raise ModelError(
+                f"LengthSampler({min_value}, {max_value}): use 0 < min_value < max_value"
+            )
+        self._low, self._high = min_value, max_value
+        self._random = torch.Generator().manual_seed(seed)
+
+    def __call__(self) -> int:
+        return int(torch.randint(self._low, self._high, (), generator=self._random))
 
 
 @torch.no_grad()
@@ -117,6 +135,40 @@ class Batch:
         return Batch(**{name: tensor[rows] for name, tensor in vars(self).items()})
 
 
+def used_columns(dataset: Any) -> Any:
+    """A `datasets.Dataset` with the columns that PPO or its log can use; others as they are."""
+    if not hasattr(dataset, "column_names"):
+        return dataset
+    used = ("input_ids", "attention_mask", "label", "query", "response")
+    return dataset.select_columns([name for name in dataset.column_names if name in used])
+
+
+def collate_columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    """Rows of a dataset to columns: queries differ in length, so nothing is stacked."""
+    return {key: [row[key] for row in rows] for key in rows[0]}
+
+
+def check_sizes(batch_size: int, **lists: Sequence[Any]) -> None:
+    """Raise ModelError unless each named list has `batch_size` items."""
+    for name, items in lists.items():
+        if len(items) != batch_size:
+            error = RewardError if name == "scores" else ModelError
+            raise error(f"step got {len(items)} {name}, but batch_size is {batch_size}")
+
+
+def scores_tensor(scores: Sequence[float | Tensor], device: torch.device) -> Tensor:
+    """The scores, (B,), from numbers or tensors of one element.
+
+    Raises:
+        RewardError: if one is not finite.
+    """
+    tensor = torch.tensor([float(s) for s in scores], device=device)
+    if not tensor.isfinite().all():
+        i = int((~tensor.isfinite()).nonzero()[0])
+        raise RewardError(f"the score of response {i} is {tensor[i]}: the reward must be finite")
+    return tensor
+
+
 def collate(
     queries: list[Tensor],
     responses: list[Tensor],
@@ -169,3 +221,23 @@ def collate(
         responses=response_ids,
         mask=mask,
     )
+
+
+@dataclass(frozen=True)
+class Experience:
+    """What a step learns from, under the policy as it is before the first update. (B, T) each."""
+
+    logprobs: Tensor
+    ref_logprobs: Tensor
+    values: Tensor
+    kl: Tensor
+    penalty: Tensor
+    """-beta KL, the rewards without the score."""
+    rewards: Tensor
+    advantages: Tensor
+    """Whitened."""
+    returns: Tensor
+
+    def __getitem__(self, rows: Tensor) -> Experience:
+        """That of the mini-batch of these rows."""
+        return Experience(**{name: tensor[rows] for name, tensor in vars(self).items()})

@@ -2,13 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Any
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import ModelError
+from .config import PPOConfig
 from .math import entropy_from_logits, masked_mean, masked_var
+from .rollout import Experience
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+logger = logging.getLogger(__name__)
+
+
+class Clock:
+    """Seconds spent in each part of a step, and in all of it."""
+
+    def __init__(self) -> None:
+        self._start = self._last = time.perf_counter()
+        self._parts: dict[str, float] = {}
+
+    def mark(self, part: str) -> None:
+        """End `part`, which began at the mark before."""
+        now = time.perf_counter()
+        self._parts[part], self._last = now - self._last, now
+
+    def times(self) -> dict[str, float]:
+        """Under TRL's keys, `time/ppo/<part>`."""
+        parts = self._parts | {"total": self._last - self._start}
+        return {f"time/ppo/{part}": seconds for part, seconds in parts.items()}
 
 
 @torch.no_grad()
@@ -22,15 +51,12 @@ def minibatch_stats(
     ratio: Tensor,
     logits: Tensor,
     logprobs: Tensor,
-    old_logprobs: Tensor,
     values: Tensor,
-    old_values: Tensor,
-    advantages: Tensor,
-    returns: Tensor,
+    old: Experience,
     mask: Tensor,
 ) -> dict[str, Tensor]:
     """What one backward pass reports. Tensors are (B, T), logits (B, T, V), losses scalars."""
-    log_ratio = logprobs - old_logprobs
+    log_ratio, advantages, returns = logprobs - old.logprobs, old.advantages, old.returns
     return {
         "ppo/loss/policy": policy_loss,
         "ppo/loss/value": value_loss,
@@ -47,18 +73,15 @@ def minibatch_stats(
         "ppo/val/vpred": masked_mean(values, mask),
         "ppo/val/error": masked_mean((values - returns).square(), mask),
         "ppo/val/clipfrac": value_clipfrac,
-        "ppo/val/mean": masked_mean(old_values, mask),
-        "ppo/val/var": _variance(old_values, mask),
+        "ppo/val/mean": masked_mean(old.values, mask),
+        "ppo/val/var": _variance(old.values, mask),
     }
 
 
 def step_stats(
     *,
     scores: Tensor,
-    kl: Tensor,
-    logprobs: Tensor,
-    ref_logprobs: Tensor,
-    penalty: Tensor,
+    experience: Experience,
     mask: Tensor,
     kl_coef: float,
     query_lengths: list[int],
@@ -68,19 +91,26 @@ def step_stats(
     """What one PPO step reports: floats, and numpy arrays for what is per token or per sample.
 
     Args:
-        scores: (B,) after scaling and clipping. kl, logprobs, ref_logprobs, penalty, mask: (B, T).
+        scores: (B,) after scaling and clipping. mask: (B, T).
         minibatches: from `minibatch_stats`, all of the step's in order.
     """
-    kl_per_response = (kl * mask).sum(dim=1)
+    logprobs = experience.logprobs
+    kl_per_response = (experience.kl * mask).sum(dim=1)
+    if kl_per_response.mean() < -1:
+        logger.warning(
+            "the KL is %.2f nats per response, and clearly negative: the responses do not seem to "
+            "be samples of this policy; check the settings of generate (top_k, top_p, temperature)",
+            kl_per_response.mean(),
+        )
     stats: dict[str, Any] = {
         "objective/kl": kl_per_response.mean(),
         "objective/kl_dist": kl_per_response,
         "objective/logprobs": logprobs,
-        "objective/ref_logprobs": ref_logprobs,
+        "objective/ref_logprobs": experience.ref_logprobs,
         "objective/mask": mask,
         "objective/kl_coef": kl_coef,
         "objective/entropy": (-logprobs * mask).sum(dim=1).mean(),
-        "ppo/mean_non_score_reward": masked_mean(penalty, mask),
+        "ppo/mean_non_score_reward": masked_mean(experience.penalty, mask),
         "ppo/mean_scores": scores.mean(),
         "ppo/std_scores": scores.std() if len(scores) > 1 else torch.zeros(()),
     }
@@ -114,3 +144,55 @@ def _to_numpy(value: Any) -> Any:
         return value
     array = value.detach().float().cpu().numpy()
     return array.item() if array.ndim == 0 else array
+
+
+# Trackers -----------------------------------------------------------------------------------
+
+
+def start_trackers(accelerator: Accelerator, config: PPOConfig) -> None:
+    """Open what `config.log_with` names, with the settings of the run.
+
+    Raises:
+        ModelError: if the tracker's package is not installed; accelerate would pass over it.
+    """
+    if config.log_with is None:
+        return
+    if not accelerator.log_with:
+        raise ModelError(f"PPOConfig.log_with is {config.log_with!r}, which is not installed")
+    plain = {k: v for k, v in vars(config).items() if isinstance(v, (int, float, str))}
+    accelerator.init_trackers(config.tracker_project_name, plain, config.tracker_kwargs)
+
+
+def log_stats(
+    accelerator: Accelerator,
+    stats: dict[str, Any],
+    batch: dict[str, Any],
+    rewards: Sequence[float | Tensor],
+    columns: Iterable[str],
+    step: int,
+) -> None:
+    """Send stats to the tracker, with `env/reward_*` and, where it has tables, the batch's texts.
+
+    Raises:
+        ModelError: for a column that the batch does not have.
+    """
+    columns = list(columns)
+    if missing := [c for c in columns if c not in batch]:
+        raise ModelError(
+            f"log_stats cannot log {missing[0]!r}: the batch has {', '.join(batch)}; "
+            "name others in columns_to_log"
+        )
+    scores = torch.tensor([float(r) for r in rewards], device=accelerator.device)
+    scores = accelerator.gather(scores).cpu()
+    logs = stats | {
+        "env/reward_mean": scores.mean().item(),
+        "env/reward_std": scores.std().item() if len(scores) > 1 else 0.0,
+        "env/reward_dist": scores.numpy(),
+    }
+    # wandb counts its steps itself, and drops what comes with a smaller number than its own.
+    at = {} if any(t.name == "wandb" for t in accelerator.trackers) else {"step": step}
+    accelerator.log(logs, **at)
+    for tracker in accelerator.trackers:
+        if hasattr(tracker, "log_table"):
+            rows = [list(row) for row in zip(*(batch[c] for c in columns), rewards, strict=True)]
+            tracker.log_table("game_log", columns=[*columns, "reward"], data=rows, **at)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..errors import ModelError, RewardError
-from ..models import AutoModelForCausalLMWithValueHead, create_reference_model, shares_trunk
+from ..errors import ModelError
+from ..models import AutoModelForCausalLMWithValueHead, create_reference_model, shares_trunk, upload
 from .config import PPOConfig
 from .math import (
     RunningMoments,
@@ -26,19 +26,23 @@ from .math import (
     rewards_per_token,
     value_loss,
 )
-from .rollout import Batch, collate, generate_responses
-from .stats import minibatch_stats, step_stats
+from .rollout import (
+    Batch,
+    Experience,
+    check_sizes,
+    collate,
+    collate_columns,
+    generate_responses,
+    scores_tensor,
+    used_columns,
+)
+from .stats import Clock, log_stats, minibatch_stats, start_trackers, step_stats
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
-
-
-def collate_columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    """Rows of a dataset to columns: queries differ in length, so nothing is stacked."""
-    return {key: [row[key] for row in rows] for key in rows[0]}
 
 
 class PPOTrainer:
@@ -67,9 +71,10 @@ class PPOTrainer:
         ref_model: AutoModelForCausalLMWithValueHead | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         dataset: Dataset | None = None,
-        data_collator: Callable[[list[dict[str, Any]]], dict[str, list[Any]]] = collate_columns,
         optimizer: torch.optim.Optimizer | None = None,
+        data_collator: Callable[[list[dict[str, Any]]], dict[str, list[Any]]] = collate_columns,
         num_shared_layers: int | None = None,
+        lr_scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
     ) -> None:
         """
         Args:
@@ -78,17 +83,24 @@ class PPOTrainer:
             tokenizer: gives the padding and end-of-sequence tokens.
             dataset: rows with at least "input_ids", for `dataloader`.
             optimizer: Adam at `config.learning_rate` over the trainable parameters by default.
+            data_collator: makes a batch of rows; by default a dict of lists.
+            lr_scheduler: of `optimizer`, moved on once per `step`.
         """
         from accelerate import Accelerator
-        from accelerate.utils import GradientAccumulationPlugin
+        from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
 
         if tokenizer is None or tokenizer.pad_token_id is None:
             raise ModelError(
                 "PPOTrainer needs a tokenizer with a pad token: "
                 "set tokenizer.pad_token = tokenizer.eos_token"
             )
+        if ref_model is not None and num_shared_layers is not None:
+            raise ModelError(
+                "num_shared_layers is for the reference that the trainer makes: leave ref_model "
+                "out, or make it with create_reference_model(model, num_shared_layers)"
+            )
         self.config, self.tokenizer = config, tokenizer
-        self.kl_coef = config.init_kl_coef
+        self.kl_coef, self.logged = config.init_kl_coef, 0
         self.score_moments = RunningMoments()
         self.random = torch.Generator().manual_seed(config.seed)
         # By default accelerate also steps on the last batch of a dataloader, wherever it stands.
@@ -96,8 +108,11 @@ class PPOTrainer:
             gradient_accumulation_plugin=GradientAccumulationPlugin(
                 num_steps=config.gradient_accumulation_steps, sync_with_dataloader=False
             ),
+            log_with=config.log_with,
+            project_config=ProjectConfiguration(**config.project_kwargs),
             **config.accelerator_kwargs,
         )
+        start_trackers(self.accelerator, config)
         if ref_model is None:
             ref_model = create_reference_model(model, num_shared_layers)
         self.shares_trunk = shares_trunk(model, ref_model)
@@ -111,18 +126,18 @@ class PPOTrainer:
             optimizer = torch.optim.Adam(trainable, lr=config.learning_rate)
         self.dataloader = None
         if dataset is not None:
-            self.dataloader = self.accelerator.prepare(
-                DataLoader(
-                    dataset,
-                    batch_size=config.batch_size,
-                    shuffle=True,
-                    drop_last=True,
-                    collate_fn=data_collator,
-                    generator=torch.Generator().manual_seed(config.seed),
-                )
+            loader = DataLoader(
+                used_columns(dataset) if config.remove_unused_columns else dataset,
+                batch_size=config.batch_size,
+                shuffle=True,
+                drop_last=True,
+                collate_fn=data_collator,
+                generator=torch.Generator().manual_seed(config.seed),
             )
+            self.dataloader = self.accelerator.prepare(loader)
         self.model, self.optimizer = self.accelerator.prepare(model.eval(), optimizer)
         self.ref_model = ref_model.to(self.device).eval()
+        self.lr_scheduler = lr_scheduler
 
     @property
     def device(self) -> torch.device:
@@ -137,14 +152,16 @@ class PPOTrainer:
         length_sampler: Callable[[], int] | None = None,
         batch_size: int | None = None,
         return_prompt: bool = True,
+        generate_ref_response: bool = False,
         **generation_kwargs: Any,
-    ) -> Tensor | list[Tensor]:
+    ) -> Tensor | list[Tensor] | tuple:
         """Sample a response to each query from the policy.
 
         Args:
             query_tensor: one 1-d tensor of token ids, or a list of them.
             length_sampler: draws `max_new_tokens`. batch_size: queries at a time; all by default.
             return_prompt: whether the query's tokens come first in what is returned.
+            generate_ref_response: return a pair, the policy's responses and the reference's.
             generation_kwargs: for `transformers`' generate. Unless they say otherwise, sampling is
                 pure: temperature 1, no top-k, no top-p.
 
@@ -153,23 +170,24 @@ class PPOTrainer:
         """
         single = isinstance(query_tensor, Tensor)
         queries = [q.to(self.device) for q in ([query_tensor] if single else query_tensor)]
-        eos = generation_kwargs.pop("eos_token_id", self.tokenizer.eos_token_id)
-        pad = generation_kwargs.pop("pad_token_id", self.tokenizer.pad_token_id)
+        settings = {
+            "eos_token_id": self.tokenizer.eos_token_id,
+            "pad_token_id": self.tokenizer.pad_token_id,
+            "batch_size": batch_size,
+            "length_sampler": length_sampler,
+            **generation_kwargs,
+        }
         cuda = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=cuda), self.accelerator.autocast():
-            torch.manual_seed(self._draw_seed())
-            responses = generate_responses(
-                self.accelerator.unwrap_model(self.model),
-                queries,
-                pad_token_id=pad,
-                eos_token_id=eos,
-                batch_size=batch_size,
-                length_sampler=length_sampler,
-                **generation_kwargs,
-            )
-        if return_prompt:
-            responses = [torch.cat(pair) for pair in zip(queries, responses, strict=True)]
-        return responses[0].unsqueeze(0) if single else responses
+        results = []
+        for model in [self.model, self.ref_model] if generate_ref_response else [self.model]:
+            with torch.random.fork_rng(devices=cuda), self.accelerator.autocast():
+                torch.manual_seed(int(torch.randint(2**31, (), generator=self.random)))
+                model = self.accelerator.unwrap_model(model)
+                responses = generate_responses(model, queries, **settings)
+            if return_prompt:
+                responses = [torch.cat(pair) for pair in zip(queries, responses, strict=True)]
+            results.append(responses[0].unsqueeze(0) if single else responses)
+        return tuple(results) if generate_ref_response else results[0]
 
     # 2. Score them: that is up to you ----------------------------------------------------------
 
@@ -196,9 +214,9 @@ class PPOTrainer:
             ModelError, RewardError: for a wrong number of items, empty responses, or scores that
                 are not finite.
         """
-        start = time.perf_counter()
-        config = self.config
-        scores = self._check(queries, responses, scores)
+        config, clock = self.config, Clock()
+        check_sizes(config.batch_size, queries=queries, responses=responses, scores=scores)
+        scores = scores_tensor(scores, self.device)
         batch = collate(
             [q.to(self.device) for q in queries],
             [r.to(self.device) for r in responses],
@@ -206,71 +224,53 @@ class PPOTrainer:
             response_masks,
         )
         scores = self._scale(scores)
-
-        with torch.no_grad():
-            trunk_states = self._trunk_states(batch)
-            logits, logprobs, values = self._forward(self.model, batch, trunk_states)
-            ref_logits, ref_logprobs, _ = self._forward(
-                self.ref_model, batch, trunk_states if self.shares_trunk else None
-            )
-            forward_end = time.perf_counter()
-
-            if config.kl_penalty == "full":
-                kl = kl_per_token(logits.log_softmax(-1), ref_logits.log_softmax(-1), "full")
-            else:
-                kl = kl_per_token(logprobs, ref_logprobs, config.kl_penalty)
-            del logits, ref_logits
-            rewards, penalty = rewards_per_token(scores, kl, batch.mask, self.kl_coef)
-            advantages, returns = self._advantages(rewards, values, batch.mask)
-        advantages_end = time.perf_counter()
-
-        old = {"logprobs": logprobs, "values": values, "advantages": advantages, "returns": returns}
-        minibatches = self._optimise(batch, trunk_states, old)
-        optimise_end = time.perf_counter()
-
+        trunk_states = self._trunk_states(batch)
+        experience = self._evaluate(batch, scores, trunk_states, clock)
+        minibatches = self._optimise(batch, experience, trunk_states)
+        clock.mark("optimize_step")
         stats = step_stats(
             scores=scores,
-            kl=kl,
-            logprobs=logprobs,
-            ref_logprobs=ref_logprobs,
-            penalty=penalty,
+            experience=experience,
             mask=batch.mask,
             kl_coef=self.kl_coef,
             query_lengths=[len(q) for q in queries],
             response_lengths=[len(r) for r in responses],
             minibatches=minibatches,
         )
+        stats["ppo/learning_rate"] = self.optimizer.param_groups[0]["lr"]
         if config.adap_kl_ctrl:
             n = config.batch_size * self.accelerator.num_processes
             self.kl_coef = adapted_kl_coef(
                 self.kl_coef, stats["objective/kl"], config.target, n, config.horizon
             )
-        stats["ppo/learning_rate"] = self.optimizer.param_groups[0]["lr"]
-        stats["time/ppo/forward_pass"] = forward_end - start
-        stats["time/ppo/compute_advantages"] = advantages_end - forward_end
-        stats["time/ppo/optimize_step"] = optimise_end - advantages_end
-        stats["time/ppo/total"] = time.perf_counter() - start
-        return stats
+        if self.lr_scheduler is not None:
+            self.lr_scheduler.step()
+        clock.mark("calc_stats")
+        return stats | clock.times()
+
+    def log_stats(
+        self,
+        stats: dict[str, Any],
+        batch: dict[str, Any],
+        rewards: Sequence[float | Tensor],
+        columns_to_log: Iterable[str] = ("query", "response"),
+    ) -> None:
+        """Send a step's stats, and `columns_to_log` of its batch, to the tracker of `log_with`."""
+        self.logged += 1
+        log_stats(self.accelerator, stats, batch, rewards, columns_to_log, self.logged)
 
     def save_pretrained(self, folder: str) -> None:
         """Save the policy as an ordinary checkpoint folder, with its value head and tokenizer."""
         self.accelerator.unwrap_model(self.model).save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
-    def _check(self, queries: list, responses: list, scores: Sequence[float | Tensor]) -> Tensor:
-        n = self.config.batch_size
-        for name, items in (("queries", queries), ("responses", responses)):
-            if len(items) != n:
-                raise ModelError(f"step got {len(items)} {name}, but batch_size is {n}")
-        if len(scores) != n:
-            raise RewardError(f"step got {len(scores)} scores for {n} responses")
-        scores = torch.tensor([float(s) for s in scores], device=self.device)
-        if not scores.isfinite().all():
-            i = int((~scores.isfinite()).nonzero()[0])
-            raise RewardError(
-                f"the score of response {i} is {scores[i]}: the reward must be finite"
-            )
-        return scores
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
+        """Upload what `save_pretrained` saves; `kwargs` as in `models.upload`. Its address."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return upload(folder, repo_id, **kwargs)
+
+    # What a step is made of --------------------------------------------------------------------
 
     def _scale(self, scores: Tensor) -> Tensor:
         """Score scaling, norm and clip, in this order, before the KL penalty."""
@@ -306,18 +306,37 @@ class PPOTrainer:
         logits = logits.float()
         return logits, logprobs_from_logits(logits, batch.responses), values.float()
 
-    def _advantages(self, rewards: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Whitened advantages and the returns, (B, T) each."""
+    @torch.no_grad()
+    def _evaluate(
+        self, batch: Batch, scores: Tensor, trunk_states: Tensor | None, clock: Clock
+    ) -> Experience:
+        """From scores to advantages, under the policy as it is before the first update."""
+        config, mask = self.config, batch.mask
+        logits, logprobs, values = self._forward(self.model, batch, trunk_states)
+        ref_logits, ref_logprobs, _ = self._forward(
+            self.ref_model, batch, trunk_states if self.shares_trunk else None
+        )
+        clock.mark("forward_pass")
+        if config.kl_penalty == "full":
+            kl = kl_per_token(logits.log_softmax(-1), ref_logits.log_softmax(-1), "full")
+        else:
+            kl = kl_per_token(logprobs, ref_logprobs, config.kl_penalty)
+        rewards, penalty = rewards_per_token(scores, kl, mask, self.kl_coef)
+        clock.mark("compute_rewards")
         values, rewards = values * mask, rewards * mask
-        if self.config.whiten_rewards:
+        scaled = rewards
+        if config.whiten_rewards:
             # Masked again: TRL leaves what whitening made of the padding's zeros, and GAE would
             # carry that back into the response, the more the longer the padding.
-            rewards = masked_whiten(rewards, mask, shift_mean=False) * mask
-        advantages = gae(rewards, values, self.config.gamma, self.config.lam)
-        return masked_whiten(advantages, mask), advantages + values
+            scaled = masked_whiten(rewards, mask, shift_mean=False) * mask
+        advantages = gae(scaled, values, config.gamma, config.lam)
+        returns = advantages + values
+        advantages = masked_whiten(advantages, mask)
+        clock.mark("compute_advantages")
+        return Experience(logprobs, ref_logprobs, values, kl, penalty, rewards, advantages, returns)
 
     def _optimise(
-        self, batch: Batch, trunk_states: Tensor | None, old: dict[str, Tensor]
+        self, batch: Batch, experience: Experience, trunk_states: Tensor | None
     ) -> list[dict[str, Tensor]]:
         """The PPO epochs: several updates on the same batch, in mini-batches drawn anew."""
         config, stats = self.config, []
@@ -326,8 +345,7 @@ class PPOTrainer:
             for rows in order.split(config.mini_batch_size):
                 with self.accelerator.accumulate(self.model):
                     states = None if trunk_states is None else trunk_states[rows]
-                    old_rows = {name: tensor[rows] for name, tensor in old.items()}
-                    stats.append(self._update(batch[rows], states, old_rows))
+                    stats.append(self._update(batch[rows], experience[rows], states))
             # Skipping the rest of the epochs once the policy has moved too far from where it
             # sampled: the clip alone does not bound that.
             moved = stats[-1]["ppo/policy/policykl"]
@@ -336,18 +354,18 @@ class PPOTrainer:
         return stats
 
     def _update(
-        self, batch: Batch, trunk_states: Tensor | None, old: dict[str, Tensor]
+        self, batch: Batch, old: Experience, trunk_states: Tensor | None
     ) -> dict[str, Tensor]:
         """One backward pass, and an update if enough gradients have been accumulated."""
-        config = self.config
+        config, mask = self.config, batch.mask
         logits, logprobs, values = self._forward(self.model, batch, trunk_states)
         pg_loss, ratio, policy_clipfrac = policy_loss(
-            logprobs, old["logprobs"], old["advantages"], batch.mask, config.cliprange
+            logprobs, old.logprobs, old.advantages, mask, config.cliprange
         )
         vf_loss, value_clipfrac = value_loss(
-            values, old["values"], old["returns"], batch.mask, config.cliprange_value
+            values, old.values, old.returns, mask, config.cliprange_value
         )
-        mean_ratio = masked_mean(ratio.detach(), batch.mask).item()
+        mean_ratio = masked_mean(ratio.detach(), mask).item()
         if mean_ratio > config.ratio_threshold:
             logger.warning(
                 "mini-batch skipped: its mean ratio %.1f is above ratio_threshold %.1f; "
@@ -371,16 +389,10 @@ class PPOTrainer:
             ratio=ratio.detach(),
             logits=logits.detach(),
             logprobs=logprobs.detach(),
-            old_logprobs=old["logprobs"],
             values=values.detach(),
-            old_values=old["values"],
-            advantages=old["advantages"],
-            returns=old["returns"],
-            mask=batch.mask,
+            old=old,
+            mask=mask,
         )
 
     def _permutation(self, n: int) -> Tensor:
         return torch.randperm(n, generator=self.random)
-
-    def _draw_seed(self) -> int:
-        return int(torch.randint(2**31, (), generator=self.random))
