@@ -46,10 +46,10 @@ class Fixture:
 
 
 @cache
-def load(name: str) -> Fixture:
-    content = json.loads((FIXTURES / f"{name}.json").read_text(encoding="utf-8"))
+def load(name: str, folder: Path = FIXTURES) -> Fixture:
+    content = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
     content["case"] = CASES[name]
-    return Fixture(name, **content, tensors=load_file(FIXTURES / f"{name}.safetensors"))
+    return Fixture(name, **content, tensors=load_file(folder / f"{name}.safetensors"))
 
 
 @cache
@@ -87,7 +87,7 @@ def ours(name: str) -> str:
     return name.replace("v_head.summary.", "v_head.")
 
 
-def make_trainer(case: Case, tokenizer: Any) -> PPOTrainer:
+def make_trainer(case: Case, tokenizer: Any, dataset: Any = None) -> PPOTrainer:
     model = policy(case.kind, "policy")
     reference = {
         "separate": lambda: policy(case.kind, "reference"),
@@ -102,6 +102,7 @@ def make_trainer(case: Case, tokenizer: Any) -> PPOTrainer:
         model,
         reference,
         tokenizer,
+        dataset,
         optimizer=optimizer,
         num_shared_layers=1 if case.reference == "default shared" else None,
     )
@@ -150,11 +151,28 @@ def without_key_bias(name: str, tensor: Tensor) -> Tensor:
     return tensor
 
 
+def recorded(fixture: Fixture) -> Iterator[Step]:
+    """TRL's own steps, in the form of `replay`."""
+    for number, stats in enumerate(fixture.stats, start=1):
+        prefix = f"step{number}/"
+        tensors = {
+            ours(key.removeprefix(prefix)): value
+            for key, value in fixture.tensors.items()
+            if key.startswith(prefix)
+        }
+        yield number, stats, tensors
+
+
 def differences(fixture: Fixture, tokenizer: Any, steps: int | None = None) -> list[str]:
-    """What is not as in TRL, a line each; empty if all is."""
+    """What our trainer does not do as TRL did, a line each; empty if it does all of it."""
+    return compare(fixture, replay(fixture, tokenizer, steps))
+
+
+def compare(fixture: Fixture, run: Iterator[Step]) -> list[str]:
+    """What in `run` is not as in the fixture, a line each; empty if all is."""
     case, updates, found = fixture.case, 0.0, []
 
-    def compare(number: int, name: str, a: Any, b: Any, rtol: float, atol: float) -> None:
+    def check(number: int, name: str, a: Any, b: Any, rtol: float, atol: float) -> None:
         a, b = torch.as_tensor(a, dtype=torch.double), torch.as_tensor(b, dtype=torch.double)
         if a.shape != b.shape:
             found.append(f"step {number}, {name}: shape {tuple(a.shape)}, TRL {tuple(b.shape)}")
@@ -163,9 +181,9 @@ def differences(fixture: Fixture, tokenizer: Any, steps: int | None = None) -> l
             found.append(f"step {number}, {name}: {worst:.1e} off, {atol:.1e} allowed")
 
     try:
-        for number, stats, tensors in replay(fixture, tokenizer, steps):
+        for number, stats, tensors in run:
             for key, value in fixture.stats[number - 1].items():
-                compare(number, key, stats[key], value, RTOL, atol()[key])
+                check(number, key, stats[key], value, RTOL, atol()[key])
             config = case.ppo_config()
             per_update = config["mini_batch_size"] * config.get("gradient_accumulation_steps", 1)
             updates += len(fixture.permutations[number - 1]) * (config["batch_size"] / per_update)
@@ -180,9 +198,9 @@ def differences(fixture: Fixture, tokenizer: Any, steps: int | None = None) -> l
                     actual = tensors[ours(name)]
                     if case.adam:
                         value, actual = (without_key_bias(name, t) for t in (value, actual))
-                    compare(number, name, actual, value, 0.0, weights_atol)
+                    check(number, name, actual, value, 0.0, weights_atol)
                 else:
-                    compare(number, name, tensors[name], value, RTOL, atol()[name])
+                    check(number, name, tensors[name], value, RTOL, atol()[name])
     except AssertionError as error:
         found.append(str(error))
     return found
