@@ -267,7 +267,9 @@ def _saved_value_head(folder: Path) -> dict[str, Tensor] | None:
 
 
 def create_reference_model(
-    model: AutoModelForCausalLMWithValueHead, num_shared_layers: int | None = None
+    model: AutoModelForCausalLMWithValueHead,
+    num_shared_layers: int | None = None,
+    pattern: None = None,
 ) -> AutoModelForCausalLMWithValueHead:
     """The frozen copy of the policy that the KL penalty is measured against.
 
@@ -276,10 +278,13 @@ def create_reference_model(
         num_shared_layers: None for a full copy of its own. With k, the embeddings and the lowest k
             layers of `model` are frozen *in place*, and the reference uses the very same tensors
             for them: half the memory, and their hidden states are computed once for both.
+        pattern: refused; TRL looked for the layers by name.
 
     Raises:
         ModelError: if k is out of range, or the architecture cannot be split.
     """
+    if pattern is not None:
+        raise ModelError("pattern is not supported: the layers are found without it, leave it out")
     shared: dict[int, nn.Parameter] = {}
     if num_shared_layers is not None:
         model.freeze_lowest_layers(num_shared_layers)

@@ -375,6 +375,47 @@ def token_heatmap(
 
 
 @rc_context(STYLE)
+def along_response(tokens: Sequence[str], lines: Mapping[str, Sequence[float]]) -> Figure:
+    """Quantities along one response, a line each, with its tokens below.
+
+    Args:
+        tokens: T decoded tokens.
+        lines: name of the quantity to its T values; the first is drawn thick.
+
+    Raises:
+        DataError: for no tokens, no lines, or lines of another length.
+    """
+    if not tokens or not lines:
+        raise DataError("along_response needs at least one token and one line of values")
+    fig = _figure(max(5.0, 0.62 * len(tokens) + 1.2), 3.4)
+    ax = fig.subplots()
+    ax.axhline(0, color=GREY, linewidth=0.8)
+    looks = ("-", "--", "-", ":")
+    for i, (name, values) in enumerate(lines.items()):
+        values = _finite(values, name)
+        if len(values) != len(tokens):
+            raise DataError(
+                f"along_response line {name!r} has {len(values)} values for {len(tokens)} tokens: "
+                "give one value per token"
+            )
+        ax.plot(
+            values,
+            looks[i % len(looks)],
+            color=CYCLE[i % len(CYCLE)],
+            linewidth=2.4 if i == 0 else 1.6,
+            marker="o",
+            markersize=5 if i == 0 else 3.5,
+            label=name,
+        )
+    labels = [_printable(token) for token in tokens]
+    turn = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
+    ax.set_xticks(np.arange(len(tokens)), labels, parse_math=False, **turn)
+    ax.set_xlim(-0.4, len(tokens) - 0.6)
+    ax.legend(loc="best")
+    return fig
+
+
+@rc_context(STYLE)
 def batch_layout(attention_mask: ArrayLike, mask: ArrayLike) -> Figure:
     """How queries and responses lie side by side in a PPO batch (see `ppo.rollout.collate`).
 

@@ -233,6 +233,19 @@ def test_clipped_objective_puts_each_token_on_the_loss_that_training_uses():
         plotting.clipped_objective(ratio, advantages[:5], 0.2)
 
 
+def test_quantities_along_a_response_stand_above_their_tokens():
+    lines = {"value": [0.1, 0.2, 0.3], "return": [1.0, 1.1, 1.2]}
+    (ax,) = plotting.along_response(["To", "bake", "$"], lines).axes
+    drawn = {line.get_label(): line.get_ydata().tolist() for line in ax.lines[1:]}
+    assert drawn == lines
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["To", "bake", "$"]
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == list(lines)
+    with pytest.raises(DataError, match="'return' has 2 values for 3 tokens"):
+        plotting.along_response(["a", "b", "c"], {**lines, "return": [1.0, 2.0]})
+    with pytest.raises(DataError, match="at least one token"):
+        plotting.along_response([], lines)
+
+
 def test_score_histogram_has_a_strip_per_group():
     groups = {"good": [1.0, 2.0, 3.0], "bad": [-1.0, 0.0]}
     fig = plotting.score_histogram(groups, title="Check")
@@ -338,6 +351,7 @@ DRAW = {
     "groups": lambda: plotting.score_histogram({"good": [1.0, 2.0], "bad": [0.0]}),
     "perplexity": lambda: plotting.perplexity_bars([dict(label="a", value=2, low=1, high=3)]),
     "lengths": lambda: plotting.length_histogram([3, 120]),
+    "along": lambda: plotting.along_response(["a", "b"], {"value": [0.5, 1.0]}),
     "plan": plotting.plan_diagram,
 }
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import ModelError, RewardError
+from ..errors import ModelError
 from ..models import AutoModelForCausalLMWithValueHead, position_ids_from
 
 # PPO needs samples from the policy itself. Left unset, transformers would cut to the 50 likeliest
@@ -146,27 +146,6 @@ def used_columns(dataset: Any) -> Any:
 def collate_columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
     """Rows of a dataset to columns: queries differ in length, so nothing is stacked."""
     return {key: [row[key] for row in rows] for key in rows[0]}
-
-
-def check_sizes(batch_size: int, **lists: Sequence[Any]) -> None:
-    """Raise ModelError unless each named list has `batch_size` items."""
-    for name, items in lists.items():
-        if len(items) != batch_size:
-            error = RewardError if name == "scores" else ModelError
-            raise error(f"step got {len(items)} {name}, but batch_size is {batch_size}")
-
-
-def scores_tensor(scores: Sequence[float | Tensor], device: torch.device) -> Tensor:
-    """The scores, (B,), from numbers or tensors of one element.
-
-    Raises:
-        RewardError: if one is not finite.
-    """
-    tensor = torch.tensor([float(s) for s in scores], device=device)
-    if not tensor.isfinite().all():
-        i = int((~tensor.isfinite()).nonzero()[0])
-        raise RewardError(f"the score of response {i} is {tensor[i]}: the reward must be finite")
-    return tensor
 
 
 def collate(

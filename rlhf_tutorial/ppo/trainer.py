@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..errors import ModelError
 from ..models import AutoModelForCausalLMWithValueHead, create_reference_model, shares_trunk, upload
+from .checks import check_arguments, check_sizes, scores_tensor
 from .config import PPOConfig
 from .math import (
     RunningMoments,
@@ -29,11 +29,9 @@ from .math import (
 from .rollout import (
     Batch,
     Experience,
-    check_sizes,
     collate,
     collate_columns,
     generate_responses,
-    scores_tensor,
     used_columns,
 )
 from .stats import Clock, log_stats, minibatch_stats, start_trackers, step_stats
@@ -75,6 +73,7 @@ class PPOTrainer:
         data_collator: Callable[[list[dict[str, Any]]], dict[str, list[Any]]] = collate_columns,
         num_shared_layers: int | None = None,
         lr_scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
+        training_data_collator: None = None,
     ) -> None:
         """
         Args:
@@ -85,20 +84,12 @@ class PPOTrainer:
             optimizer: Adam at `config.learning_rate` over the trainable parameters by default.
             data_collator: makes a batch of rows; by default a dict of lists.
             lr_scheduler: of `optimizer`, moved on once per `step`.
+            training_data_collator: refused; TRL had it.
         """
         from accelerate import Accelerator
         from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
 
-        if tokenizer is None or tokenizer.pad_token_id is None:
-            raise ModelError(
-                "PPOTrainer needs a tokenizer with a pad token: "
-                "set tokenizer.pad_token = tokenizer.eos_token"
-            )
-        if ref_model is not None and num_shared_layers is not None:
-            raise ModelError(
-                "num_shared_layers is for the reference that the trainer makes: leave ref_model "
-                "out, or make it with create_reference_model(model, num_shared_layers)"
-            )
+        check_arguments(model, ref_model, tokenizer, num_shared_layers, training_data_collator)
         self.config, self.tokenizer = config, tokenizer
         self.kl_coef, self.logged = config.init_kl_coef, 0
         self.score_moments = RunningMoments()
