@@ -76,7 +76,9 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
             )
         self.pretrained_model = pretrained_model
         self.config = pretrained_model.config
-        self.v_head = nn.Linear(self.config.hidden_size, 1)
+        # OPT-350m projects its last hidden state down to the width of its embeddings.
+        width = getattr(self.config, "word_embed_proj_dim", self.config.hidden_size)
+        self.v_head = nn.Linear(width, 1)
         if v_head_init_strategy == "normal":
             nn.init.normal_(self.v_head.weight, std=v_head_initializer_range)
             nn.init.zeros_(self.v_head.bias)
@@ -100,7 +102,7 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
 
         Args:
             kwargs: `v_head_init_strategy` and `v_head_initializer_range`; all others are for
-                transformers' `from_pretrained`.
+                transformers' `from_pretrained` (`torch_dtype` is `dtype` there today).
 
         Raises:
             AssetError: if the weights cannot be found. ModelError: for encoder-decoder models, and
@@ -116,7 +118,7 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
             if isinstance(name, PreTrainedModel):
                 return cls(name, **head_kwargs).eval()
             folder = resolve(as_source(name, revision))
-            kwargs.setdefault("dtype", torch.float32)
+            kwargs.setdefault("dtype", kwargs.pop("torch_dtype", torch.float32))
             model = cls(AutoModelForCausalLM.from_pretrained(folder, **kwargs), **head_kwargs)
         if (head := _saved_value_head(folder)) is not None:
             model.v_head.load_state_dict(head)

@@ -127,7 +127,7 @@ def replay(fixture: Fixture, tokenizer: Any, steps: int | None = None) -> Iterat
         except StopIteration:
             raise AssertionError(f"step {number}: more epochs than in TRL") from None
         assert next(left, None) is None, f"step {number}: fewer epochs than in TRL"
-        ((batch, experience, _),) = seen
+        ((batch, experience, *_),) = seen
         mask, rows = batch.mask.bool(), torch.cat(orders)
         tensors = {k: v[mask] for k, v in vars(experience).items() if k != "penalty"}
         for name in ("ratio", "advantages"):

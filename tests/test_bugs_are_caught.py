@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import parity
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rlhf_tutorial.ppo import math, trainer
-from rlhf_tutorial.ppo.rollout import Batch, Experience
+from rlhf_tutorial.ppo.rollout import Batch
 
 PPO = trainer.PPOTrainer
 
@@ -45,13 +44,13 @@ def kl_with_the_wrong_sign(patch: Callable[..., None]) -> None:
 
 
 def returns_from_whitened_advantages(patch: Callable[..., None]) -> None:
-    right = PPO._evaluate
+    right = PPO._advantages
 
-    def wrong(*args: Any) -> Experience:
-        experience = right(*args)
-        return replace(experience, returns=experience.advantages + experience.values)
+    def wrong(*args: Any) -> tuple[Tensor, ...]:
+        values, advantages, _ = right(*args)
+        return values, advantages, advantages + values
 
-    patch(PPO, "_evaluate", wrong)
+    patch(PPO, "_advantages", wrong)
 
 
 def clipped_on_the_wrong_side(patch: Callable[..., None]) -> None:

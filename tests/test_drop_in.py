@@ -319,6 +319,8 @@ def test_arguments_of_the_trainer_that_do_not_fit_are_refused_in_one_line(path):
         with pytest.raises(ModelError, match=message) as error:
             PPOTrainer(config, **({"model": model, "tokenizer": tokenizer} | arguments))
         assert "\n" not in str(error.value)
+    with pytest.raises(ModelError, match="a query of 2 dimensions"):
+        make_trainer(path).generate(torch.ones(1, 3, dtype=torch.long))
     with pytest.raises(ModelError, match="pattern is not supported"):
         create_reference_model(model, 1, pattern="transformer.h.{layer}")
 
@@ -342,6 +344,24 @@ def test_the_value_head_can_be_drawn_as_in_trl(path):
     assert 1.5 < normal.v_head.weight.std().item() < 6
     with pytest.raises(ModelError, match="v_head_init_strategy is 'uniform'"):
         AutoModelForCausalLMWithValueHead.from_pretrained(path, v_head_init_strategy="uniform")
+
+
+def test_torch_dtype_is_taken_as_dtype(path):
+    model = AutoModelForCausalLMWithValueHead.from_pretrained(path, torch_dtype=torch.bfloat16)
+    assert model.pretrained_model.dtype is torch.bfloat16
+
+
+def test_a_model_that_projects_its_last_hidden_state_gets_a_head_of_that_width():
+    """As OPT-350m does."""
+    from transformers import OPTConfig, OPTForCausalLM
+
+    sizes = {"hidden_size": 16, "word_embed_proj_dim": 8, "ffn_dim": 16, "vocab_size": 30}
+    config = OPTConfig(
+        **sizes, num_hidden_layers=1, num_attention_heads=2, do_layer_norm_before=False
+    )
+    model = AutoModelForCausalLMWithValueHead.from_pretrained(OPTForCausalLM(config))
+    _, _, values = model(torch.tensor([[3, 4, 5]]), torch.ones(1, 3, dtype=torch.long))
+    assert model.v_head.in_features == 8 and values.shape == (1, 3)
 
 
 def test_the_settings_can_come_from_the_command_line():

@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -50,7 +50,8 @@ TOKENIZER: Any = SimpleNamespace(pad_token_id=PAD, eos_token_id=EOS)  # all that
 
 # Derandomised, so that a run of the tests does not depend on luck.
 MATH = settings(deadline=None, derandomize=True, max_examples=100)
-MODEL = settings(deadline=None, derandomize=True, max_examples=15)
+MODEL = settings(deadline=None, derandomize=True, max_examples=8)
+KIND = st.sampled_from(["gpt2", "gpt2", "llama", "llama", "qwen2", "neox"])
 
 
 # What is drawn -------------------------------------------------------------------------------
@@ -129,6 +130,10 @@ def per_token(draw: st.DrawFn, n: int, largest: float = 10.0, width: int = 64) -
 @cache
 def pristine_policy(kind: str, seed: int, layers: int, **sizes: int) -> Any:
     model = language_model(kind, layers=layers, seed=seed, **({"vocab_size": V} | sizes))
+    # transformers zeroes the pad token's embedding. Where that token is said, the RMS norm of
+    # nothing but zeros has a derivative of 1,000, and rounding would grow as much.
+    embeddings = model.get_input_embeddings().weight.data
+    embeddings[PAD] = embeddings[EOS].flip(0)
     return AutoModelForCausalLMWithValueHead.from_pretrained(model)
 
 
@@ -152,10 +157,10 @@ def make_trainer(
         policy = policy.double()
     reference = create_reference_model(policy, shared)
     if other_reference:
-        other = make_policy(kind, seed=1)
+        other, policys = make_policy(kind, seed=1), {id(p) for p in policy.parameters()}
         with torch.no_grad():
             for p, q in zip(reference.parameters(), other.parameters(), strict=True):
-                if not shared:
+                if id(p) not in policys:
                     p.add_(0.1 * (q - p))
     n = len(samples) if samples is not None else 4
     config = {"batch_size": n, "mini_batch_size": n, "learning_rate": 1e-3} | config
@@ -182,7 +187,7 @@ def more_padding(left: int, right: int) -> Iterator[None]:
             )
             for name, fill in (whole | {"responses": PAD, "mask": 0}).items()
         }
-        return Batch(**columns)
+        return replace(batch, **columns)
 
     with mock.patch.object(trainer_module, "collate", widened):
         yield
@@ -267,13 +272,31 @@ def test_the_ratio_of_two_passes_over_six_samples_padded_on_different_sides_is_o
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("shared", [None, 1])
 @MODEL
-@given(samples=sample_lists(masked=True), left=st.integers(0, 4), right=st.integers(0, 4))
-def test_the_ratio_is_one_on_the_first_update_of_any_batch(kind, shared, samples, left, right):
-    trainer = make_trainer(kind, samples, shared=shared, ppo_epochs=1)
+@given(
+    samples=sample_lists(masked=True),
+    left=st.integers(0, 4),
+    right=st.integers(0, 4),
+    data=st.data(),
+)
+def test_the_ratio_is_one_on_the_first_update_of_any_batch(kind, samples, left, right, data):
+    size = data.draw(st.sampled_from(divisors(len(samples))), label="mini-batch size")
+    # In float64 but for the rounding of the logits to float32 in the end.
+    trainer = make_trainer(kind, samples, double=True, ppo_epochs=1, mini_batch_size=size)
     with more_padding(left, right):
         for _ in range(2):  # the second step starts from what the first one made of the weights
+            stats = trainer.step(*samples.arguments)
+            first = stats["ppo/policy/ratio"].reshape(len(samples), -1)[:size]
+            assert np.abs(first - 1).max() <= 1e-6
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@MODEL
+@given(samples=sample_lists(masked=True), right=st.integers(0, 4))
+def test_the_ratio_is_one_on_the_first_update_above_a_trunk(kind, samples, right):
+    trainer = make_trainer(kind, samples, shared=1, ppo_epochs=1)
+    with more_padding(0, right):
+        for _ in range(2):
             stats = trainer.step(*samples.arguments)
             assert np.abs(stats["ppo/policy/ratio"] - 1).max() <= 1e-6
             assert stats["ppo/policy/clipfrac"] == 0
@@ -283,9 +306,8 @@ def test_the_ratio_is_one_on_the_first_update_of_any_batch(kind, shared, samples
 @MODEL
 @given(samples=sample_lists(masked=True), left=st.integers(0, 4), data=st.data())
 def test_the_ratio_stays_one_at_learning_rate_zero_over_all_epochs(kind, samples, left, data):
-    """Although mini-batches are other batches than the one that the old probabilities are of."""
+    """Although each epoch has other mini-batches."""
     size = data.draw(st.sampled_from(divisors(len(samples))), label="mini-batch size")
-    # In float64 but for the rounding of the logits to float32 in the end.
     trainer = make_trainer(
         kind, samples, double=True, learning_rate=0.0, ppo_epochs=3, mini_batch_size=size
     )
@@ -335,10 +357,9 @@ def test_the_logits_kept_are_a_slice_of_all_logits(kind, samples, data):
         torch.testing.assert_close(some[2], values[:, keep], rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shared", [None, 1])
-@MODEL
-@given(samples=sample_lists(masked=True))
+@settings(MODEL, max_examples=15)
+@given(kind=KIND, samples=sample_lists(masked=True))
 def test_the_trainers_logprobs_are_those_of_the_slow_path(kind, shared, samples):
     trainer = make_trainer(kind, samples, shared=shared, other_reference=True)
     models = {"objective/logprobs": make_policy(kind), "objective/ref_logprobs": trainer.ref_model}
@@ -360,10 +381,10 @@ CONFIGS = st.fixed_dictionaries(
 )
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama"])
 @pytest.mark.parametrize("shared", [None, 1])
-@MODEL
+@settings(MODEL, max_examples=12)
 @given(
+    kind=KIND,
     samples=sample_lists(masked=True),
     config=CONFIGS,
     left=st.integers(0, 6),
@@ -397,10 +418,9 @@ def test_results_do_not_depend_on_the_padding_of_any_batch(
     assert_same_weights(after, padded_after, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama"])
 @pytest.mark.parametrize("shared", [None, 1])
-@MODEL
-@given(samples=sample_lists(masked=True), config=CONFIGS, data=st.data())
+@settings(MODEL, max_examples=12)
+@given(kind=KIND, samples=sample_lists(masked=True), config=CONFIGS, data=st.data())
 def test_results_do_not_depend_on_the_order_of_any_samples(kind, shared, samples, config, data):
     order = data.draw(st.permutations(range(len(samples))), label="order")
     results = []
@@ -550,7 +570,7 @@ def test_the_full_kl_of_any_two_distributions_is_numpys_and_never_negative(logit
 @pytest.mark.parametrize("kl", KL_KINDS)
 @pytest.mark.parametrize("shared", [None, 1])
 @MODEL
-@given(samples=sample_lists(masked=True), kind=st.sampled_from(KINDS))
+@given(kind=KIND, samples=sample_lists(masked=True))
 def test_the_kl_of_an_untrained_policy_is_zero_on_any_batch(kl, shared, samples, kind):
     trainer = make_trainer(kind, samples, shared=shared, kl_penalty=kl, ppo_epochs=1)
     stats = trainer.step(*samples.arguments)
@@ -559,7 +579,7 @@ def test_the_kl_of_an_untrained_policy_is_zero_on_any_batch(kl, shared, samples,
 
 
 @MODEL
-@given(samples=sample_lists(masked=True), kind=st.sampled_from(KINDS))
+@given(kind=KIND, samples=sample_lists(masked=True))
 def test_the_full_kl_to_another_model_is_positive_on_any_batch(samples, kind):
     trainer = make_trainer(kind, samples, other_reference=True, kl_penalty="full", ppo_epochs=1)
     assert (trainer.step(*samples.arguments)["objective/kl_dist"] > 0).all()
@@ -582,44 +602,59 @@ def test_no_masked_token_gets_a_gradient_and_the_others_get_the_formulas(drawn, 
     for i, t in kept.nonzero().tolist():
         a = advantage[i, t].item()
         ratio = np.exp(np.float64(lp[i, t].item() - old_lp[i, t].item()))
-        too_far = ratio > 1 + cliprange if a > 0 else ratio < 1 - cliprange
-        expected = 0.0 if too_far else -a * ratio / n
-        assert lp.grad[i, t].item() == pytest.approx(expected, rel=1e-4, abs=1e-30)
+        stopped = ratio > 1 + cliprange if a > 0 else ratio < 1 - cliprange
+        if abs(abs(ratio - 1) - cliprange) > 1e-4:  # at the kink rounding decides
+            expected = 0.0 if stopped else -a * ratio / n
+            assert lp.grad[i, t].item() == pytest.approx(expected, rel=1e-4, abs=1e-30)
         v, old, target = (x[i, t].item() for x in (values, old_values, returns))
-        near = min(max(v, old - cliprange), old + cliprange)
-        if abs(abs(v - target) - abs(near - target)) > 1e-4 or near == v:
-            expected = (v - target) / n if abs(v - target) > abs(near - target) or near == v else 0
+        clipped = min(max(v, old - cliprange), old + cliprange)
+        ahead = abs(v - target) - abs(clipped - target)
+        if min(abs(ahead), abs(abs(v - old) - cliprange)) > 1e-4 or abs(v - old) < cliprange - 1e-4:
+            expected = 0.0 if ahead < 0 else (v - target) / n
             assert values.grad[i, t].item() == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 @pytest.mark.parametrize("shared", [None, 1])
 @MODEL
-@given(samples=sample_lists(masked=True), right=st.integers(0, 4), whiten=st.booleans())
-def test_no_masked_token_of_any_batch_gets_a_gradient(kind, shared, samples, right, whiten):
+@given(
+    samples=sample_lists(masked=True),
+    right=st.integers(0, 4),
+    whiten=st.booleans(),
+    data=st.data(),
+)
+def test_no_masked_token_of_any_batch_gets_a_gradient(kind, shared, samples, right, whiten, data):
+    n = len(samples)
+    size = data.draw(st.sampled_from([d for d in divisors(n) if d < n]), label="mini-batch size")
     trainer = make_trainer(
         kind,
         samples,
         shared=shared,
         other_reference=True,
+        learning_rate=0.0,
         ppo_epochs=1,
+        mini_batch_size=size,
         whiten_rewards=whiten,
     )
-    seen = []
+    passes = []
 
     def watch(module: torch.nn.Module, inputs: tuple, output: tuple) -> None:
         if output[0].requires_grad:
             output[0].retain_grad(), output[2].retain_grad()
-            seen.append((output[0], output[2]))
+            passes.append((output[0], output[2]))
 
     trainer.model.register_forward_hook(watch)
     kept = torch.nn.functional.pad(samples.kept, (0, right))[next_order(trainer)]
     with more_padding(0, right):
-        trainer.step(*samples.arguments)
-    ((logits, values),) = seen
+        stats = trainer.step(*samples.arguments)
+    assert len(passes) == n // size
+    logits, values = (torch.cat([x.grad for x in column]) for column in zip(*passes, strict=True))
     assert logits.shape[:2] == values.shape == kept.shape
-    assert (logits.grad[~kept] == 0).all() and (values.grad[~kept] == 0).all()
-    assert (logits.grad[kept].abs().sum(-1) > 0).all() and (values.grad[kept] != 0).all()
+    assert (logits[~kept] == 0).all() and (values[~kept] == 0).all()
+    # An advantage that happens to be the mean of all is 0 whitened.
+    advantages = torch.from_numpy(stats["ppo/policy/advantages"]).reshape(kept.shape)
+    assert (logits[kept & (advantages.abs() > 1e-3)].abs().sum(-1) > 0).all()
+    assert (values[kept] != 0).all()
 
 
 # 7. Where responses begin and end ------------------------------------------------------------
@@ -713,7 +748,7 @@ def test_the_trainer_puts_the_prompt_first_only_if_told_to(conversation):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(MODEL, max_examples=8)
+@MODEL
 @given(samples=sample_lists(), n=st.integers(1, 6))
 def test_a_model_answers_a_batch_as_a_slow_loop_would_each_query(kind, samples, n):
     """Greedily, in float64; no padding, no cache. One token in three ends the answer."""
@@ -796,7 +831,7 @@ def fingerprint(seed: int, kind: str = "llama", shared: int | None = None) -> st
 @given(
     seed=st.integers(0, 2**31),
     callers=st.integers(0, 2**31),
-    kind=st.sampled_from(KINDS),
+    kind=KIND,
     shared=st.sampled_from([None, 1]),
 )
 def test_any_seed_gives_the_same_run_twice_whatever_the_callers_seed(seed, callers, kind, shared):
@@ -848,7 +883,7 @@ def random_state_unchanged() -> Iterator[None]:
 @given(
     samples=sample_lists(masked=True),
     seed=st.integers(0, 2**31),
-    kind=st.sampled_from(KINDS),
+    kind=KIND,
     shared=st.sampled_from([None, 1]),
     sampling=st.booleans(),
     with_reference=st.booleans(),

@@ -23,7 +23,7 @@ from rlhf_tutorial.models import (
 from rlhf_tutorial.ppo import PPOConfig, PPOTrainer
 from rlhf_tutorial.ppo import trainer as trainer_module
 from rlhf_tutorial.ppo.math import KL_KINDS
-from rlhf_tutorial.ppo.rollout import Batch, collate
+from rlhf_tutorial.ppo.rollout import Batch, Outputs, collate
 from rlhf_tutorial.ppo.stats import scalars
 
 BATCH = PPOConfig(batch_size=6, mini_batch_size=6, learning_rate=1e-3)
@@ -364,12 +364,12 @@ def test_masked_tokens_get_no_gradient(make_trainer, samples, monkeypatch):
     masks[0][1] = masks[2][0] = 0
     seen, forward = [], trainer._forward
 
-    def watched(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-        logits, _, values = forward(*args)
-        if logits.requires_grad:
-            logits.retain_grad(), values.retain_grad()
-            seen.append((logits, values, args[1]))
-        return logits, trainer_module.logprobs_from_logits(logits, args[1].responses), values
+    def watched(*args: Any) -> Outputs:
+        outputs = forward(*args)
+        if outputs.logits.requires_grad:
+            outputs.logits.retain_grad(), outputs.values.retain_grad()
+            seen.append((outputs.logits, outputs.values, args[1]))
+        return outputs
 
     monkeypatch.setattr(trainer, "_forward", watched)
     trainer.step(queries, responses, scores, response_masks=masks)
@@ -433,14 +433,48 @@ def test_the_trunk_computed_once_is_only_a_short_cut(kind, make_trainer, make_po
     policy.num_shared_layers = 0  # frozen all the same, but the trainer knows of no trunk
     slow = make_trainer(kind, policy=policy, sgd=0.02, mini_batch_size=3)
     assert not slow.shares_trunk
-    assert fast._trunk_states(collate(*samples[:2], 0)) is not None
-    assert slow._trunk_states(collate(*samples[:2], 0)) is None
+    assert fast._with_trunk_states(collate(*samples[:2], 0)).trunk_states is not None
+    assert slow._with_trunk_states(collate(*samples[:2], 0)).trunk_states is None
     before = weights(slow)
     assert_same_weights(before, weights(fast))
     for _ in range(2):
         assert_same_scalars(fast.step(*samples), slow.step(*samples))
     assert_same_weights(weights(fast), weights(slow), atol=1e-5)
     assert max((v - before[k]).abs().max() for k, v in weights(fast).items()) > 1e-2
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("shared", [None, 2])
+def test_the_first_updates_pass_is_also_that_of_the_old_probabilities(
+    kind, shared, make_trainer, samples, monkeypatch
+):
+    """The same step with a pass of its own for the first update."""
+    fast, slow = (make_trainer(kind, shared, sgd=0.02, seed=3) for _ in range(2))
+    optimise, passes = slow._optimise, {}
+    monkeypatch.setattr(slow, "_optimise", lambda batch, old, first: optimise(batch, old, None))
+    for trainer in (fast, slow):
+        forward, passes[trainer] = trainer._forward, 0
+
+        def counted(*args: Any, trainer=trainer, forward=forward) -> Outputs:
+            passes[trainer] += 1
+            return forward(*args)
+
+        monkeypatch.setattr(trainer, "_forward", counted)
+    for _ in range(2):
+        assert_same_scalars(fast.step(*samples), slow.step(*samples), atol=1e-6)
+    assert (passes[fast], passes[slow]) == (2 * 5, 2 * 6)
+    assert_same_weights(weights(fast), weights(slow), atol=1e-6)
+
+
+def test_a_batch_is_evaluated_in_mini_batches(make_trainer, samples, monkeypatch):
+    """So that a mini-batch that fits the memory is enough."""
+    trainer, sizes = make_trainer(mini_batch_size=2, kl_penalty="full", ppo_epochs=1), []
+    forward = trainer._forward
+    monkeypatch.setattr(
+        trainer, "_forward", lambda model, b: sizes.append(len(b.mask)) or forward(model, b)
+    )
+    trainer.step(*samples)
+    assert sizes == [2] * 9
 
 
 def test_a_reference_of_its_own_beside_a_policy_with_a_trunk(make_trainer, make_policy, samples):

@@ -227,3 +227,8 @@ class RunningMoments:
             var=(self.var * self.count + var * n + between) / total,
             count=total,
         )
+
+    def scaled(self, scores: Tensor, shift_mean: bool) -> Tensor:
+        """Scores, (B,), divided by the deviation of all so far, and first centred if told to."""
+        mean = self.mean if shift_mean else 0.0
+        return (scores - mean) / (self.std + torch.finfo(scores.dtype).eps)

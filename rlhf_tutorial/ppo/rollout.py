@@ -123,6 +123,8 @@ class Batch:
     """(B, T)"""
     mask: Tensor
     """(B, T), 1.0 at the response tokens that count."""
+    trunk_states: Tensor | None = None
+    """(B, Q + T, hidden), the output of the policy's frozen layers, if it has any."""
 
     @property
     def predicting(self) -> Tensor:
@@ -132,7 +134,7 @@ class Batch:
 
     def __getitem__(self, rows: Tensor) -> Batch:
         """The mini-batch of these rows."""
-        return Batch(**{name: tensor[rows] for name, tensor in vars(self).items()})
+        return Batch(**{k: v if v is None else v[rows] for k, v in vars(self).items()})
 
 
 def used_columns(dataset: Any) -> Any:
@@ -200,6 +202,24 @@ def collate(
         responses=response_ids,
         mask=mask,
     )
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a model says of the responses of a batch."""
+
+    logits: Tensor | None
+    """(B, T, V), in the precision of the pass; not kept in parts of it."""
+    logprobs: Tensor
+    """(B, T), of the response tokens."""
+    entropy: Tensor
+    """(B, T), of the predicted distributions."""
+    values: Tensor
+    """(B, T)"""
+
+    def __getitem__(self, rows: Tensor) -> Outputs:
+        """Those of the mini-batch of these rows."""
+        return Outputs(None, self.logprobs[rows], self.entropy[rows], self.values[rows])
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..errors import ModelError
 from .config import PPOConfig
-from .math import entropy_from_logits, masked_mean, masked_var
-from .rollout import Experience
+from .math import masked_mean, masked_var
+from .rollout import Experience, Outputs
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -49,19 +49,18 @@ def minibatch_stats(
     policy_clipfrac: Tensor,
     value_clipfrac: Tensor,
     ratio: Tensor,
-    logits: Tensor,
-    logprobs: Tensor,
-    values: Tensor,
+    now: Outputs,
     old: Experience,
     mask: Tensor,
 ) -> dict[str, Tensor]:
-    """What one backward pass reports. Tensors are (B, T), logits (B, T, V), losses scalars."""
-    log_ratio, advantages, returns = logprobs - old.logprobs, old.advantages, old.returns
+    """What one backward pass reports. Losses are scalars, `ratio` and `mask` (B, T)."""
+    log_ratio, values = now.logprobs - old.logprobs, now.values
+    advantages, returns = old.advantages, old.returns
     return {
         "ppo/loss/policy": policy_loss,
         "ppo/loss/value": value_loss,
         "ppo/loss/total": total_loss,
-        "ppo/policy/entropy": masked_mean(entropy_from_logits(logits), mask),
+        "ppo/policy/entropy": masked_mean(now.entropy, mask),
         "ppo/policy/approxkl": 0.5 * masked_mean(log_ratio.square(), mask),
         "ppo/policy/policykl": masked_mean(-log_ratio, mask),
         "ppo/policy/clipfrac": policy_clipfrac,

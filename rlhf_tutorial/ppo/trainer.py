@@ -5,21 +5,23 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ..errors import ModelError
 from ..models import AutoModelForCausalLMWithValueHead, create_reference_model, shares_trunk, upload
 from .checks import check_arguments, check_sizes, scores_tensor
 from .config import PPOConfig
+from .fused import logprobs_and_entropy
 from .math import (
     RunningMoments,
     adapted_kl_coef,
     gae,
     kl_per_token,
-    logprobs_from_logits,
     masked_mean,
     masked_whiten,
     policy_loss,
@@ -29,6 +31,7 @@ from .math import (
 from .rollout import (
     Batch,
     Experience,
+    Outputs,
     collate,
     collate_columns,
     generate_responses,
@@ -127,6 +130,8 @@ class PPOTrainer:
             )
             self.dataloader = self.accelerator.prepare(loader)
         self.model, self.optimizer = self.accelerator.prepare(model.eval(), optimizer)
+        # Without accelerate's conversion of all outputs to float32: logits are tens of megabytes.
+        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         self.ref_model = ref_model.to(self.device).eval()
         self.lr_scheduler = lr_scheduler
 
@@ -160,6 +165,11 @@ class PPOTrainer:
             For a list, a list of 1-d tensors; for one query a (1, length) tensor, as in TRL.
         """
         single = isinstance(query_tensor, Tensor)
+        if single and query_tensor.ndim != 1:
+            raise ModelError(
+                f"generate got a query of {query_tensor.ndim} dimensions: give one 1-d "
+                "tensor of token ids, or a list of them"
+            )
         queries = [q.to(self.device) for q in ([query_tensor] if single else query_tensor)]
         settings = {
             "eos_token_id": self.tokenizer.eos_token_id,
@@ -214,10 +224,25 @@ class PPOTrainer:
             self.tokenizer.pad_token_id,
             response_masks,
         )
-        scores = self._scale(scores)
-        trunk_states = self._trunk_states(batch)
-        experience = self._evaluate(batch, scores, trunk_states, clock)
-        minibatches = self._optimise(batch, experience, trunk_states)
+        if config.use_score_scaling:
+            self.score_moments = self.score_moments.updated(scores)
+            scores = self.score_moments.scaled(scores, config.use_score_norm)
+        if config.score_clip is not None:
+            scores = scores.clamp(-config.score_clip, config.score_clip)
+        batch = self._with_trunk_states(batch)
+        # Where the mini-batch is the batch, this pass is also that of the first update.
+        one_pass = config.mini_batch_size == config.batch_size
+        first = self._forward(self.model, batch) if one_pass else None
+        logprobs, ref_logprobs, values, kl = self._evaluate(batch, first)
+        clock.mark("forward_pass")
+        rewards, penalty = rewards_per_token(scores, kl, batch.mask, self.kl_coef)
+        clock.mark("compute_rewards")
+        values, advantages, returns = self._advantages(values, rewards, batch.mask)
+        clock.mark("compute_advantages")
+        experience = Experience(
+            logprobs, ref_logprobs, values, kl, penalty, rewards, advantages, returns
+        )
+        minibatches = self._optimise(batch, experience, first)
         clock.mark("optimize_step")
         stats = step_stats(
             scores=scores,
@@ -263,71 +288,58 @@ class PPOTrainer:
 
     # What a step is made of --------------------------------------------------------------------
 
-    def _scale(self, scores: Tensor) -> Tensor:
-        """Score scaling, norm and clip, in this order, before the KL penalty."""
-        if self.config.use_score_scaling:
-            self.score_moments = self.score_moments.updated(scores)
-            shift = self.score_moments.mean if self.config.use_score_norm else 0.0
-            scores = (scores - shift) / (self.score_moments.std + torch.finfo(scores.dtype).eps)
-        if self.config.score_clip is not None:
-            scores = scores.clamp(-self.config.score_clip, self.config.score_clip)
-        return scores
-
-    def _trunk_states(self, batch: Batch) -> Tensor | None:
-        """The frozen layers' output, once for all passes over this batch; None without a trunk."""
+    def _with_trunk_states(self, batch: Batch) -> Batch:
+        """With the frozen layers' output, for all passes over this batch; as it is without them."""
         model = self.accelerator.unwrap_model(self.model)
         if not model.num_shared_layers:
-            return None
+            return batch
         with self.accelerator.autocast():
-            return model.trunk(batch.input_ids, batch.attention_mask, batch.position_ids)
+            states = model.trunk(batch.input_ids, batch.attention_mask, batch.position_ids)
+        return replace(batch, trunk_states=states)
 
-    def _forward(
-        self, model: torch.nn.Module, batch: Batch, trunk_states: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits (B, T, V), and log-probabilities and values of the responses, (B, T) each."""
-        inputs = {"input_ids": batch.input_ids} if trunk_states is None else {}
+    def _forward(self, model: torch.nn.Module, batch: Batch) -> Outputs:
+        """What a model says of the responses; from the trunk's states if it has that trunk."""
+        inputs = {"input_ids": batch.input_ids}
+        if batch.trunk_states is not None and (model is self.model or self.shares_trunk):
+            inputs = {"trunk_states": batch.trunk_states}
         with self.accelerator.autocast():
             logits, _, values = model(
                 attention_mask=batch.attention_mask,
                 position_ids=batch.position_ids,
-                trunk_states=trunk_states,
                 logits_to_keep=batch.predicting,
                 **inputs,
             )
-        logits = logits.float()
-        return logits, logprobs_from_logits(logits, batch.responses), values.float()
+        logprobs, entropy = logprobs_and_entropy(logits, batch.responses)
+        return Outputs(logits, logprobs, entropy, values.float())
 
     @torch.no_grad()
-    def _evaluate(
-        self, batch: Batch, scores: Tensor, trunk_states: Tensor | None, clock: Clock
-    ) -> Experience:
-        """From scores to advantages, under the policy as it is before the first update."""
-        config, mask = self.config, batch.mask
-        logits, logprobs, values = self._forward(self.model, batch, trunk_states)
-        ref_logits, ref_logprobs, _ = self._forward(
-            self.ref_model, batch, trunk_states if self.shares_trunk else None
-        )
-        clock.mark("forward_pass")
-        if config.kl_penalty == "full":
-            kl = kl_per_token(logits.log_softmax(-1), ref_logits.log_softmax(-1), "full")
-        else:
-            kl = kl_per_token(logprobs, ref_logprobs, config.kl_penalty)
-        rewards, penalty = rewards_per_token(scores, kl, mask, self.kl_coef)
-        clock.mark("compute_rewards")
+    def _evaluate(self, batch: Batch, first: Outputs | None) -> Iterable[Tensor]:
+        """Log-probabilities of policy and reference, values, KL before any update, (B, T) each."""
+        kind, parts = self.config.kl_penalty, []
+        for rows in torch.arange(len(batch.mask)).split(self.config.mini_batch_size):
+            part = batch[rows.to(self.device)]
+            policy = first or self._forward(self.model, part)
+            reference = self._forward(self.ref_model, part)
+            if kind == "full":
+                both = (o.logits.float().log_softmax(-1) for o in (policy, reference))
+                kl = kl_per_token(*both, kind)
+            else:
+                kl = kl_per_token(policy.logprobs, reference.logprobs, kind)
+            parts.append((policy.logprobs.detach(), reference.logprobs, policy.values.detach(), kl))
+        return map(torch.cat, zip(*parts, strict=True))
+
+    def _advantages(self, values: Tensor, rewards: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        """Masked values, whitened advantages, and returns, (B, T) each."""
         values, rewards = values * mask, rewards * mask
-        scaled = rewards
-        if config.whiten_rewards:
+        if self.config.whiten_rewards:
             # Masked again: TRL leaves what whitening made of the padding's zeros, and GAE would
             # carry that back into the response, the more the longer the padding.
-            scaled = masked_whiten(rewards, mask, shift_mean=False) * mask
-        advantages = gae(scaled, values, config.gamma, config.lam)
-        returns = advantages + values
-        advantages = masked_whiten(advantages, mask)
-        clock.mark("compute_advantages")
-        return Experience(logprobs, ref_logprobs, values, kl, penalty, rewards, advantages, returns)
+            rewards = masked_whiten(rewards, mask, shift_mean=False) * mask
+        advantages = gae(rewards, values, self.config.gamma, self.config.lam)
+        return values, masked_whiten(advantages, mask), advantages + values
 
     def _optimise(
-        self, batch: Batch, experience: Experience, trunk_states: Tensor | None
+        self, batch: Batch, experience: Experience, first: Outputs | None
     ) -> list[dict[str, Tensor]]:
         """The PPO epochs: several updates on the same batch, in mini-batches drawn anew."""
         config, stats = self.config, []
@@ -335,8 +347,10 @@ class PPOTrainer:
             order = self._permutation(config.batch_size).to(self.device)
             for rows in order.split(config.mini_batch_size):
                 with self.accelerator.accumulate(self.model):
-                    states = None if trunk_states is None else trunk_states[rows]
-                    stats.append(self._update(batch[rows], experience[rows], states))
+                    part = batch[rows]
+                    now = first[rows] if first else self._forward(self.model, part)
+                    first = None  # its pass is used up
+                    stats.append(self._update(now, experience[rows], part.mask))
             # Skipping the rest of the epochs once the policy has moved too far from where it
             # sampled: the clip alone does not bound that.
             moved = stats[-1]["ppo/policy/policykl"]
@@ -344,17 +358,14 @@ class PPOTrainer:
                 break
         return stats
 
-    def _update(
-        self, batch: Batch, old: Experience, trunk_states: Tensor | None
-    ) -> dict[str, Tensor]:
+    def _update(self, now: Outputs, old: Experience, mask: Tensor) -> dict[str, Tensor]:
         """One backward pass, and an update if enough gradients have been accumulated."""
-        config, mask = self.config, batch.mask
-        logits, logprobs, values = self._forward(self.model, batch, trunk_states)
+        config = self.config
         pg_loss, ratio, policy_clipfrac = policy_loss(
-            logprobs, old.logprobs, old.advantages, mask, config.cliprange
+            now.logprobs, old.logprobs, old.advantages, mask, config.cliprange
         )
         vf_loss, value_clipfrac = value_loss(
-            values, old.values, old.returns, mask, config.cliprange_value
+            now.values, old.values, old.returns, mask, config.cliprange_value
         )
         mean_ratio = masked_mean(ratio.detach(), mask).item()
         if mean_ratio > config.ratio_threshold:
@@ -378,9 +389,7 @@ class PPOTrainer:
             policy_clipfrac=policy_clipfrac,
             value_clipfrac=value_clipfrac,
             ratio=ratio.detach(),
-            logits=logits.detach(),
-            logprobs=logprobs.detach(),
-            values=values.detach(),
+            now=now,
             old=old,
             mask=mask,
         )

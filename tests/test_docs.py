@@ -1,0 +1,260 @@
+"""The pages in docs/ against the code: keys, fields, tests and files that they name, and scripts.
+
+What a page repeats from elsewhere (figures of the committed run, fields, reasons for refusals) is
+compared with its source. To bring the pages up to date: python tests/test_docs.py
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import logging
+import math
+import re
+import textwrap
+import warnings
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+
+from rlhf_tutorial import PPOConfig, PPOTrainer
+from rlhf_tutorial import models as models_module
+from rlhf_tutorial.ppo import config as config_module
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+METRICS, FROM_TRL = ROOT / "docs" / "metrics.md", ROOT / "docs" / "coming-from-trl.md"
+LOG = ROOT / "notebooks" / "results" / "smollm2" / "stats.jsonl"
+
+
+def read(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+# What the pages repeat -------------------------------------------------------------------------
+
+FIGURE = r"-?\d+(?:\.\d+)?(?:e-?\d+)?"
+RUN = re.compile(rf"run: {FIGURE} (to|→) {FIGURE}")
+ROW = re.compile(r"^\| `([a-z]+/[\w/]+)` \|.*$", re.MULTILINE)
+
+
+def figure(x: float) -> str:
+    return f"{x:.0f}" if abs(x) >= 100 else f"{x:.2g}"
+
+
+def with_run_figures(page: str, log: list[dict[str, float]]) -> str:
+    """The page with each "run: a to b" and "run: a → b" as the log has it for its row's key."""
+
+    def row(match: re.Match[str]) -> str:
+        values = [line.get(match[1]) for line in log]
+
+        def measured(found: re.Match[str]) -> str:
+            assert None not in values, f"{match[1]} is not in the log"
+            pair = min(values), max(values)
+            if found[1] == "→":
+                pair = sum(values[:10]) / len(values[:10]), sum(values[-10:]) / len(values[-10:])
+            return f"run: {figure(pair[0])} {found[1]} {figure(pair[1])}"
+
+        return RUN.sub(measured, match[0])
+
+    return ROW.sub(row, page)
+
+
+def refusals(reasons: dict[str, str]) -> str:
+    rows = [f"| `{name}` | {reason} |" for name, reason in reasons.items()]
+    return "\n".join(["| refused | reason |", "| --- | --- |", *rows])
+
+
+def with_fields(page: str) -> str:
+    """The page with PPOConfig's fields and what is refused as the code has them."""
+    names = ", ".join(f"`{f.name}`" for f in fields(PPOConfig))
+    parts = {
+        "fields": textwrap.fill(f"{names}.", 100),
+        "refused: PPOConfig": refusals(config_module.NOT_SUPPORTED),
+        "refused: from_pretrained": refusals(models_module.NOT_SUPPORTED),
+    }
+    for name, content in parts.items():
+        start, end = f"<!-- {name} -->\n", "<!-- end -->"
+        before, rest = page.split(start)
+        page = f"{before}{start}{content}\n{end}{rest.split(end, 1)[1]}"
+    return page
+
+
+def committed_log() -> list[dict[str, float]]:
+    return [json.loads(line) for line in read(LOG).splitlines()]
+
+
+def test_the_figures_of_the_run_are_the_committed_logs() -> None:
+    page = read(METRICS)
+    assert len(RUN.findall(page)) > 25
+    assert with_run_figures(page, committed_log()) == page, "python tests/test_docs.py mends it"
+
+
+def test_figures_that_are_not_the_logs_are_noticed() -> None:
+    log = [{"a/b": float(i)} for i in range(40)]
+    page = "| `a/b` | run: 0 to 1; run: 3 → 4. | |\n| `a/c` | |"
+    assert with_run_figures(page, log) == page.replace("0 to 1", "0 to 39").replace(
+        "3 → 4", "4.5 → 34"
+    )
+
+
+def test_every_field_stands_on_the_page_and_every_refusal_with_its_reason() -> None:
+    page = read(FROM_TRL)
+    assert with_fields(page) == page, "python tests/test_docs.py mends it"
+    for name in [*config_module.NOT_SUPPORTED, *models_module.NOT_SUPPORTED]:
+        assert page.count(f"| `{name}` |") == 1, name
+
+
+# Names on the pages ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trainer(make_policy, tokenizer) -> PPOTrainer:
+    config = PPOConfig(batch_size=6, mini_batch_size=3, learning_rate=1e-3)
+    return PPOTrainer(config, make_policy("gpt2", layers=2), tokenizer=tokenizer)
+
+
+def test_each_key_has_one_entry_and_no_entry_lacks_its_key(trainer, samples) -> None:
+    stats, logged = trainer.step(*samples), {}
+    entries = [match[1] for match in ROW.finditer(read(METRICS))]
+    assert sorted(entries) == sorted(stats)
+    trainer.accelerator.log = lambda values, **_: logged.update(values)
+    trainer.log_stats(stats, {"query": [""] * 6, "response": [""] * 6}, samples[2])
+    for page in DOCS:
+        named = set(re.findall(r"`((?:objective|ppo|tokens|time|env)/\w[\w/]*)`", read(page)))
+        assert named <= logged.keys(), f"{page.name}: {named - logged.keys()}"
+
+
+def test_each_entry_has_a_formula_a_range_and_what_is_outside() -> None:
+    for match in ROW.finditer(read(METRICS)):
+        cells = match[0].strip("| ").split(" | ")
+        assert len(cells) == 4 and all(cells), match[0]
+
+
+def test_every_test_that_a_page_names_exists() -> None:
+    sources = [read(path) for path in (ROOT / "tests").glob("test_*.py")]
+    tests = {name for text in sources for name in re.findall(r"^def (test_\w+)\(", text, re.M)}
+    named = {name for page in DOCS for name in re.findall(r"`(test_\w+)`", read(page))}
+    assert len(named) > 15
+    assert not named - tests
+
+
+def test_every_intended_difference_names_its_test() -> None:
+    section = read(FROM_TRL).split("## Intended differences")[1].split("\n## ")[0]
+    items = re.split(r"^\d+\. ", section, flags=re.MULTILINE)[1:]
+    assert len(items) > 10
+    for item in items:
+        assert "`test_" in item, item
+
+
+def slug(heading: str) -> str:
+    """The anchor of a heading on GitHub."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *DOCS], ids=lambda path: path.name)
+def test_relative_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", read(page), flags=re.MULTILINE | re.DOTALL)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" in link:
+            continue
+        file, _, anchor = link.partition("#")
+        target = (page.parent / file) if file else page
+        assert target.exists(), link
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", read(target), flags=re.MULTILINE)
+            assert anchor in map(slug, headings), link
+
+
+# The two scripts -------------------------------------------------------------------------------
+
+
+def scripts() -> tuple[str, str]:
+    """Before and after."""
+    before, after = re.findall(r"^```python\n(.*?)^```", read(FROM_TRL), re.M | re.S)
+    return before, after
+
+
+def test_only_the_imports_change() -> None:
+    before, after = (text.splitlines() for text in scripts())
+    changed = [(a, b) for a, b in zip(before, after, strict=True) if a != b]
+    assert len(changed) == 2
+    for old, new in changed:
+        assert old.startswith("from trl") and new.startswith("from rlhf_tutorial import")
+    ast.parse("\n".join(before))
+
+
+def test_the_script_after_the_change_runs(tmp_path, monkeypatch, capsys) -> None:
+    from lookalikes import make_policy, preferences
+    from transformers import AutoModelForCausalLM
+
+    texts = [text for row in preferences() for text in row.values()]
+    policy = make_policy(tmp_path / "policy", texts)
+    prompts = [text.replace("\n", " ")[7:60] for text in texts[:32]]
+    (tmp_path / "prompts.txt").write_text("\n".join(prompts) + "\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(scripts()[1], "after.py", "exec"), {})
+    printed = capsys.readouterr().out
+    assert len(re.findall(r"^score -?\d+\.\d+, KL -?\d+\.\d+$", printed, re.MULTILINE)) == 2
+    saved, start = (
+        AutoModelForCausalLM.from_pretrained(folder).state_dict()
+        for folder in (tmp_path / "cheerful-policy", policy)
+    )
+    assert any(not torch.equal(saved[name], start[name]) for name in start)
+
+
+# What a page says and no other test shows ------------------------------------------------------
+
+
+def test_answers_after_a_step_come_without_dropout(make_policy, tokenizer, samples) -> None:
+    rates = {"resid_pdrop": 0.5, "embd_pdrop": 0.5, "attn_pdrop": 0.5}
+    policy = make_policy("gpt2", layers=2, **rates).train()
+    trainer = PPOTrainer(PPOConfig(batch_size=6, mini_batch_size=6), policy, tokenizer=tokenizer)
+    trainer.step(*samples)
+    assert not trainer.model.training
+    greedy = {"do_sample": False, "max_new_tokens": 8, "eos_token_id": -1, "return_prompt": False}
+    answers = trainer.generate([samples[0][1]] * 6, **greedy)
+    assert len({tuple(answer.tolist()) for answer in answers}) == 1
+    policy.train()
+    answers = trainer.generate([samples[0][1]] * 6, **greedy)
+    assert len({tuple(answer.tolist()) for answer in answers}) > 1, "dropout would have shown"
+
+
+def test_a_lone_sample_has_standard_deviation_0_and_a_lone_token_is_refused(
+    make_policy, tokenizer
+) -> None:
+    config = PPOConfig(batch_size=1, mini_batch_size=1)
+    trainer = PPOTrainer(config, make_policy(layers=2), tokenizer=tokenizer)
+    query, response = torch.tensor([5, 6]), torch.tensor([7, 8, 9])
+    stats = trainer.step([query], [response], [1.0])
+    for key in ("ppo/std_scores", "tokens/queries_len_std", "tokens/responses_len_std"):
+        assert stats[key] == 0, key
+    assert all(math.isfinite(v) for v in stats.values() if isinstance(v, float))
+    before = [p.detach().clone() for p in trainer.model.parameters()]
+    with pytest.raises(ValueError, match="at least 2 unmasked tokens"):
+        trainer.step([query], [response[:1]], [1.0])
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
+
+
+def test_a_clearly_negative_kl_is_logged_and_nothing_warns(
+    make_policy, tokenizer, samples, caplog
+) -> None:
+    reference = make_policy(layers=2, seed=1)
+    config = PPOConfig(batch_size=6, mini_batch_size=6)
+    with warnings.catch_warnings(), torch.no_grad(), caplog.at_level(logging.WARNING):
+        warnings.simplefilter("error")
+        trainer = PPOTrainer(config, make_policy(layers=2), reference, tokenizer)
+        # Responses that the reference would rather write than the policy: its own.
+        responses = trainer.generate(samples[0], generate_ref_response=True, max_new_tokens=6)[1]
+        responses = [r[len(q) :] for q, r in zip(samples[0], responses, strict=True)]
+        with torch.enable_grad():
+            stats = trainer.step(samples[0], responses, samples[2])
+    assert stats["objective/kl"] < -1
+    assert "clearly negative" in caplog.text
+
+
+if __name__ == "__main__":
+    METRICS.write_text(with_run_figures(read(METRICS), committed_log()), encoding="utf-8")
+    FROM_TRL.write_text(with_fields(read(FROM_TRL)), encoding="utf-8")

@@ -1,0 +1,46 @@
+"""The pass over the vocabulary in blocks against the plain formulas in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rlhf_tutorial.ppo import fused
+from rlhf_tutorial.ppo.fused import logprobs_and_entropy
+
+
+def case(dtype: torch.dtype, vocabulary: int = 5000) -> tuple[torch.Tensor, ...]:
+    random = torch.Generator().manual_seed(0)
+    logits = 4 * torch.randn(3, 7, vocabulary, generator=random)
+    logits[0, 0] += 200  # would overflow a plain exp
+    labels = torch.randint(vocabulary, (3, 7), generator=random)
+    return logits.to(dtype).requires_grad_(), labels, torch.randn(3, 7, generator=random)
+
+
+def expected(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """By torch's own distribution, in float64."""
+    distribution = torch.distributions.Categorical(logits=logits.double())
+    return distribution.log_prob(labels), distribution.entropy()
+
+
+@pytest.mark.parametrize("block_rows", [1, 2, 5, 100])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_values_and_gradient_are_those_of_the_formulas(block_rows, dtype, monkeypatch):
+    monkeypatch.setitem(fused.BLOCK_BYTES, "cpu", 4 * 5000 * block_rows)
+    logits, labels, upstream = case(dtype)
+    logprobs, entropy = logprobs_and_entropy(logits, labels)
+    assert logprobs.dtype == entropy.dtype == torch.float32 and not entropy.requires_grad
+    right_logprobs, right_entropy = expected(logits, labels)
+    torch.testing.assert_close(logprobs.double(), right_logprobs, rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(entropy.double(), right_entropy, rtol=1e-6, atol=1e-5)
+    (gradient,) = torch.autograd.grad(logprobs, logits, upstream)
+    (right,) = torch.autograd.grad(right_logprobs, logits, upstream.double())
+    assert gradient.dtype == dtype
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-2  # bfloat16 keeps 8 bits of the gradient
+    torch.testing.assert_close(gradient.double(), right.double(), rtol=tolerance, atol=1e-6)
+
+
+def test_the_blocks_cover_every_row_once():
+    rows = torch.zeros(23, 50_000)
+    covered = torch.cat([torch.arange(23)[block] for block in fused._blocks(rows)])
+    assert covered.tolist() == list(range(23)) and len(fused._blocks(rows)) > 3
