@@ -1,6 +1,6 @@
 """Our loop, one step for each line on standard input; started by `ppo_step.py`.
 
-    python benchmarks/our_loop.py SETTINGS.json
+python benchmarks/our_loop.py SETTINGS.json
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ def main() -> None:
     tokenizer.pad_token = tokenizer.eos_token
     n = settings["batch_size"]
     model = load(settings["folder"], settings["shape"])
+    if settings["device"] == "cpu":
+        model.pretrained_model.set_attn_implementation("eager")  # as `Run.make_trainer` does
     precision = {"mixed_precision": settings["precision"], "cpu": settings["device"] == "cpu"}
     config = PPOConfig(batch_size=n, mini_batch_size=n, accelerator_kwargs=precision)
     trainer = PPOTrainer(

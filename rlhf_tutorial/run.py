@@ -113,6 +113,9 @@ class Run:
         """The trainer of the preset: policy, reference, optimizer, queries, precision."""
         preset = self.preset
         model = model or self.load_policy()
+        if self.device.type == "cpu":
+            # Of short sequences: torch's fused attention is slow backwards on a CPU.
+            model.pretrained_model.set_attn_implementation("eager")
         ref_model = create_reference_model(model, preset.num_shared_layers)
         bf16 = preset.num_shared_layers is not None and supports_bf16(self.device)
         config = PPOConfig(

@@ -17,9 +17,9 @@ PPO = trainer.PPOTrainer
 
 
 def index_shifted_by_one(patch: Callable[..., None]) -> None:
-    """Each token's probability is read where the token itself stands, not one before it."""
+    """Each token's probability is read two places before it, not one."""
     right = Batch.predicting.fget
-    patch(Batch, "predicting", property(lambda batch: right(batch) + 1))
+    patch(Batch, "predicting", property(lambda batch: right(batch) - 1))
 
 
 def mask_forgotten_in_the_loss(patch: Callable[..., None]) -> None:

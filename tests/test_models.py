@@ -355,3 +355,101 @@ def test_a_tied_head_is_saved_once(make_policy, tmp_path):
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
         assert "lm_head.weight" not in file.keys()  # noqa: SIM118 (a file, not a dict)
         assert file.get_tensor("model.embed_tokens.weight").dtype == torch.float32
+
+
+# Sampling ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen2", "neox"])
+@pytest.mark.parametrize("k", [None, 2])
+def test_each_token_is_drawn_from_the_models_own_distribution(kind, k, make_policy):
+    """Without padding, cache or split, one row at a time, with the same random numbers."""
+    policy = make_policy(kind)
+    if k is not None:
+        policy.freeze_lowest_layers(k)
+    input_ids, mask = left_padded()
+    torch.manual_seed(11)
+    settings = {"max_new_tokens": 5, "eos_token_ids": [], "pad_token_id": 0}
+    sampled = policy.sample(input_ids, mask, **settings)
+    assert torch.equal(sampled[:, : input_ids.shape[1]], input_ids)
+    torch.manual_seed(11)
+    rows = [list(ids[m.bool()]) for ids, m in zip(input_ids, mask, strict=True)]
+    for t in range(5):
+        us = torch.rand(len(rows), 1, dtype=torch.double)
+        for row, u, drawn in zip(rows, us, sampled, strict=True):
+            with torch.no_grad():
+                logits = policy.pretrained_model(torch.tensor([row])).logits[0, -1]
+            p = np.exp(logits.double().numpy())
+            edges = np.cumsum(p / p.sum())
+            token = drawn[input_ids.shape[1] + t].item()
+            # The number lies within the token's share of the whole, but for rounding.
+            low = edges[token - 1] if token else 0.0
+            assert low - 1e-5 <= u.item() <= edges[token] + 1e-5
+            row.append(token)
+
+
+def test_draws_have_the_frequencies_of_the_softmax():
+    from rlhf_tutorial.models import draw
+
+    logits = torch.tensor([[0.0, 1.0, -float("inf"), 2.0, -1.0]])
+    torch.manual_seed(0)
+    counts = torch.bincount(draw(logits.expand(40_000, -1)), minlength=5) / 40_000
+    torch.testing.assert_close(counts, logits[0].softmax(-1), rtol=0, atol=0.01)
+    assert counts[2] == 0
+    sure = torch.full((1, 7), -1e4)
+    sure[0, 6] = 0.0
+    assert draw(sure.expand(1000, -1)).unique().tolist() == [6]
+
+
+def test_a_row_that_has_ended_is_filled_with_padding_and_the_loop_stops(make_policy):
+    policy = make_policy("llama")
+    input_ids, mask = left_padded()
+    everything_ends = {"eos_token_ids": list(range(264)), "pad_token_id": 0}
+    short = policy.sample(input_ids, mask, max_new_tokens=6, **everything_ends)
+    assert short.shape[1] == input_ids.shape[1] + 1
+    torch.manual_seed(1)
+    some = list(range(3, 130))
+    rows = policy.sample(input_ids, mask, max_new_tokens=6, eos_token_ids=some, pad_token_id=0)
+    for row in rows[:, input_ids.shape[1] :].tolist():
+        ends = [i for i, token in enumerate(row) if token in some]
+        if ends:
+            assert row[ends[0] + 1 :] == [0] * (len(row) - ends[0] - 1)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_the_trunks_states_of_sampled_tokens_are_those_of_a_pass_over_them(kind, make_policy):
+    policy = make_policy(kind)
+    policy.freeze_lowest_layers(2)
+    input_ids, mask = left_padded()
+    sampled = policy.sample(input_ids, mask, max_new_tokens=4, eos_token_ids=[], pad_token_id=0)
+    mask = torch.cat([mask, torch.ones(len(mask), 4, dtype=mask.dtype)], dim=1)
+    read = (sampled[:, :-1], mask[:, :-1], position_ids_from(mask)[:, :-1])
+    lower, passes = policy._halves[0].base_model, []
+    lower.register_forward_pre_hook(lambda *_: passes.append(1))
+    kept = policy.trunk(*read)
+    assert not passes, "known from sampling"
+    shorter = policy.trunk(*(t[:, :-2] for t in read))
+    assert torch.equal(shorter, kept[:, :-2]) and not passes
+    policy._sampled = None
+    computed = policy.trunk(*read)
+    assert passes
+    real = read[1].bool()
+    torch.testing.assert_close(kept[real], computed[real], rtol=1e-4, atol=1e-5)
+
+
+def test_states_kept_from_sampling_serve_no_other_tokens_and_no_other_weights(make_policy):
+    policy = make_policy("llama")
+    policy.freeze_lowest_layers(2)
+    input_ids, mask = left_padded()
+    sampled = policy.sample(input_ids, mask, max_new_tokens=2, eos_token_ids=[], pad_token_id=0)
+    mask = torch.cat([mask, torch.ones(len(mask), 1, dtype=mask.dtype)], dim=1)
+    others = sampled[:, :-1].clone()
+    others[1, -2] = (others[1, -2] + 1) % 264
+    positions = position_ids_from(mask)
+    kept = policy.trunk(sampled[:, :-1], mask, positions)
+    assert not torch.allclose(policy.trunk(others, mask, positions)[1, -2], kept[1, -2])
+    fewer = policy.trunk(sampled[1:, :-1], mask[1:], positions[1:])
+    assert fewer.shape[0] == len(sampled) - 1
+    weights = {k: v + 0.1 for k, v in policy.state_dict().items()}
+    policy.load_state_dict(weights)
+    assert not torch.allclose(policy.trunk(sampled[:, :-1], mask, positions), kept)

@@ -50,7 +50,7 @@ TOKENIZER: Any = SimpleNamespace(pad_token_id=PAD, eos_token_id=EOS)  # all that
 
 # Derandomised, so that a run of the tests does not depend on luck.
 MATH = settings(deadline=None, derandomize=True, max_examples=100)
-MODEL = settings(deadline=None, derandomize=True, max_examples=8)
+MODEL = settings(deadline=None, derandomize=True, max_examples=6)
 KIND = st.sampled_from(["gpt2", "gpt2", "llama", "llama", "qwen2", "neox"])
 
 
@@ -358,7 +358,7 @@ def test_the_logits_kept_are_a_slice_of_all_logits(kind, samples, data):
 
 
 @pytest.mark.parametrize("shared", [None, 1])
-@settings(MODEL, max_examples=15)
+@settings(MODEL, max_examples=10)
 @given(kind=KIND, samples=sample_lists(masked=True))
 def test_the_trainers_logprobs_are_those_of_the_slow_path(kind, shared, samples):
     trainer = make_trainer(kind, samples, shared=shared, other_reference=True)
@@ -381,10 +381,10 @@ CONFIGS = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
 @pytest.mark.parametrize("shared", [None, 1])
-@settings(MODEL, max_examples=12)
+@settings(MODEL, max_examples=8)
 @given(
-    kind=KIND,
     samples=sample_lists(masked=True),
     config=CONFIGS,
     left=st.integers(0, 6),
@@ -418,9 +418,10 @@ def test_results_do_not_depend_on_the_padding_of_any_batch(
     assert_same_weights(after, padded_after, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
 @pytest.mark.parametrize("shared", [None, 1])
-@settings(MODEL, max_examples=12)
-@given(kind=KIND, samples=sample_lists(masked=True), config=CONFIGS, data=st.data())
+@settings(MODEL, max_examples=8)
+@given(samples=sample_lists(masked=True), config=CONFIGS, data=st.data())
 def test_results_do_not_depend_on_the_order_of_any_samples(kind, shared, samples, config, data):
     order = data.draw(st.permutations(range(len(samples))), label="order")
     results = []
@@ -478,7 +479,7 @@ SHIFTS = st.one_of(st.floats(-10, -3), st.floats(3, 10))
 def test_no_shift_of_any_scores_changes_an_advantage_at_lambda_one(samples, shift, beta):
     config = {"gamma": 1.0, "lam": 1.0, "init_kl_coef": beta}
     plain, shifted = (advantages(samples, s, **config) for s in (0.0, shift))
-    np.testing.assert_allclose(shifted, plain, atol=1e-4)
+    np.testing.assert_allclose(shifted, plain, atol=1e-3)
 
 
 @MODEL

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -184,6 +186,8 @@ def test_a_response_mask_leaves_the_tokens_to_be_read_but_not_trained_on():
 
 def test_a_minibatch_is_the_same_rows_of_everything():
     batch = collate([ids(2, 3), ids(4)], [ids(7), ids(8, 9)], PAD)
+    assert batch[ids(1)].trunk_states is None
+    batch = replace(batch, trunk_states=torch.randn(2, 5, 3))
     part = batch[ids(1)]
     for name, tensor in vars(batch).items():
         assert torch.equal(getattr(part, name), tensor[1:2])

@@ -94,15 +94,31 @@ def generate_responses(
         if length_sampler is not None:
             settings["max_new_tokens"] = length_sampler()
         input_ids, attention_mask = pad(batch, pad_token_id, side="left")
-        sequences = model.generate(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            pad_token_id=pad_token_id,
-            eos_token_id=eos_ids or None,
-            **settings,
-        )
+        if hasattr(model, "sample") and _is_pure(settings):
+            sequences = model.sample(
+                input_ids,
+                attention_mask,
+                max_new_tokens=settings["max_new_tokens"],
+                eos_token_ids=eos_ids,
+                pad_token_id=pad_token_id,
+            )
+        else:
+            sequences = model.generate(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                pad_token_id=pad_token_id,
+                eos_token_id=eos_ids or None,
+                **settings,
+            )
         responses += [cut_at_eos(r, eos_ids) for r in sequences[:, input_ids.shape[1] :]]
     return responses
+
+
+def _is_pure(settings: dict[str, Any]) -> bool:
+    """Whether generate would draw from the whole distribution, for a number of tokens."""
+    others = {k: v for k, v in settings.items() if PURE_SAMPLING.get(k, ...) != v}
+    no_minimum = others.pop("min_length", 0) <= 0
+    return no_minimum and others.keys() == {"max_new_tokens"}
 
 
 @dataclass(frozen=True)
@@ -124,13 +140,20 @@ class Batch:
     mask: Tensor
     """(B, T), 1.0 at the response tokens that count."""
     trunk_states: Tensor | None = None
-    """(B, Q + T, hidden), the output of the policy's frozen layers, if it has any."""
+    """(B, Q + T - 1, hidden), what the policy's frozen layers, if any, make of `read()`."""
 
     @property
     def predicting(self) -> Tensor:
         """(T,) the columns whose logits predict the response tokens."""
         length, width = self.responses.shape[1], self.input_ids.shape[1]
         return torch.arange(width - length - 1, width - 1, device=self.input_ids.device)
+
+    def read(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Token ids, attention mask and position ids without the last column.
+
+        No model needs to read the last response token: nothing is predicted from it.
+        """
+        return tuple(t[:, :-1] for t in (self.input_ids, self.attention_mask, self.position_ids))
 
     def __getitem__(self, rows: Tensor) -> Batch:
         """The mini-batch of these rows."""

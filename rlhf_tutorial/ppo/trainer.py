@@ -117,7 +117,8 @@ class PPOTrainer:
                     parameter.data = parameter.data.bfloat16()
         if optimizer is None:
             trainable = [p for p in model.parameters() if p.requires_grad]
-            optimizer = torch.optim.Adam(trainable, lr=config.learning_rate)
+            fused = self.device.type in ("cpu", "cuda")  # one pass over the weights, not a dozen
+            optimizer = torch.optim.Adam(trainable, lr=config.learning_rate, fused=fused)
         self.dataloader = None
         if dataset is not None:
             loader = DataLoader(
@@ -294,21 +295,16 @@ class PPOTrainer:
         if not model.num_shared_layers:
             return batch
         with self.accelerator.autocast():
-            states = model.trunk(batch.input_ids, batch.attention_mask, batch.position_ids)
-        return replace(batch, trunk_states=states)
+            return replace(batch, trunk_states=model.trunk(*batch.read()))
 
     def _forward(self, model: torch.nn.Module, batch: Batch) -> Outputs:
         """What a model says of the responses; from the trunk's states if it has that trunk."""
-        inputs = {"input_ids": batch.input_ids}
+        input_ids, *positions = batch.read()
+        inputs = {"logits_to_keep": batch.predicting}
         if batch.trunk_states is not None and (model is self.model or self.shares_trunk):
-            inputs = {"trunk_states": batch.trunk_states}
+            input_ids, inputs["trunk_states"] = None, batch.trunk_states
         with self.accelerator.autocast():
-            logits, _, values = model(
-                attention_mask=batch.attention_mask,
-                position_ids=batch.position_ids,
-                logits_to_keep=batch.predicting,
-                **inputs,
-            )
+            logits, _, values = model(input_ids, *positions, **inputs)
         logprobs, entropy = logprobs_and_entropy(logits, batch.responses)
         return Outputs(logits, logprobs, entropy, values.float())
 
