@@ -117,16 +117,17 @@ class RewardModel:
         # Neighbours in length share a batch, so that little of it is padding.
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
         scores = [0.0] * len(rows)
-        for start in range(0, len(order), self.batch_size):
-            indices = order[start : start + self.batch_size]
-            batch = self.tokenizer.pad([rows[i] for i in indices], return_tensors="pt")
-            with (
-                torch.inference_mode(),
-                torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16),
-            ):
+        # Entered once for all batches, so that each weight is cast once.
+        with (
+            torch.inference_mode(),
+            torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16),
+        ):
+            for start in range(0, len(order), self.batch_size):
+                indices = order[start : start + self.batch_size]
+                batch = self.tokenizer.pad([rows[i] for i in indices], return_tensors="pt")
                 logits = self.model(**batch.to(self.device)).logits
-            for i, score in zip(indices, logits[:, 0].float().tolist(), strict=True):
-                scores[i] = score
+                for i, score in zip(indices, logits[:, 0].float().tolist(), strict=True):
+                    scores[i] = score
         if not all(map(math.isfinite, scores)):
             raise RewardError("the reward model gave a score that is not finite: check its weights")
         return scores
