@@ -18,6 +18,7 @@ render: $(INSTALLED)
 	$(BIN)/python scripts/run_notebooks.py --in-place
 	$(BIN)/python scripts/make_figures.py
 	$(BIN)/python scripts/update_readme.py
+	$(BIN)/python tests/test_docs.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

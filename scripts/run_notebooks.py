@@ -80,6 +80,7 @@ def execute(path: Path, runs: Path) -> nbformat.NotebookNode:
             notebook,
             timeout=None,
             kernel_name="python3",
+            extra_arguments=["--log-level=ERROR"],  # it warns that a local socket is not encrypted
             resources={"metadata": {"path": str(path.parent)}},
             on_cell_execute=lambda cell, cell_index: bar.set_postfix_str(first_line(cell)),
             on_cell_executed=lambda cell, cell_index, execute_reply: bar.update(),
