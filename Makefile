@@ -5,8 +5,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
+TRL := $(VENV)-trl/installed
 
-.PHONY: tutorial test render lint parity clean
+.PHONY: tutorial test render lint parity bench clean
 
 tutorial: $(INSTALLED)
 	$(BIN)/python scripts/run_notebooks.py
@@ -24,13 +25,28 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# TRL 0.11.4 needs libraries of its time, and so an environment of its own.
-parity: $(INSTALLED)
-	$(PYTHON) -m venv $(VENV)-trl
-	$(VENV)-trl/bin/python -m pip install --quiet --requirement scripts/parity/requirements.txt
+parity: $(INSTALLED) $(TRL)
 	$(VENV)-trl/bin/python scripts/parity/record.py runs/parity
 	PYTHONPATH=tests $(BIN)/python scripts/parity/compare.py runs/parity
 	$(BIN)/python -m pytest -q tests/test_parity.py tests/test_bugs_are_caught.py
+
+# Seconds and memory, side by side with the original loop. Leave the machine alone meanwhile.
+# DIALOGUES=FOLDER takes real dialogues (test.jsonl.gz in hh-rlhf's form) where the texts matter.
+bench: $(INSTALLED) $(TRL)
+	mkdir -p benchmarks/results
+	$(BIN)/python benchmarks/ppo_step.py --output benchmarks/results/ppo_step.json
+	$(BIN)/python benchmarks/scaling.py --output benchmarks/results/scaling.json
+	$(BIN)/python benchmarks/scoring.py $(if $(DIALOGUES),--dialogues $(DIALOGUES)) \
+		--output benchmarks/results/scoring.json
+	$(BIN)/python benchmarks/perplexity.py $(if $(DIALOGUES),--dialogues $(DIALOGUES)) \
+		--output benchmarks/results/perplexity.json
+	$(BIN)/python benchmarks/draw.py
+
+# TRL 0.11.4 needs libraries of its time, and so an environment of its own.
+$(TRL): scripts/parity/requirements.txt
+	$(PYTHON) -m venv $(VENV)-trl
+	$(VENV)-trl/bin/python -m pip install --quiet --requirement scripts/parity/requirements.txt
+	touch $@
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
-from worker import peak_memory_of
+from worker import PeakMemory
 
 
 @torch.no_grad()
@@ -48,6 +48,21 @@ def plain(texts: list[str], model: Any, tokenizer: Any, batch_size: int = 16) ->
     return results
 
 
+def table(rows: list[dict]) -> str:
+    """The rows as Markdown."""
+    lines = [
+        "| perplexity | seconds | times faster | largest difference | memory above the weights |"
+    ]
+    lines.append("| --- | --- | --- | --- | --- |")
+    for row in rows:
+        lines.append(
+            f"| {row['variant']}, {row['texts']} texts | {row['seconds']:.1f} | "
+            f"{rows[0]['seconds'] / row['seconds']:.1f} | "
+            f"{row['largest_relative_difference']:.1e} | {row['peak_bytes'] / 2**30:.2f} GiB |"
+        )
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Time both in turns, compare the values, print a table and write the JSON."""
     from transformers import AutoModelForCausalLM
@@ -61,7 +76,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dialogues", help="folder with test.jsonl.gz; default: the bundled ones")
     parser.add_argument("--texts", type=int, default=256)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     folder = resolve(SMOLLM2)
@@ -82,11 +97,14 @@ def main() -> None:
         )["perplexities"]
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     values: dict[str, torch.Tensor] = {}
+    memory = dict.fromkeys(ways, 0)
     for _ in range(args.repeats):
         for name, way in ways.items():
             start = time.perf_counter()
-            values[name] = torch.tensor(way(), dtype=torch.double)
+            with PeakMemory() as peak:
+                values[name] = torch.tensor(way(), dtype=torch.double)
             seconds[name].append(time.perf_counter() - start)
+            memory[name] = max(memory[name], peak.bytes)
     reference = values["plain, float32"]
     rows = []
     for name in ways:
@@ -99,17 +117,10 @@ def main() -> None:
                 "all": seconds[name],
                 "largest_relative_difference": off,
                 "mean_perplexity": values[name].mean().item(),
-                "peak_bytes": peak_memory_of(ways[name]),
+                "peak_bytes": memory[name],
             }
         )
-    print("| perplexity | seconds | times faster | largest difference | memory above the weights |")
-    print("| --- | --- | --- | --- | --- |")
-    for row in rows:
-        faster = rows[0]["seconds"] / row["seconds"]
-        print(
-            f"| {row['variant']}, {row['texts']} texts | {row['seconds']:.1f} | {faster:.1f} | "
-            f"{row['largest_relative_difference']:.1e} | {row['peak_bytes'] / 2**30:.2f} GiB |"
-        )
+    print(table(rows))
     if args.output:
         args.output.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 

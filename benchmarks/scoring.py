@@ -12,6 +12,16 @@ import time
 from pathlib import Path
 
 
+def table(result: dict) -> str:
+    """The result as Markdown."""
+    lines = ["| scoring | seconds | times faster |", "| --- | --- | --- |"]
+    base = next(iter(result["seconds"].values()))
+    for name, seconds in result["seconds"].items():
+        ratio = base / seconds
+        lines.append(f"| {name}, {result['answers']} answers | {seconds:.2f} | {ratio:.1f} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Time both in turns, compare the scores, print a table and write the JSON."""
     from rlhf_tutorial import Run, load_preset
@@ -19,13 +29,14 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--answers", type=int, default=1024)
+    parser.add_argument("--dialogues", help="folder; default: the bundled preferences")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     preset = load_preset("smollm2")
-    rows = load_preferences(preset.data, "train")
-    pairs = [last_reply(text) for text in rows["chosen"][:] + rows["rejected"][:]]
-    pairs = [(turns[0][1], reply) for turns, reply in pairs]
+    rows = load_preferences(args.dialogues or preset.data, "test" if args.dialogues else "train")
+    replies = [last_reply(text) for text in rows["chosen"][:] + rows["rejected"][:]]
+    pairs = [(reply[0][0][1], reply[1]) for reply in replies if reply is not None]
     random.Random(0).shuffle(pairs)
     pairs = (pairs * (1 + args.answers // len(pairs)))[: args.answers]
     queries, answers = map(list, zip(*pairs, strict=True))
@@ -49,13 +60,11 @@ def main() -> None:
     first, second = scores.values()
     off = max(abs(a - b) for a, b in zip(first, second, strict=True))
     medians = {name: sorted(times)[len(times) // 2] for name, times in seconds.items()}
-    print("| scoring | seconds | times faster |\n| --- | --- | --- |")
-    base = next(iter(medians.values()))
-    for name, median in medians.items():
-        print(f"| {name}, {len(queries)} answers | {median:.2f} | {base / median:.1f} |")
+    result = {"answers": len(queries), "seconds": medians, "all": seconds}
+    result["largest_difference"] = off
+    print(table(result))
     print(f"largest difference of a score: {off:.1e}")
     if args.output:
-        result = {"seconds": medians, "all": seconds, "largest_difference": off}
         args.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 

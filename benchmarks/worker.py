@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -42,28 +43,29 @@ def arithmetic(step: Callable[[int], Any]) -> int:
     return counter.get_total_flops()
 
 
-def peak_memory_of(function: Callable[[], Any]) -> int:
-    """Bytes of memory that a call adds to the process at its peak, sampled every 5 ms."""
-    import threading
+class PeakMemory:
+    """With this around code: `bytes`, what it adds to the process's memory at the most.
 
-    import psutil
+    Sampled every 5 ms by a thread.
+    """
 
-    process, done = psutil.Process(), threading.Event()
-    before = peak = process.memory_info().rss
+    def __enter__(self) -> PeakMemory:
+        import psutil
 
-    def watch() -> None:
-        nonlocal peak
-        while not done.wait(0.005):
-            peak = max(peak, process.memory_info().rss)
+        self._process, self._done = psutil.Process(), threading.Event()
+        self._before = self._peak = self._process.memory_info().rss
+        self._watcher = threading.Thread(target=self._watch)
+        self._watcher.start()
+        return self
 
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        function()
-    finally:
-        done.set()
-        watcher.join()
-    return peak - before
+    def _watch(self) -> None:
+        while not self._done.wait(0.005):
+            self._peak = max(self._peak, self._process.memory_info().rss)
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._watcher.join()
+        self.bytes = self._peak - self._before
 
 
 def serve(

@@ -197,12 +197,17 @@ class Run:
 
     def compare(self) -> pd.DataFrame:
         """The same held-out prompts answered before and after, with scores."""
-        import pandas as pd
+        from .evaluation.compare import (
+            compare,
+            load_table,
+            sample_responses,
+            save_table,
+            summarise,
+        )
 
         path = self.folder / "comparison.csv"
         if path.exists():
-            return pd.read_csv(path, keep_default_na=False)
-        from .evaluation.compare import compare, sample_responses, summarise
+            return load_table(path)
 
         trained = self.trained_policy()
         start = time.perf_counter()
@@ -225,7 +230,7 @@ class Run:
                 )
             )
         table = compare(queries["query"][:], *answers, self.load_reward())
-        table.to_csv(path, index=False)
+        save_table(table, path)
         seconds = round(time.perf_counter() - start, 1)
         self.record(comparison={**summarise(table), "seconds": seconds})
         return table

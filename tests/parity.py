@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import transformers
-from parity_cases import CASES, MODEL_CONFIGS, Case, inputs
+from parity_cases import CASES, MODEL_CONFIGS, Case, Inputs
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -50,6 +50,18 @@ def load(name: str, folder: Path = FIXTURES) -> Fixture:
     content = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
     content["case"] = CASES[name]
     return Fixture(name, **content, tensors=load_file(folder / f"{name}.safetensors"))
+
+
+def inputs(case: Case, step: int) -> Inputs:
+    """What TRL was given in a step, 1 for the first."""
+    given = _inputs()[case.inputs_key()][step - 1]
+    columns = {k: v if v is None else [torch.tensor(x) for x in v] for k, v in given.items()}
+    return Inputs(**columns)
+
+
+@cache
+def _inputs() -> dict[str, list[dict[str, Any]]]:
+    return json.loads((FIXTURES / "inputs.json").read_text(encoding="utf-8"))
 
 
 @cache

@@ -16,7 +16,9 @@ from rlhf_tutorial.evaluation.compare import (
     bootstrap_interval,
     compare,
     format_examples,
+    load_table,
     sample_responses,
+    save_table,
     summarise,
 )
 from rlhf_tutorial.models import AutoModelForCausalLMWithValueHead
@@ -270,3 +272,10 @@ def test_an_end_token_of_ones_own_ends_the_answers():
     ended = [answer.split() for answer in answers if "5" in answer.split()]
     assert ended
     assert all(answer.index("5") == len(answer) - 1 for answer in ended)
+
+
+def test_a_table_comes_back_from_its_file_as_it_was_whatever_the_texts(tmp_path):
+    texts = ["a\rb", "c\nd", "e\r\nf", 'says "x"', "g,h", "", "NA", "nan", "\x0b s\x02", " é "]
+    table = pd.DataFrame({"query": texts, "score_after": [i / 7 for i in range(len(texts))]})
+    save_table(table, tmp_path / "table.csv")
+    pd.testing.assert_frame_equal(load_table(tmp_path / "table.csv"), table)

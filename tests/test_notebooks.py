@@ -88,12 +88,10 @@ def test_readme_states_the_committed_results() -> None:
 
 
 def test_committed_comparison_adds_up_to_the_committed_results() -> None:
-    import pandas as pd
-
-    from rlhf_tutorial.evaluation.compare import summarise
+    from rlhf_tutorial.evaluation.compare import load_table, summarise
 
     results = json.loads((RESULTS / "results.json").read_text(encoding="utf-8"))["comparison"]
-    table = pd.read_csv(RESULTS / "comparison.csv", keep_default_na=False)
+    table = load_table(RESULTS / "comparison.csv")
     for key, value in summarise(table).items():
         assert results[key] == pytest.approx(value), key
 

@@ -10,7 +10,7 @@ import parity
 import pytest
 import torch
 from datasets import Dataset
-from parity_cases import CASES, RECORDED_STEPS, inputs, unfired
+from parity_cases import CASES, RECORDED_STEPS, unfired
 
 from rlhf_tutorial import AutoModelForCausalLMWithValueHead, PPOConfig
 from rlhf_tutorial.ppo.config import NOT_SUPPORTED
@@ -97,7 +97,7 @@ def test_gradient_clipping_acts_on_every_update_and_trls_on_the_first(tokenizer)
 def test_left_padded_gpt2_is_read_as_each_sample_alone_and_trls_is_not(tokenizer):
     """TRL passes no position ids, so that GPT-2 counts the padding."""
     fixture = parity.load("trl_left_padding_gpt2")
-    model, given, alone = parity.policy("gpt2", "policy"), inputs(fixture.case, 1), []
+    model, given, alone = parity.policy("gpt2", "policy"), parity.inputs(fixture.case, 1), []
     for query, response in zip(given.queries, given.responses, strict=True):
         with torch.no_grad():
             logits = model.pretrained_model(torch.cat([query, response])[None]).logits[0]
@@ -118,7 +118,7 @@ def test_accumulation_goes_on_in_a_dataloaders_loop_and_trls_stops(tokenizer):
     trainer = parity.make_trainer(outside.case, tokenizer, one_batch)
     orders = iter(torch.tensor(p) for p in outside.permutations[0])
     trainer._permutation = lambda n: next(orders)
-    given = inputs(outside.case, 1)
+    given = parity.inputs(outside.case, 1)
     for _ in trainer.dataloader:
         trainer.step(given.queries, given.responses, given.scores)
     for name, parameter in trainer.model.named_parameters():
@@ -130,7 +130,7 @@ def test_whitened_rewards_do_not_leak_from_the_padding_and_trls_do(tokenizer):
     """Shown by computing each response's advantages alone, from the rewards whitened together."""
     fixture = parity.load("trl_whiten_rewards_padded")
     _, _, ours = next(parity.replay(fixture, tokenizer))
-    lengths = [len(r) for r in inputs(fixture.case, 1).responses]
+    lengths = [len(r) for r in parity.inputs(fixture.case, 1).responses]
     rewards, values = (ours[k].double().numpy() for k in ("rewards", "values"))
     scale = 1 / np.sqrt(rewards.var(ddof=1) + 1e-8)
     rewards = (rewards - rewards.mean()) * scale + rewards.mean()
@@ -145,7 +145,9 @@ def test_whitened_rewards_do_not_leak_from_the_padding_and_trls_do(tokenizer):
     off = np.abs(trls - returns)
     assert off.max() > 0.1
     ends = np.cumsum(lengths) - 1
-    longest = ends[np.argmax(np.array(lengths) + [len(q) for q in inputs(fixture.case, 1).queries])]
+    longest = ends[
+        np.argmax(np.array(lengths) + [len(q) for q in parity.inputs(fixture.case, 1).queries])
+    ]
     assert off[longest] < 1e-5, "the longest row has no padding after it"
 
 
@@ -154,7 +156,7 @@ def test_score_scaling_works_and_trls_raises(tokenizer):
     fixture = parity.load("score_scaling")  # TRL with its moments made tensors
     assert fixture.case.mended == "score scaling"
     _, stats, _ = next(parity.replay(fixture, tokenizer))
-    raw = torch.stack(inputs(fixture.case, 1).scores)
+    raw = torch.stack(parity.inputs(fixture.case, 1).scores)
     assert stats["ppo/mean_scores"] == pytest.approx((raw / raw.std()).mean().item(), rel=1e-5)
 
 

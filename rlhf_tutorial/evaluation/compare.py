@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -12,14 +14,13 @@ from torch import Tensor
 
 from ..device import supports_bf16
 from ..errors import DataError, RewardError
+from ..models import AutoModelForCausalLMWithValueHead
 from ..ppo.rollout import generate_responses
 from ..reward import Reward
 
 if TYPE_CHECKING:
     import pandas as pd
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from ..models import AutoModelForCausalLMWithValueHead
 
 
 def sample_responses(
@@ -53,6 +54,8 @@ def sample_responses(
     bf16 = supports_bf16(device) if bf16 is None else bf16
     was_training = model.training
     model.eval()  # dropout would change the policy that is sampled from
+    if not isinstance(model, AutoModelForCausalLMWithValueHead):
+        model = AutoModelForCausalLMWithValueHead.from_pretrained(model)  # the same sampling loop
     try:
         with (
             torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
@@ -70,6 +73,18 @@ def sample_responses(
     finally:
         model.train(was_training)
     return decode(responses)
+
+
+def save_table(table: pd.DataFrame, path: Path) -> None:
+    """Write a comparison as CSV, texts in quotes: one may hold a lone carriage return."""
+    table.to_csv(path, index=False, quoting=csv.QUOTE_NONNUMERIC)
+
+
+def load_table(path: Path) -> pd.DataFrame:
+    """Read what `save_table` wrote; an answer "NA", or an empty one, is a text."""
+    import pandas as pd
+
+    return pd.read_csv(path, keep_default_na=False)
 
 
 def compare(

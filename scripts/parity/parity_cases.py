@@ -75,6 +75,10 @@ class Case:
             **self.config,
         }
 
+    def inputs_key(self) -> str:
+        """Cases of one key have the same inputs."""
+        return f"{self.lengths}, masked" if self.masked else self.lengths
+
     def recorded_steps(self) -> tuple[int, ...]:
         return tuple(s for s in RECORDED_STEPS if s <= self.steps)
 
@@ -226,7 +230,7 @@ class Inputs:
 
 
 def inputs(case: Case, step: int) -> Inputs:
-    """The fixed inputs of a step, 1 for the first."""
+    """The inputs of a step, 1 for the first, as they are drawn for recording."""
     random = torch.Generator().manual_seed(1000 + step)
 
     def ids(low: int, high: int) -> list[Tensor]:

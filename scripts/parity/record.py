@@ -7,7 +7,8 @@ mini-batches, evidence that the mechanism fired, and the spread: how far TRL wit
 from TRL with sdpa attention, the largest difference per quantity) and `<case>.safetensors` (of some
 steps: per-token tensors at the unmasked response tokens, row by row, and the weights after the
 step); `weights_<kind>.safetensors`, the policy and the separate reference at the start;
-`defaults.json`, the defaults of TRL's PPOConfig; and `checkpoint/`, a policy as TRL saves it.
+`inputs.json`, what each step was given; `defaults.json`, the defaults of TRL's PPOConfig and two of
+its faults; and `checkpoint/`, a policy as TRL saves it.
 """
 
 from __future__ import annotations
@@ -280,6 +281,18 @@ def spread(a: Recorder, b: Recorder) -> dict[str, float]:
     return largest
 
 
+def write_inputs(path: Path) -> None:
+    """Each step's inputs, so that no later torch need draw the same numbers."""
+    content = {}
+    for case in CASES.values():
+        steps = [dataclasses.asdict(inputs(case, number)) for number in range(1, 11)]
+        content[case.inputs_key()] = [
+            {name: v if v is None else [t.tolist() for t in v] for name, v in step.items()}
+            for step in steps
+        ]
+    path.write_text(json.dumps(content) + "\n")
+
+
 def known_faults() -> dict[str, Any]:
     """Two things that TRL 0.11.4 gets wrong, as it does them."""
     case = dataclasses.replace(CASES["score_scaling"], mended=None)
@@ -316,6 +329,7 @@ def main() -> None:
     about = {"versions": {p: version(p) for p in packages}, "defaults": defaults}
     about |= known_faults()
     (folder / "defaults.json").write_text(json.dumps(about, indent=1) + "\n")
+    write_inputs(folder / "inputs.json")
     for name, case in CASES.items():
         if only and name not in only:
             continue

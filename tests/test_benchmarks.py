@@ -1,0 +1,83 @@
+"""The benchmarks run; what they measure is not tested here, since tests do not time."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+BENCHMARKS = ROOT / "benchmarks"
+
+
+def run(*arguments: str, cwd: Path = ROOT) -> str:
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=cwd,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_steps_are_measured_without_trl_too(tmp_path):
+    """On a GPT-2 of random weights, as the original's shapes are on a GPU."""
+    output = tmp_path / "rows.json"
+    settings = ["--model", "tiny", "--steps", "1", "--batch-size", "4", "--output", str(output)]
+    printed = run(str(BENCHMARKS / "ppo_step.py"), *settings, "--trl", str(tmp_path / "none"))
+    rows = json.loads(output.read_text(encoding="utf-8"))
+    names = {row["variant"] for row in rows}
+    assert {"ours, full, float32", "ours, frozen trunk, float32"} <= names
+    for row in rows:
+        assert 0 < row["seconds"]["step"] < row["seconds"]["total"]
+        assert row["flop"] > 0 and row["matmul_rate"] > 0 and row["peak_bytes"] > 1e8
+        assert row["variant"] in printed
+    full, frozen = (
+        next(r["flop"] for r in rows if r["variant"] == f"ours, {kind}, float32")
+        for kind in ("full", "frozen trunk")
+    )
+    assert frozen < 0.8 * full
+
+
+def test_the_original_loops_worker_compiles():
+    """It runs in TRL's environment, which the tests do not have."""
+    compile(
+        (BENCHMARKS / "original_loop.py").read_text(encoding="utf-8"), "original_loop.py", "exec"
+    )
+
+
+def test_the_committed_page_shows_the_committed_numbers(monkeypatch):
+    """If this fails: python benchmarks/draw.py."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import draw
+
+    folder = BENCHMARKS / "results"
+    results = {p.stem: json.loads(p.read_text(encoding="utf-8")) for p in folder.glob("*.json")}
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    assert draw.tables(page, results) == page
+    assert results["ppo_step"][0]["variant"] == "original"
+
+
+@pytest.mark.weights
+def test_the_plain_perplexity_that_ours_is_timed_against_gives_the_same_values(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import perplexity
+    from transformers import AutoModelForCausalLM
+
+    from rlhf_tutorial import load_tokenizer
+    from rlhf_tutorial.assets import SMOLLM2, resolve
+    from rlhf_tutorial.evaluation.perplexity import score_texts
+
+    folder = resolve(SMOLLM2)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), load_tokenizer(folder)
+    texts = ["A short one.", "A longer text, so that the first of the two has to be padded."]
+    plain = perplexity.plain(texts, model.eval(), tokenizer)
+    ours = score_texts(texts, model, tokenizer)["perplexities"]
+    assert ours == pytest.approx(plain, rel=1e-4)
