@@ -53,18 +53,6 @@ def test_the_original_loops_worker_compiles():
     )
 
 
-def test_the_committed_page_shows_the_committed_numbers(monkeypatch):
-    """If this fails: python benchmarks/draw.py."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import draw
-
-    folder = BENCHMARKS / "results"
-    results = {p.stem: json.loads(p.read_text(encoding="utf-8")) for p in folder.glob("*.json")}
-    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
-    assert draw.tables(page, results) == page
-    assert results["ppo_step"][0]["variant"] == "original"
-
-
 @pytest.mark.weights
 def test_the_plain_perplexity_that_ours_is_timed_against_gives_the_same_values(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
