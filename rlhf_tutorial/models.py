@@ -89,9 +89,9 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
         self.num_shared_layers = 0
         # A tuple, so that the two halves are not registered as submodules a second time.
         self._halves: tuple[PreTrainedModel, PreTrainedModel] | None = None
-        # Token ids last sampled, the trunk's states of them, and the version of its weights then:
-        # see `sample` and `trunk`.
-        self._sampled: tuple[Tensor, Tensor, int] | None = None
+        # What was last sampled (ids, mask, positions), the trunk's states of it, and the version of
+        # its weights then: see `sample` and `trunk`.
+        self._sampled: tuple[tuple[Tensor, Tensor, Tensor], Tensor, int] | None = None
 
     @classmethod
     def from_pretrained(
@@ -136,9 +136,12 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
         if self._halves is None:
             raise ModelError("the model has no frozen trunk: create_reference_model makes one")
         if self._sampled is not None:
-            (ids, states, version), width = self._sampled, input_ids.shape[1]
-            if ids[:, :width].shape == input_ids.shape and states.shape[1] >= width:
-                same = (ids[:, :width] == input_ids) | (attention_mask == 0)
+            kept, states, version = self._sampled
+            read, width = (input_ids, attention_mask, position_ids), input_ids.shape[1]
+            if kept[0][:, :width].shape == input_ids.shape and states.shape[1] >= width:
+                # The same tokens in the same places; padding after an answer's end is not read.
+                same = torch.stack([a[:, :width] == b for a, b in zip(kept, read, strict=True)])
+                same = same.all(dim=0) | (attention_mask == 0)
                 if same.all() and version == self._trunk_version():
                     return states[:, :width]
         inputs = {"attention_mask": attention_mask, "position_ids": position_ids}
@@ -224,7 +227,8 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
             if not going_on.any():
                 break
         if states:
-            self._sampled = sequences, torch.cat(states, dim=1), self._trunk_version()
+            read = sequences, attention_mask, position_ids_from(attention_mask)
+            self._sampled = read, torch.cat(states, dim=1), self._trunk_version()
         return sequences
 
     def _trunk_version(self) -> int:

@@ -53,6 +53,18 @@ def test_the_original_loops_worker_compiles():
     )
 
 
+def test_the_committed_page_shows_the_committed_numbers(monkeypatch):
+    """If this fails: python benchmarks/draw.py."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import draw
+
+    folder = BENCHMARKS / "results"
+    results = {p.stem: json.loads(p.read_text(encoding="utf-8")) for p in folder.glob("*.json")}
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    assert draw.tables(page, results) == page
+    assert results["ppo_step"][0]["variant"] == "original"
+
+
 @pytest.mark.weights
 def test_the_plain_perplexity_that_ours_is_timed_against_gives_the_same_values(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
@@ -64,7 +76,8 @@ def test_the_plain_perplexity_that_ours_is_timed_against_gives_the_same_values(m
     from rlhf_tutorial.evaluation.perplexity import score_texts
 
     folder = resolve(SMOLLM2)
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
     texts = ["A short one.", "A longer text, so that the first of the two has to be padded."]
     plain = perplexity.plain(texts, model.eval(), tokenizer)
     ours = score_texts(texts, model, tokenizer)["perplexities"]

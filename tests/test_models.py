@@ -453,3 +453,21 @@ def test_states_kept_from_sampling_serve_no_other_tokens_and_no_other_weights(ma
     weights = {k: v + 0.1 for k, v in policy.state_dict().items()}
     policy.load_state_dict(weights)
     assert not torch.allclose(policy.trunk(sampled[:, :-1], mask, positions), kept)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_states_kept_from_sampling_do_not_serve_a_batch_padded_in_another_way(kind, make_policy):
+    """The same ids, of which the first is a token in one batch and padding in the other."""
+    policy = make_policy(kind)
+    policy.freeze_lowest_layers(2)
+    ids = torch.tensor([[5, 6, 7], [8, 9, 10]])
+    whole = torch.ones_like(ids)
+    padded = torch.tensor([[0, 1, 1], [1, 1, 1]])
+    settings = {"max_new_tokens": 2, "eos_token_ids": [], "pad_token_id": 5}
+    for sampled_mask, read_mask in ((whole, padded), (padded, whole)):
+        sequences = policy.sample(ids, sampled_mask, **settings)[:, :-1]
+        mask = torch.cat([read_mask, torch.ones(2, 1, dtype=torch.long)], dim=1)
+        states = policy.trunk(sequences, mask, position_ids_from(mask))
+        policy._sampled = None
+        computed = policy.trunk(sequences, mask, position_ids_from(mask))
+        torch.testing.assert_close(states[mask.bool()], computed[mask.bool()])

@@ -579,6 +579,21 @@ def test_a_mini_batch_whose_ratio_ran_away_is_skipped(make_trainer, samples, cap
     assert len(caplog.messages) == 4 and "ratio_threshold 0.5" in caplog.messages[0]
 
 
+def test_a_ratio_that_overflows_leaves_the_weights_alone(make_trainer, samples, monkeypatch):
+    """exp of more than 88.7 is infinite in float32, and infinity times 0 is not a number."""
+    trainer = make_trainer(sgd=0.02, ppo_epochs=1)
+    evaluate = trainer._evaluate
+    monkeypatch.setattr(
+        trainer,
+        "_evaluate",
+        lambda *a: [x - 200 if i == 0 else x for i, x in enumerate(evaluate(*a))],
+    )
+    before = weights(trainer)
+    stats = trainer.step(*samples)
+    assert stats["ppo/loss/total"] == 0 and np.isinf(stats["ppo/policy/ratio"]).any()
+    assert_same_weights(before, weights(trainer))
+
+
 def test_only_the_mini_batches_above_the_threshold_are_skipped(make_trainer, samples, caplog):
     """The first update is at ratio 1, the second meets what the first has done."""
     results = {}

@@ -161,7 +161,7 @@ def policy_loss(
     Returns:
         The loss (a scalar), the ratio (B, T), and the share of tokens where the clip was active.
     """
-    ratio = torch.exp(logprobs - old_logprobs)
+    ratio = torch.exp((logprobs - old_logprobs) * mask)  # no overflow at padding
     unclipped = -advantages * ratio
     clipped = -advantages * ratio.clamp(1 - cliprange, 1 + cliprange)
     loss = masked_mean(torch.maximum(unclipped, clipped), mask)

@@ -371,7 +371,8 @@ class PPOTrainer:
                 mean_ratio,
                 config.ratio_threshold,
             )
-            pg_loss, vf_loss = pg_loss * 0.0, vf_loss * 0.0
+            # Not the losses times 0: an infinite ratio would make the gradient nan.
+            pg_loss, vf_loss = 0.0 * now.logprobs.sum(), 0.0 * now.values.sum()
         loss = pg_loss + config.vf_coef * vf_loss
         self.accelerator.backward(loss)
         if config.max_grad_norm is not None and self.accelerator.sync_gradients:
