@@ -1,4 +1,4 @@
-"""Draw images/speed.png, and write the tables of docs/performance.md, from benchmarks/results/.
+"""Draw images/speed.png, and write tables of docs/performance.md, from benchmarks/results/.
 
 python benchmarks/draw.py
 """
@@ -9,9 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import perplexity
 import ppo_step
-import scaling
 import scoring
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -49,8 +47,6 @@ def tables(text: str, results: dict[str, Any]) -> str:
     """The page with each table between its markers made anew."""
     made = {
         "step": ppo_step.table(results["ppo_step"]),
-        "scaling": scaling.table(results["scaling"]),
-        "perplexity": perplexity.table(results["perplexity"]),
         "scoring": scoring.table(results["scoring"]),
     }
     for name, table in made.items():
