@@ -61,6 +61,8 @@ def main(arguments: list[str] | None = None) -> None:
         STAGES[args.stage](Run(load_preset(args.preset), args.output))
     except TutorialError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:  # a full or read-only disk, above all
+        sys.exit(f"error: {error}: check the disk, or give another folder with --output")
 
 
 if __name__ == "__main__":

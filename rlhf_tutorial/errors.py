@@ -19,3 +19,11 @@ class ModelError(TutorialError, ValueError):
 
 class RewardError(TutorialError, ValueError):
     """A reward that is not one finite number per response."""
+
+
+class CheckpointError(TutorialError):
+    """A checkpoint that cannot be written, is damaged, or is of another run."""
+
+
+class TrainingError(TutorialError):
+    """An update that would not leave the policy with finite weights."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .assets import as_source, resolve
+from .assets import as_source, loading, resolve
 from .errors import ModelError
 
 if TYPE_CHECKING:
@@ -26,16 +26,21 @@ NOT_SUPPORTED = {
     "load_in_8bit": "PPO's small updates vanish in quantised weights: load them as they are",
     "load_in_4bit": "PPO's small updates vanish in quantised weights: load them as they are",
     "summary_dropout_prob": "PPO runs without dropout, and the value head has none",
+    "trust_remote_code": "code that a checkpoint brings with it is never run",
 }
-"""Arguments of TRL 0.11.4's `from_pretrained` that are refused, and why."""
+"""Arguments that TRL 0.11.4's `from_pretrained` took and this one refuses, and why."""
 
 
 def load_tokenizer(name: str | Path, revision: str = "main") -> PreTrainedTokenizerBase:
     """The tokenizer of a hub id or local folder; without a pad token, it pads with EOS."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(resolve(as_source(name, revision)))
+    folder = resolve(as_source(name, revision))
+    with loading(folder):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise ModelError(f"the tokenizer in {folder} has neither pad nor EOS token: set one")
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
@@ -122,9 +127,15 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
                 return cls(name, **head_kwargs).eval()
             folder = resolve(as_source(name, revision))
             kwargs.setdefault("dtype", kwargs.pop("torch_dtype", torch.float32))
-            model = cls(AutoModelForCausalLM.from_pretrained(folder, **kwargs), **head_kwargs)
-        if (head := _saved_value_head(folder)) is not None:
-            model.v_head.load_state_dict(head)
+            with loading(folder):
+                # Left unset, transformers asks the reader whether to run a repository's own code.
+                loaded = AutoModelForCausalLM.from_pretrained(
+                    folder, trust_remote_code=False, **kwargs
+                )
+            model = cls(loaded, **head_kwargs)
+        with loading(folder):
+            if (head := _saved_value_head(folder)) is not None:
+                model.v_head.load_state_dict(head)
         return model.eval()
 
     def trunk(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
@@ -358,6 +369,13 @@ def create_reference_model(
         shared = {id(p): p for p in model.parameters() if not p.requires_grad}
     reference = copy.deepcopy(model, memo=shared)
     return reference.requires_grad_(False).eval()
+
+
+def cast_frozen_matrices(*models: nn.Module) -> None:
+    """Frozen matrices to bfloat16, in place: autocast would cast them again at every call."""
+    for parameter in (p for model in models for p in model.parameters()):
+        if not parameter.requires_grad and parameter.ndim >= 2:
+            parameter.data = parameter.data.bfloat16()
 
 
 def shares_trunk(

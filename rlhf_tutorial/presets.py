@@ -98,8 +98,9 @@ OVERRIDES = {"policy": "RLHF_POLICY", "reward_model": "RLHF_REWARD_MODEL", "data
 def load_preset(name: str | None = None) -> Preset:
     """The preset of that name; by default the one RLHF_PRESET names, else `smollm2`.
 
-    RLHF_POLICY, RLHF_REWARD_MODEL and RLHF_DATA replace its policy, judge and data. A judge put in
-    this way is a whole reward model, without the preset's adapter.
+    RLHF_POLICY, RLHF_REWARD_MODEL and RLHF_DATA replace its policy, judge and data by a local
+    folder, "org/name" or "org/name@revision". A judge put in this way is a whole reward model,
+    without the preset's adapter.
 
     Raises:
         TutorialError: for an unknown name. AssetError: for an override that is not to be found.

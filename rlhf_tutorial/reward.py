@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import numbers
 import random
 import re
 import tempfile
@@ -16,7 +17,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from .device import default_device, supports_bf16
+from .assets import Hub, as_source, loading, resolve
+from .device import device_or_default, supports_bf16
 from .errors import DataError, ModelError, RewardError
 
 Pair = dict[str, str]  # {"prompt", "chosen", "rejected"}
@@ -26,6 +28,45 @@ class Reward(Protocol):
     """A reward is any callable that gives one finite float per (query, response)."""
 
     def __call__(self, queries: list[str], responses: list[str]) -> list[float]: ...
+
+
+def checked_scores(scores: Any, count: int) -> list[float]:
+    """What a reward returned for `count` responses, as floats.
+
+    Numbers may also be tensors or arrays of one element each.
+
+    Raises:
+        RewardError: unless there are as many finite numbers as responses.
+    """
+    wanted = "it must give a list of numbers, one per response"
+    try:
+        if isinstance(scores, (str, bytes, dict, set)):
+            raise TypeError
+        values = list(scores)
+    except TypeError as error:
+        raise RewardError(f"the reward gave a {type(scores).__name__}: {wanted}") from error
+    if len(values) != count:
+        raise RewardError(
+            f"the reward gave {len(values)} scores for {count} responses: it must give one per "
+            "response"
+        )
+    return [_checked_score(value, i) for i, value in enumerate(values)]
+
+
+def _checked_score(value: Any, i: int) -> float:
+    shape = getattr(value, "shape", ())
+    if math.prod(shape) == 1 and hasattr(value, "item"):  # of torch or NumPy
+        value = value.item()
+    if not isinstance(value, numbers.Real):
+        what = f"of shape {tuple(shape)}" if shape else f"a {type(value).__name__}"
+        raise RewardError(f"the score of response {i} is {what}: it must be one number")
+    try:
+        score = float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        score = math.inf
+    if not math.isfinite(score):
+        raise RewardError(f"the score of response {i} is {score}: the reward must be finite")
+    return score
 
 
 class RewardModel:
@@ -57,9 +98,15 @@ class RewardModel:
             if tokenizer.eos_token is None:
                 raise ModelError("the reward model's tokenizer has no padding token: set one")
             tokenizer.pad_token = tokenizer.eos_token
+        embeddings = model.get_input_embeddings().num_embeddings
+        if len(tokenizer) > embeddings:
+            raise ModelError(
+                f"the reward model's tokenizer has {len(tokenizer)} tokens, but the model knows "
+                f"{embeddings}: load the tokenizer that it was trained with"
+            )
         if model.config.pad_token_id is None:
             model.config.pad_token_id = tokenizer.pad_token_id
-        self.device = torch.device(device) if device is not None else default_device()
+        self.device = device_or_default(device)
         self.model = model.to(self.device).eval()
         self.tokenizer = tokenizer
         self.batch_size = batch_size
@@ -81,20 +128,22 @@ class RewardModel:
         """Load a checkpoint, or a base encoder with a PEFT LoRA `adapter` folder merged into it.
 
         With an adapter the tokenizer's settings in its `tokenizer_config.json` go before the
-        base's. The caller's random state is left as it was. Raises ModelError when the head has
-        several logits, or when neither checkpoint nor adapter holds a trained head.
+        base's. The caller's random state is left as it was.
+
+        Raises:
+            AssetError: if the checkpoint cannot be found. ModelError: when it cannot be loaded, the
+                head has several logits, or neither checkpoint nor adapter holds a trained head.
         """
         from transformers import AutoTokenizer
 
-        overrides = {} if adapter is None else _tokenizer_overrides(Path(adapter))
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder_or_id, revision=revision or "main", **overrides
-        )
-        with preserved_random_state(), _quiet_transformers():
+        folder = resolve(as_source(folder_or_id, revision or "main"))
+        with loading(folder), preserved_random_state(), _quiet_transformers():
+            overrides = {} if adapter is None else _tokenizer_overrides(Path(adapter))
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **overrides)
             if adapter is None:
-                model = _load_trained(folder_or_id, revision)
+                model = _load_trained(folder)
             else:
-                model = _load_merged(folder_or_id, Path(adapter), revision)
+                model = _load_merged(folder, Path(adapter))
         return cls(model, tokenizer, device, batch_size, bf16)
 
     def __call__(self, queries: list[str], responses: list[str]) -> list[float]:
@@ -128,9 +177,7 @@ class RewardModel:
                 logits = self.model(**batch.to(self.device)).logits
                 for i, score in zip(indices, logits[:, 0].float().tolist(), strict=True):
                     scores[i] = score
-        if not all(map(math.isfinite, scores)):
-            raise RewardError("the reward model gave a score that is not finite: check its weights")
-        return scores
+        return checked_scores(scores, len(responses))
 
 
 def rule_reward(queries: list[str], responses: list[str]) -> list[float]:
@@ -156,15 +203,21 @@ def _rule_score(response: str) -> float:
 
 def pairwise_accuracy(reward: Reward, pairs: Sequence[Pair]) -> float:
     """Share of pairs in which `reward` puts the chosen response above the rejected one."""
-    if not pairs:
-        raise DataError("no preference pairs to score: give at least one")
+    _check_pairs(pairs)
     prompts = [pair["prompt"] for pair in pairs]
-    scores = reward(
-        prompts + prompts,
-        [pair["chosen"] for pair in pairs] + [pair["rejected"] for pair in pairs],
-    )
+    responses = [pair["chosen"] for pair in pairs] + [pair["rejected"] for pair in pairs]
+    scores = checked_scores(reward(prompts + prompts, responses), len(responses))
     wins = sum(c > r for c, r in zip(scores[: len(pairs)], scores[len(pairs) :], strict=True))
     return wins / len(pairs)
+
+
+def _check_pairs(pairs: Sequence[Pair]) -> None:
+    if not len(pairs):
+        raise DataError("there are no preference pairs: give at least one")
+    for i, pair in enumerate(pairs):
+        for name in ("prompt", "chosen", "rejected"):
+            if not isinstance(pair.get(name), str):
+                raise DataError(f"pair {i} has no text as its {name!r}: give the three texts")
 
 
 def accuracy_interval(correct: int, n: int) -> tuple[float, float]:
@@ -230,12 +283,14 @@ def train_reward_model(
     from transformers import AutoTokenizer, PrinterCallback
     from trl import RewardConfig, RewardTrainer
 
-    if not pairs:
-        raise DataError("no preference pairs to train on: give at least one")
-    device = torch.device(device) if device is not None else default_device()
+    _check_pairs(pairs)
+    device = device_or_default(device)
+    source = as_source(base)
+    base = resolve(source)
     # trl's collator makes no token_type_ids; saved with the model, this tells the scorer so.
     inputs = {"model_input_names": ["input_ids", "attention_mask"]}
-    tokenizer = AutoTokenizer.from_pretrained(base, **inputs)
+    with loading(base):
+        tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False, **inputs)
     rows = _training_rows(pairs, tokenizer, epochs, batch_size, max_tokens, cut_share, seed)
     bf16 = supports_bf16(device) if bf16 is None else bf16
     with (
@@ -245,7 +300,8 @@ def train_reward_model(
     ):
         folder = Path(output) if output is not None else Path(scratch, "trained")
         torch.manual_seed(seed)
-        model, untrained = _load_classifier(base)
+        with loading(base):
+            model, untrained = _load_classifier(base)
         trainer = RewardTrainer(
             model=model,
             args=RewardConfig(
@@ -278,6 +334,8 @@ def train_reward_model(
         trainer.model.save_pretrained(folder)
         if lora:
             Path(folder, "tokenizer_config.json").write_text(json.dumps(inputs, indent=2) + "\n")
+            name = source.repo_id if isinstance(source, Hub) else base.resolve().name
+            _name_base(folder, base, name)
             return RewardModel.from_pretrained(base, folder, device=device, bf16=bf16)
         tokenizer.save_pretrained(folder)
         return RewardModel.from_pretrained(folder, device=device, bf16=bf16)
@@ -337,6 +395,18 @@ def _lora_config(rank: int, untrained: list[str]) -> Any:
     )
 
 
+def _name_base(adapter: Path, base: Path, name: str) -> None:
+    """Put the base's name where PEFT wrote its local path, which is nobody else's business."""
+    path = adapter / "adapter_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = name
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    card = adapter / "README.md"
+    if card.exists():
+        text = card.read_text(encoding="utf-8").replace(str(base), name)
+        card.write_text(text, encoding="utf-8")
+
+
 def _log_callback(log: Callable[[int, dict[str, float]], None]) -> Any:
     from transformers import TrainerCallback
 
@@ -348,52 +418,55 @@ def _log_callback(log: Callable[[int, dict[str, float]], None]) -> Any:
     return LogCallback()
 
 
-def _load_classifier(base: str | Path, revision: str | None = None) -> tuple[Any, list[str]]:
+def _load_classifier(folder: Path) -> tuple[Any, list[str]]:
     """A float32 classifier with one logit, and its modules the checkpoint has no weights for."""
     from transformers import AutoModelForSequenceClassification
 
-    model, loading = AutoModelForSequenceClassification.from_pretrained(
-        base,
-        revision=revision or "main",
+    model, info = AutoModelForSequenceClassification.from_pretrained(
+        folder,
         num_labels=1,
         dtype=torch.float32,
         output_loading_info=True,
+        # Left unset, transformers asks the reader whether to run a repository's own code.
+        trust_remote_code=False,
     )
-    return model, sorted({key.rpartition(".")[0] for key in loading["missing_keys"]})
+    return model, sorted({key.rpartition(".")[0] for key in info["missing_keys"]})
 
 
-def _load_trained(folder_or_id: str | Path, revision: str | None) -> Any:
+def _load_trained(folder: Path) -> Any:
     from transformers import AutoConfig
 
-    logits = AutoConfig.from_pretrained(folder_or_id, revision=revision or "main").num_labels
+    logits = AutoConfig.from_pretrained(folder, trust_remote_code=False).num_labels
     if logits != 1:
         raise ModelError(
-            f"{folder_or_id} has a head of {logits} logits (2 is also what a checkpoint without a "
+            f"{folder} has a head of {logits} logits (2 is also what a checkpoint without a "
             "head says): a reward model has exactly one; give an adapter or another checkpoint"
         )
-    model, untrained = _load_classifier(folder_or_id, revision)
+    model, untrained = _load_classifier(folder)
     if untrained:
         raise ModelError(
-            f"{folder_or_id} holds no weights for {', '.join(untrained)}: its scores would be "
+            f"{folder} holds no weights for {', '.join(untrained)}: its scores would be "
             "random; give an adapter, or a checkpoint saved with its head"
         )
     return model
 
 
-def _load_merged(base: str | Path, adapter: Path, revision: str | None) -> Any:
+def _load_merged(base: Path, adapter: Path) -> Any:
     from peft import PeftConfig, PeftModel
 
     if not (adapter / "adapter_config.json").is_file():
         raise ModelError(f"{adapter} holds no adapter_config.json: give a PEFT adapter's folder")
-    saved = PeftConfig.from_pretrained(adapter).modules_to_save or []
-    model, untrained = _load_classifier(base, revision)
+    with loading(adapter):
+        saved = PeftConfig.from_pretrained(adapter).modules_to_save or []
+    model, untrained = _load_classifier(base)
     if not set(untrained) <= set(saved):
         raise ModelError(
             f"neither {base} nor the adapter {adapter} holds trained weights for "
             f"{', '.join(sorted(set(untrained) - set(saved)))}: train the adapter with them in "
             "modules_to_save"
         )
-    return PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    with loading(adapter):
+        return PeftModel.from_pretrained(model, adapter).merge_and_unload()
 
 
 def _tokenizer_overrides(adapter: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .assets import resolve
+from .assets import loading, reason, resolve
 from .data import last_reply, load_preferences, load_queries, prepare_queries
 from .device import default_device, supports_bf16
 from .errors import TutorialError
@@ -52,7 +52,13 @@ class Run:
         self.preset = preset
         self.folder = Path(folder or Path(os.environ.get("RLHF_RUNS", base)) / preset.name)
         self.device = default_device()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except (OSError, ValueError) as error:
+            raise TutorialError(
+                f"cannot make the run's folder {str(self.folder)!r} ({reason(error)}): give "
+                "another with --output or RLHF_RUNS"
+            ) from error
         # Stages load what earlier ones left, so a folder belongs to one set of settings.
         settings = hashlib.sha256(repr(preset).encode()).hexdigest()
         known = self.folder / "settings.sha256"
@@ -308,13 +314,16 @@ class Run:
         if not folder.exists():
             from .tiny import make_tiny_policy
 
-            make_tiny_policy(folder, self.preferences("train")["chosen"][:])
+            texts = self.preferences("train")["chosen"][:]
+            make_tiny_policy(folder, [text for text in texts if isinstance(text, str)])
         return folder
 
     def _policy_config(self) -> Any:
         from transformers import AutoConfig
 
-        return AutoConfig.from_pretrained(self._policy_folder())
+        folder = self._policy_folder()
+        with loading(folder):
+            return AutoConfig.from_pretrained(folder, trust_remote_code=False)
 
 
 def _mean(history: list[dict[str, float]], key: str) -> float:

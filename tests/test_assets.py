@@ -268,6 +268,7 @@ def test_as_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert as_source(str(tmp_path)) == as_source(tmp_path) == tmp_path
     assert as_source("org/other-1.0", "abc") == Hub("org/other-1.0", "abc")
     assert as_source("gpt2") == Hub("gpt2", "main")  # the Hub's oldest names have no owner
+    assert as_source("org/other@refs/pr/1", "abc") == Hub("org/other", "refs/pr/1")
     monkeypatch.chdir(tmp_path)
     assert as_source("org/name") == Path("org/name")  # a folder goes before a Hub id
 

@@ -111,7 +111,7 @@ def test_a_missing_split_folder_or_a_broken_file_is_named_in_one_line(make_hh_fo
         load_preferences(str(folder / "nothing" / "here"))
     one_line(error)
     (folder / "helpful-base" / "test.jsonl").write_text('{"chosen": "cut off in the mi')
-    with pytest.raises(DataError, match="cannot read split 'test'") as error:
+    with pytest.raises(DataError, match="test.jsonl, line 1: it is not JSON") as error:
         load_preferences(folder, "test", "helpful-base")
     one_line(error)
 
@@ -136,14 +136,16 @@ def test_rows_are_kept_dropped_and_counted(tokenizer):
     assert vars(report) == {
         "rows": 9,
         "kept": 3,
-        "no_turns": 3,
+        "not_text": 1,
+        "no_turns": 2,
         "empty": 1,
         "too_long": 1,
         "no_room": 0,
         "beyond_limit": 1,
     }
     text = str(report)
-    assert text.startswith("3 prompts from 9 rows (dropped: 3 without") and "1 beyond" in text
+    assert text.startswith("3 prompts from 9 rows (dropped: 1 without text, 2 without a human")
+    assert "1 beyond" in text
     assert str(prepare_queries(rows.select([0]), tokenizer, DLITE)[1]) == "1 prompts from 1 rows"
 
 

@@ -319,7 +319,7 @@ def test_arguments_of_the_trainer_that_do_not_fit_are_refused_in_one_line(path):
         with pytest.raises(ModelError, match=message) as error:
             PPOTrainer(config, **({"model": model, "tokenizer": tokenizer} | arguments))
         assert "\n" not in str(error.value)
-    with pytest.raises(ModelError, match="a query of 2 dimensions"):
+    with pytest.raises(ModelError, match=r"queries\[0\] has shape \(1, 3\)"):
         make_trainer(path).generate(torch.ones(1, 3, dtype=torch.long))
     with pytest.raises(ModelError, match="pattern is not supported"):
         create_reference_model(model, 1, pattern="transformer.h.{layer}")

@@ -179,8 +179,8 @@ def divisors(n: int) -> list[int]:
 def more_padding(left: int, right: int) -> Iterator[None]:
     """Steps within lay their batch out as if for a longer query and a longer response."""
 
-    def widened(*arguments: Any) -> Batch:
-        batch = collate(*arguments)
+    def widened(*arguments: Any, **settings: Any) -> Batch:
+        batch = collate(*arguments, **settings)
         whole = {"input_ids": PAD, "attention_mask": 0, "position_ids": 0}
         columns = {
             name: torch.nn.functional.pad(

@@ -309,7 +309,7 @@ def test_results_do_not_depend_on_the_padding(kind, settings, make_trainer, samp
         monkeypatch.setattr(
             trainer_module,
             "collate",
-            lambda *a, left=left, right=right: more_padding(collate(*a), left, right),
+            lambda *a, left=left, right=right, **k: more_padding(collate(*a, **k), left, right),
         )
         trainer = make_trainer(kind, sgd=0.01, **settings)
         stats = trainer.step(*samples)
@@ -952,8 +952,8 @@ def test_what_step_cannot_use_is_refused_in_one_line_before_anything_changes(mak
         ((q[:5], r, s), ModelError, "step got 5 queries, but batch_size is 6"),
         ((q, r[:5], s), ModelError, "step got 5 responses, but batch_size is 6"),
         ((q, r, s[:5]), RewardError, "step got 5 scores, but batch_size is 6"),
-        ((q, empty, s), ModelError, "response 5 has shape"),
-        (([*q[:5], torch.ones(2, 2).long()], r, s), ModelError, "query 5 has shape"),
+        ((q, empty, s), ModelError, r"responses\[5\] has shape"),
+        (([*q[:5], torch.ones(2, 2).long()], r, s), ModelError, r"queries\[5\] has shape"),
         ((q, r, [*s[:3], float("nan"), *s[4:]]), RewardError, "score of response 3 is nan"),
         ((q, r, [*s[:5], -float("inf")]), RewardError, "score of response 5 is -inf"),
     ):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,10 +12,10 @@ import torch
 from torch import Tensor
 
 from ..device import supports_bf16
-from ..errors import DataError, RewardError
+from ..errors import DataError
 from ..models import AutoModelForCausalLMWithValueHead
 from ..ppo.rollout import generate_responses
-from ..reward import Reward
+from ..reward import Reward, checked_scores
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -112,8 +111,8 @@ def compare(
             "query": prompts,
             "response_before": responses_before,
             "response_after": responses_after,
-            "score_before": _scores(reward, prompts, responses_before),
-            "score_after": _scores(reward, prompts, responses_after),
+            "score_before": checked_scores(reward(prompts, responses_before), len(prompts)),
+            "score_after": checked_scores(reward(prompts, responses_after), len(prompts)),
         }
     )
     table["gain"] = table["score_after"] - table["score_before"]
@@ -213,19 +212,6 @@ def format_examples(
             rows["query"], rows["response_before"], rows["response_after"], strict=True
         )
     )
-
-
-def _scores(reward: Reward, prompts: list[str], responses: list[str]) -> list[float]:
-    scores = [float(score) for score in reward(prompts, responses)]
-    if len(scores) != len(responses):
-        raise RewardError(
-            f"the reward gave {len(scores)} scores for {len(responses)} responses: "
-            "it must give one per response"
-        )
-    for i, score in enumerate(scores):
-        if not math.isfinite(score):
-            raise RewardError(f"the score of response {i} is {score}: the reward must be finite")
-    return scores
 
 
 def _one_line(text: str) -> str:

@@ -227,5 +227,7 @@ def _load(model_id: str | Path) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
     folder = resolve(as_source(model_id))
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, trust_remote_code=False
+    )
     return model.to(default_device())

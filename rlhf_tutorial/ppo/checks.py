@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ..errors import ModelError, RewardError
+from ..errors import ModelError, RewardError, TrainingError
 from ..models import AutoModelForCausalLMWithValueHead
+from ..reward import checked_scores
+from .math import masked_mean
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+logger = logging.getLogger(__name__)
 
 
 def check_arguments(
@@ -27,6 +35,13 @@ def check_arguments(
             "PPOTrainer needs a tokenizer with a pad token: "
             "set tokenizer.pad_token = tokenizer.eos_token"
         )
+    known = model.pretrained_model.get_input_embeddings().num_embeddings
+    if tokenizer.pad_token_id >= known:  # a pad token added to the tokenizer alone, as a rule
+        raise ModelError(
+            f"the tokenizer pads with token {tokenizer.pad_token_id}, but the model knows {known}: "
+            "load the tokenizer it was trained with, or set tokenizer.pad_token = "
+            "tokenizer.eos_token, or call model.pretrained_model.resize_token_embeddings"
+        )
     if ref_model is not None and num_shared_layers is not None:
         raise ModelError(
             "num_shared_layers is for the reference that the trainer makes: leave ref_model out, "
@@ -42,19 +57,74 @@ def check_arguments(
 def check_sizes(batch_size: int, **lists: Sequence[Any]) -> None:
     """Raise ModelError, or RewardError for scores, unless each list has `batch_size` items."""
     for name, items in lists.items():
+        error = RewardError if name == "scores" else ModelError
+        if not hasattr(items, "__len__") or (isinstance(items, Tensor) and not items.ndim):
+            raise error(f"step got a {type(items).__name__} as {name}: give a list of {batch_size}")
         if len(items) != batch_size:
-            error = RewardError if name == "scores" else ModelError
             raise error(f"step got {len(items)} {name}, but batch_size is {batch_size}")
+
+
+def check_tokens(config: PretrainedConfig, **lists: Sequence[Tensor]) -> None:
+    """Raise ModelError unless each list holds 1-d tensors of token ids that the model knows.
+
+    Args:
+        config: of the language model.
+    """
+    for name, tensors in lists.items():
+        for i, tensor in enumerate(tensors):
+            item = f"{name}[{i}]"
+            if not isinstance(tensor, Tensor):
+                raise ModelError(f"{item} is a {type(tensor).__name__}: give 1-d tensors of ids")
+            if tensor.ndim != 1 or not len(tensor):
+                raise ModelError(
+                    f"{item} has shape {tuple(tensor.shape)}: each must be a 1-d tensor of at "
+                    "least one token id"
+                )
+            if tensor.dtype not in (torch.int64, torch.int32):
+                raise ModelError(f"{item} is of {tensor.dtype}: token ids must be torch.int64")
+        ids = torch.cat([tensor.to(tensors[0].device) for tensor in tensors])
+        if not 0 <= int(ids.min()) <= int(ids.max()) < config.vocab_size:
+            raise ModelError(
+                f"{name} hold token ids from {int(ids.min())} to {int(ids.max())}, but the model "
+                f"knows 0 to {config.vocab_size - 1}: use the policy's own tokenizer"
+            )
 
 
 def scores_tensor(scores: Sequence[float | Tensor], device: torch.device) -> Tensor:
     """The scores, (B,), from numbers or tensors of one element.
 
     Raises:
-        RewardError: if one is not finite.
+        RewardError: if one is no single finite number.
     """
-    tensor = torch.tensor([float(s) for s in scores], device=device)
+    tensor = torch.tensor(checked_scores(scores, len(scores)), device=device)
     if not tensor.isfinite().all():
         i = int((~tensor.isfinite()).nonzero()[0])
         raise RewardError(f"the score of response {i} is {tensor[i]}: the reward must be finite")
     return tensor
+
+
+def ratio_too_large(ratio: Tensor, mask: Tensor, threshold: float) -> bool:
+    """Whether a mini-batch's mean ratio, over (B, T), is above the threshold; says so if it is."""
+    mean_ratio = masked_mean(ratio, mask).item()
+    if mean_ratio > threshold:
+        logger.warning(
+            "mini-batch skipped: its mean ratio %.1f is above ratio_threshold %.1f; "
+            "if this goes on, lower the learning rate",
+            mean_ratio,
+            threshold,
+        )
+    return mean_ratio > threshold
+
+
+def check_update(loss: Tensor, gradient_norm: Tensor, step: int) -> None:
+    """Raise TrainingError unless the gradient is finite: Adam would carry a nan into all weights.
+
+    Args:
+        loss, gradient_norm: scalars. step: the number of the PPO step, for the message.
+    """
+    if not gradient_norm.isfinite():
+        raise TrainingError(
+            f"update refused in step {step}: its gradient's norm is {gradient_norm.item()}, its "
+            f"loss {loss.item():.3g}; the weights are as they were before it: lower "
+            "learning_rate or set max_grad_norm, and resume from a checkpoint"
+        )

@@ -23,9 +23,12 @@ PURE_SAMPLING = {
 }
 
 
-def pad(tensors: list[Tensor], value: int, side: str) -> tuple[Tensor, Tensor]:
-    """Stack 1-d tensors to (B, longest), padded on "left" or "right"; and the mask of real ones."""
-    longest = max(len(t) for t in tensors)
+def pad(tensors: list[Tensor], value: int, side: str, width: int = 0) -> tuple[Tensor, Tensor]:
+    """Stack 1-d tensors to (B, longest), padded on "left" or "right"; and the mask of real ones.
+
+    They are padded to `width` where the longest is shorter.
+    """
+    longest = max(width, *(len(t) for t in tensors))
     stacked = tensors[0].new_full((len(tensors), longest), value)
     mask = torch.zeros_like(stacked, dtype=torch.long)
     for row, tensor in enumerate(tensors):
@@ -160,43 +163,25 @@ class Batch:
         return Batch(**{k: v if v is None else v[rows] for k, v in vars(self).items()})
 
 
-def used_columns(dataset: Any) -> Any:
-    """A `datasets.Dataset` with the columns that PPO or its log can use; others as they are."""
-    if not hasattr(dataset, "column_names"):
-        return dataset
-    used = ("input_ids", "attention_mask", "label", "query", "response")
-    return dataset.select_columns([name for name in dataset.column_names if name in used])
-
-
-def collate_columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    """Rows of a dataset to columns: queries differ in length, so nothing is stacked."""
-    return {key: [row[key] for row in rows] for key in rows[0]}
-
-
 def collate(
     queries: list[Tensor],
     responses: list[Tensor],
     pad_token_id: int,
     response_masks: list[Tensor] | None = None,
+    width: int = 0,
 ) -> Batch:
     """Lay a batch out for the model.
 
     Args:
         queries, responses: B 1-d tensors of token ids each, none empty.
+        width: T at the least, if the longest response is shorter.
         response_masks: optionally one 0/1 tensor per response: tokens at 0 (a tool's output, say)
             are read but not trained on.
 
     Raises:
-        ModelError: for an empty query or response, a mask that does not fit its response, or a
-            response of which no token counts.
+        ModelError: for a mask that does not fit its response, or a response of which no token
+            counts.
     """
-    for name, tensors in (("query", queries), ("response", responses)):
-        for i, tensor in enumerate(tensors):
-            if tensor.ndim != 1 or not len(tensor):
-                raise ModelError(
-                    f"{name} {i} has shape {tuple(tensor.shape)}: each must be a 1-d tensor of at "
-                    "least one token id"
-                )
     if response_masks is not None:
         if len(response_masks) != len(responses):
             raise ModelError(
@@ -210,11 +195,11 @@ def collate(
                     f"{tuple(tokens.shape)}: give one 0 or 1 per token"
                 )
     query_ids, query_mask = pad(queries, pad_token_id, side="left")
-    response_ids, response_mask = pad(responses, pad_token_id, side="right")
+    response_ids, response_mask = pad(responses, pad_token_id, side="right", width=width)
     attention_mask = torch.cat([query_mask, response_mask], dim=1)
     mask = response_mask.float()
     if response_masks is not None:
-        mask = mask * pad(response_masks, 0, side="right")[0].to(mask)
+        mask = mask * pad(response_masks, 0, side="right", width=width)[0].to(mask)
     if not mask.any(dim=1).all():
         empty = int((~mask.any(dim=1)).nonzero()[0])
         raise ModelError(f"response_masks[{empty}] masks the whole response: drop that sample")
@@ -247,8 +232,12 @@ class Outputs:
 
 @dataclass(frozen=True)
 class Experience:
-    """What a step learns from, under the policy as it is before the first update. (B, T) each."""
+    """What a step learns from, under the policy as it is before the first update. (B, T) each.
 
+    With several processes, B counts the rows of all.
+    """
+
+    mask: Tensor
     logprobs: Tensor
     ref_logprobs: Tensor
     values: Tensor

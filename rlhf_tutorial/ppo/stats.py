@@ -51,10 +51,9 @@ def minibatch_stats(
     ratio: Tensor,
     now: Outputs,
     old: Experience,
-    mask: Tensor,
 ) -> dict[str, Tensor]:
-    """What one backward pass reports. Losses are scalars, `ratio` and `mask` (B, T)."""
-    log_ratio, values = now.logprobs - old.logprobs, now.values
+    """What one backward pass reports. Losses are scalars, `ratio` is (B, T)."""
+    log_ratio, values, mask = now.logprobs - old.logprobs, now.values, old.mask
     advantages, returns = old.advantages, old.returns
     return {
         "ppo/loss/policy": policy_loss,
@@ -81,19 +80,18 @@ def step_stats(
     *,
     scores: Tensor,
     experience: Experience,
-    mask: Tensor,
     kl_coef: float,
-    query_lengths: list[int],
-    response_lengths: list[int],
+    query_lengths: Tensor,
+    response_lengths: Tensor,
     minibatches: list[dict[str, Tensor]],
 ) -> dict[str, Any]:
     """What one PPO step reports: floats, and numpy arrays for what is per token or per sample.
 
     Args:
-        scores: (B,) after scaling and clipping. mask: (B, T).
+        scores: (B,) after scaling and clipping. query_lengths, response_lengths: (B,), in tokens.
         minibatches: from `minibatch_stats`, all of the step's in order.
     """
-    logprobs = experience.logprobs
+    logprobs, mask = experience.logprobs, experience.mask
     kl_per_response = (experience.kl * mask).sum(dim=1)
     if kl_per_response.mean() < -1:
         logger.warning(
@@ -114,7 +112,7 @@ def step_stats(
         "ppo/std_scores": scores.std() if len(scores) > 1 else torch.zeros(()),
     }
     for name, lengths in (("queries", query_lengths), ("responses", response_lengths)):
-        n = torch.tensor(lengths, dtype=torch.float)
+        n = lengths.float()
         stats[f"tokens/{name}_len_mean"] = n.mean()
         stats[f"tokens/{name}_len_std"] = n.std() if len(n) > 1 else torch.zeros(())
         stats[f"tokens/{name}_dist"] = n

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from ..errors import ModelError
-from ..models import AutoModelForCausalLMWithValueHead, create_reference_model, shares_trunk, upload
-from .checks import check_arguments, check_sizes, scores_tensor
+from ..models import (
+    AutoModelForCausalLMWithValueHead,
+    cast_frozen_matrices,
+    create_reference_model,
+    shares_trunk,
+    upload,
+)
+from . import checkpoint, checks
+from .batches import Batches, collate_columns
 from .config import PPOConfig
 from .fused import logprobs_and_entropy
 from .math import (
@@ -22,28 +27,18 @@ from .math import (
     adapted_kl_coef,
     gae,
     kl_per_token,
-    masked_mean,
     masked_whiten,
     policy_loss,
     rewards_per_token,
     value_loss,
 )
-from .rollout import (
-    Batch,
-    Experience,
-    Outputs,
-    collate,
-    collate_columns,
-    generate_responses,
-    used_columns,
-)
-from .stats import Clock, log_stats, minibatch_stats, start_trackers, step_stats
+from .processes import everywhere, make_accelerator, prepare, rows_everywhere
+from .rollout import Batch, Experience, Outputs, collate, generate_responses
+from .stats import Clock, log_stats, minibatch_stats, scalars, step_stats
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
-
-logger = logging.getLogger(__name__)
 
 
 class PPOTrainer:
@@ -59,10 +54,14 @@ class PPOTrainer:
     Random draws (sampling, order of prompts and mini-batches) come from the trainer's own seeded
     generator, and the caller's random state is left alone.
 
+    With several processes (torchrun, accelerate launch) each generates and scores `batch_size`
+    responses; losses, whitening, KL control, decisions and stats are those of all of them together.
+
     Attributes:
         dataloader: batches of the dataset as dicts of lists, shuffled, the last short one dropped;
             None without a dataset.
         kl_coef: beta, the current weight of the KL penalty.
+        history: the numbers of each step so far.
     """
 
     def __init__(
@@ -89,50 +88,29 @@ class PPOTrainer:
             lr_scheduler: of `optimizer`, moved on once per `step`.
             training_data_collator: refused; TRL had it.
         """
-        from accelerate import Accelerator
-        from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
-
-        check_arguments(model, ref_model, tokenizer, num_shared_layers, training_data_collator)
-        self.config, self.tokenizer = config, tokenizer
+        checks.check_arguments(
+            model, ref_model, tokenizer, num_shared_layers, training_data_collator
+        )
+        self.config, self.model_config, self.tokenizer = config, model.config, tokenizer
         self.kl_coef, self.logged = config.init_kl_coef, 0
+        self.history: list[dict[str, float]] = []
         self.score_moments = RunningMoments()
         self.random = torch.Generator().manual_seed(config.seed)
-        # By default accelerate also steps on the last batch of a dataloader, wherever it stands.
-        self.accelerator = Accelerator(
-            gradient_accumulation_plugin=GradientAccumulationPlugin(
-                num_steps=config.gradient_accumulation_steps, sync_with_dataloader=False
-            ),
-            log_with=config.log_with,
-            project_config=ProjectConfiguration(**config.project_kwargs),
-            **config.accelerator_kwargs,
-        )
-        start_trackers(self.accelerator, config)
+        self.accelerator = make_accelerator(config)
+        self._everywhere = partial(everywhere, self.accelerator)
         if ref_model is None:
             ref_model = create_reference_model(model, num_shared_layers)
         self.shares_trunk = shares_trunk(model, ref_model)
         if self.accelerator.mixed_precision == "bf16":
-            # Autocast would cast these matrices at every call; frozen ones can be cast once.
-            for parameter in [*model.parameters(), *ref_model.parameters()]:
-                if not parameter.requires_grad and parameter.ndim >= 2:
-                    parameter.data = parameter.data.bfloat16()
+            cast_frozen_matrices(model, ref_model)
         if optimizer is None:
             trainable = [p for p in model.parameters() if p.requires_grad]
             fused = self.device.type in ("cpu", "cuda")  # one pass over the weights, not a dozen
             optimizer = torch.optim.Adam(trainable, lr=config.learning_rate, fused=fused)
         self.dataloader = None
         if dataset is not None:
-            loader = DataLoader(
-                used_columns(dataset) if config.remove_unused_columns else dataset,
-                batch_size=config.batch_size,
-                shuffle=True,
-                drop_last=True,
-                collate_fn=data_collator,
-                generator=torch.Generator().manual_seed(config.seed),
-            )
-            self.dataloader = self.accelerator.prepare(loader)
-        self.model, self.optimizer = self.accelerator.prepare(model.eval(), optimizer)
-        # Without accelerate's conversion of all outputs to float32: logits are tens of megabytes.
-        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+            self.dataloader = Batches(dataset, config, data_collator, self.accelerator)
+        self.model, self.optimizer = prepare(self.accelerator, model.eval(), optimizer)
         self.ref_model = ref_model.to(self.device).eval()
         self.lr_scheduler = lr_scheduler
 
@@ -166,12 +144,9 @@ class PPOTrainer:
             For a list, a list of 1-d tensors; for one query a (1, length) tensor, as in TRL.
         """
         single = isinstance(query_tensor, Tensor)
-        if single and query_tensor.ndim != 1:
-            raise ModelError(
-                f"generate got a query of {query_tensor.ndim} dimensions: give one 1-d "
-                "tensor of token ids, or a list of them"
-            )
-        queries = [q.to(self.device) for q in ([query_tensor] if single else query_tensor)]
+        queries = [query_tensor] if single else list(query_tensor)
+        checks.check_tokens(self.model_config, queries=queries)
+        queries = [q.to(self.device) for q in queries]
         settings = {
             "eos_token_id": self.tokenizer.eos_token_id,
             "pad_token_id": self.tokenizer.pad_token_id,
@@ -183,7 +158,9 @@ class PPOTrainer:
         results = []
         for model in [self.model, self.ref_model] if generate_ref_response else [self.model]:
             with torch.random.fork_rng(devices=cuda), self.accelerator.autocast():
-                torch.manual_seed(int(torch.randint(2**31, (), generator=self.random)))
+                # The generators of all processes are in one state: the index tells them apart.
+                seed = int(torch.randint(2**31, (), generator=self.random))
+                torch.manual_seed(seed + self.accelerator.process_index)
                 model = self.accelerator.unwrap_model(model)
                 responses = generate_responses(model, queries, **settings)
             if return_prompt:
@@ -217,14 +194,18 @@ class PPOTrainer:
                 are not finite.
         """
         config, clock = self.config, Clock()
-        check_sizes(config.batch_size, queries=queries, responses=responses, scores=scores)
-        scores = scores_tensor(scores, self.device)
+        checks.check_sizes(config.batch_size, queries=queries, responses=responses, scores=scores)
+        checks.check_tokens(self.model_config, queries=queries, responses=responses)
+        lengths = torch.tensor([[len(q), len(r)] for q, r in zip(queries, responses, strict=True)])
+        query_lengths, response_lengths = self._everywhere(lengths.to(self.device)).unbind(1)
         batch = collate(
             [q.to(self.device) for q in queries],
             [r.to(self.device) for r in responses],
             self.tokenizer.pad_token_id,
             response_masks,
+            width=int(response_lengths.max()),
         )
+        scores = self._everywhere(checks.scores_tensor(scores, self.device))
         if config.use_score_scaling:
             self.score_moments = self.score_moments.updated(scores)
             scores = self.score_moments.scaled(scores, config.use_score_norm)
@@ -234,36 +215,38 @@ class PPOTrainer:
         # Where the mini-batch is the batch, this pass is also that of the first update.
         one_pass = config.mini_batch_size == config.batch_size
         first = self._forward(self.model, batch) if one_pass else None
-        logprobs, ref_logprobs, values, kl = self._evaluate(batch, first)
+        # From here on of all processes, but for `batch` and `first`.
+        mask = self._everywhere(batch.mask)
+        logprobs, ref_logprobs, values, kl = map(self._everywhere, self._evaluate(batch, first))
         clock.mark("forward_pass")
-        rewards, penalty = rewards_per_token(scores, kl, batch.mask, self.kl_coef)
+        rewards, penalty = rewards_per_token(scores, kl, mask, self.kl_coef)
         clock.mark("compute_rewards")
-        values, advantages, returns = self._advantages(values, rewards, batch.mask)
+        values, advantages, returns = self._advantages(values, rewards, mask)
         clock.mark("compute_advantages")
         experience = Experience(
-            logprobs, ref_logprobs, values, kl, penalty, rewards, advantages, returns
+            mask, logprobs, ref_logprobs, values, kl, penalty, rewards, advantages, returns
         )
         minibatches = self._optimise(batch, experience, first)
         clock.mark("optimize_step")
         stats = step_stats(
             scores=scores,
             experience=experience,
-            mask=batch.mask,
             kl_coef=self.kl_coef,
-            query_lengths=[len(q) for q in queries],
-            response_lengths=[len(r) for r in responses],
+            query_lengths=query_lengths,
+            response_lengths=response_lengths,
             minibatches=minibatches,
         )
         stats["ppo/learning_rate"] = self.optimizer.param_groups[0]["lr"]
         if config.adap_kl_ctrl:
-            n = config.batch_size * self.accelerator.num_processes
             self.kl_coef = adapted_kl_coef(
-                self.kl_coef, stats["objective/kl"], config.target, n, config.horizon
+                self.kl_coef, stats["objective/kl"], config.target, len(scores), config.horizon
             )
         if self.lr_scheduler is not None:
             self.lr_scheduler.step()
         clock.mark("calc_stats")
-        return stats | clock.times()
+        stats |= clock.times()
+        self.history.append(scalars(stats))
+        return stats
 
     def log_stats(
         self,
@@ -280,6 +263,19 @@ class PPOTrainer:
         """Save the policy as an ordinary checkpoint folder, with its value head and tokenizer."""
         self.accelerator.unwrap_model(self.model).save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+
+    def save_checkpoint(self, folder: str) -> None:
+        """Save all that training needs to go on from here: see `checkpoint.save`."""
+        checkpoint.save(self, folder)
+
+    def resume(self, folder: str) -> int:
+        """Go on from a folder's newest intact checkpoint; the steps done: `checkpoint.resume`."""
+        return checkpoint.resume(self, folder)
+
+    @cached_property
+    def origin(self) -> str:
+        """A hash of the policy before training, which the reference is."""
+        return checkpoint.fingerprint(self.ref_model)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
         """Upload what `save_pretrained` saves; `kwargs` as in `models.upload`. Its address."""
@@ -343,10 +339,10 @@ class PPOTrainer:
             order = self._permutation(config.batch_size).to(self.device)
             for rows in order.split(config.mini_batch_size):
                 with self.accelerator.accumulate(self.model):
-                    part = batch[rows]
-                    now = first[rows] if first else self._forward(self.model, part)
+                    now = first[rows] if first else self._forward(self.model, batch[rows])
                     first = None  # its pass is used up
-                    stats.append(self._update(now, experience[rows], part.mask))
+                    of_all = rows_everywhere(self.accelerator, rows, config.batch_size)
+                    stats.append(self._update(now, experience[of_all]))
             # Skipping the rest of the epochs once the policy has moved too far from where it
             # sampled: the clip alone does not bound that.
             moved = stats[-1]["ppo/policy/policykl"]
@@ -354,29 +350,28 @@ class PPOTrainer:
                 break
         return stats
 
-    def _update(self, now: Outputs, old: Experience, mask: Tensor) -> dict[str, Tensor]:
-        """One backward pass, and an update if enough gradients have been accumulated."""
-        config = self.config
+    def _update(self, now: Outputs, old: Experience) -> dict[str, Tensor]:
+        """One backward pass, and an update if enough gradients have been accumulated.
+
+        Args:
+            now: of this process's rows of the mini-batch. old: of all processes' rows.
+        """
+        config, mask = self.config, old.mask
+        logprobs, values, entropy = map(self._everywhere, (now.logprobs, now.values, now.entropy))
         pg_loss, ratio, policy_clipfrac = policy_loss(
-            now.logprobs, old.logprobs, old.advantages, mask, config.cliprange
+            logprobs, old.logprobs, old.advantages, mask, config.cliprange
         )
         vf_loss, value_clipfrac = value_loss(
-            now.values, old.values, old.returns, mask, config.cliprange_value
+            values, old.values, old.returns, mask, config.cliprange_value
         )
-        mean_ratio = masked_mean(ratio.detach(), mask).item()
-        if mean_ratio > config.ratio_threshold:
-            logger.warning(
-                "mini-batch skipped: its mean ratio %.1f is above ratio_threshold %.1f; "
-                "if this goes on, lower the learning rate",
-                mean_ratio,
-                config.ratio_threshold,
-            )
+        if checks.ratio_too_large(ratio.detach(), mask, config.ratio_threshold):
             # Not the losses times 0: an infinite ratio would make the gradient nan.
             pg_loss, vf_loss = 0.0 * now.logprobs.sum(), 0.0 * now.values.sum()
         loss = pg_loss + config.vf_coef * vf_loss
-        self.accelerator.backward(loss)
-        if config.max_grad_norm is not None and self.accelerator.sync_gradients:
-            self.accelerator.clip_grad_norm_(self.model.parameters(), config.max_grad_norm)
+        # The gradients of the processes are averaged; of this loss they are to be added.
+        self.accelerator.backward(loss * self.accelerator.num_processes)
+        if self.accelerator.sync_gradients:
+            self._clip_gradient(loss)
         self.optimizer.step()
         self.optimizer.zero_grad()
         return minibatch_stats(
@@ -386,10 +381,19 @@ class PPOTrainer:
             policy_clipfrac=policy_clipfrac,
             value_clipfrac=value_clipfrac,
             ratio=ratio.detach(),
-            now=now,
+            now=Outputs(None, logprobs, entropy, values),
             old=old,
-            mask=mask,
         )
+
+    def _clip_gradient(self, loss: Tensor) -> None:
+        """Clip to `max_grad_norm`, if that is set; refuse an update that is not finite."""
+        self.accelerator.unscale_gradients()
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+        if self.accelerator.scaler is None:  # float16's scaler skips such updates itself
+            checks.check_update(loss, norm, step=len(self.history) + 1)
+        if (largest := self.config.max_grad_norm) is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, largest, norm)
 
     def _permutation(self, n: int) -> Tensor:
         return torch.randperm(n, generator=self.random)

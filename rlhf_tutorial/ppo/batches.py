@@ -1,0 +1,107 @@
+"""The dataset of queries in shuffled batches, a share of each for every process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from ..errors import CheckpointError
+from .config import PPOConfig
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+class Batches:
+    """Passes over a dataset in an order that follows from the seed and the number of the pass.
+
+    Nothing else is needed to go on where an earlier run stopped: see `position` and `go_to`. A last
+    batch that would be short is left out; which rows those are differs from pass to pass.
+
+    Attributes:
+        epoch: passes completed.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        config: PPOConfig,
+        collate: Callable[[list[dict[str, Any]]], dict[str, list[Any]]],
+        accelerator: Accelerator,
+    ) -> None:
+        """
+        Args:
+            config: its batch_size (rows per batch and process), seed, and remove_unused_columns.
+        """
+        self.dataset = used_columns(dataset) if config.remove_unused_columns else dataset
+        self.batch_size, self.seed = config.batch_size, config.seed
+        self.collate, self.accelerator = collate, accelerator
+        self.epoch = self._handed_out = self._start = 0
+
+    def __len__(self) -> int:
+        """Batches in a pass."""
+        return len(self.dataset) // self._rows_per_step
+
+    def __iter__(self) -> Iterator[dict[str, list[Any]]]:
+        """This process's batches of one pass, or of the rest of it after `go_to`."""
+        from accelerate.utils import send_to_device
+
+        self._handed_out, self._start = self._start, 0
+        processes, rank = self.accelerator.num_processes, self.accelerator.process_index
+        rows = self._order()[: len(self) * self._rows_per_step]
+        rows = rows.view(-1, processes, self.batch_size)[self._handed_out :, rank]
+        loader = DataLoader(
+            self.dataset,
+            batch_sampler=rows.tolist(),
+            collate_fn=self.collate,
+            generator=torch.Generator(),  # else it would draw from the caller's
+        )
+        for batch in loader:
+            self._handed_out += 1
+            yield send_to_device(batch, self.accelerator.device)
+        self.epoch, self._handed_out = self.epoch + 1, 0
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """Passes completed, and rows of the present one handed out over all processes."""
+        return self.epoch, self._handed_out * self._rows_per_step
+
+    def go_to(self, epoch: int, rows: int) -> None:
+        """Let the next pass begin at this `position`.
+
+        Raises:
+            CheckpointError: if no batch begins there, as the batches then were of another size.
+        """
+        if rows % self._rows_per_step:
+            raise CheckpointError(
+                f"{rows} rows of the pass have been used, which is no whole number of batches of "
+                f"{self._rows_per_step}: use the batch size of the run that was interrupted"
+            )
+        self.epoch, self._start = epoch, rows // self._rows_per_step
+        self._handed_out = self._start
+
+    @property
+    def _rows_per_step(self) -> int:
+        return self.batch_size * self.accelerator.num_processes
+
+    def _order(self) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(self.seed)
+        for _ in range(self.epoch + 1):
+            order = torch.randperm(len(self.dataset), generator=generator)
+        return order
+
+
+def used_columns(dataset: Any) -> Any:
+    """A `datasets.Dataset` with the columns that PPO or its log can use; others as they are."""
+    if not hasattr(dataset, "column_names"):
+        return dataset
+    used = ("input_ids", "attention_mask", "label", "query", "response")
+    return dataset.select_columns([name for name in dataset.column_names if name in used])
+
+
+def collate_columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    """Rows of a dataset to columns: queries differ in length, so nothing is stacked."""
+    return {key: [row[key] for row in rows] for key in rows[0]}

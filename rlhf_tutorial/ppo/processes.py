@@ -1,0 +1,61 @@
+"""Several processes as one: what each knows of its rows, put together for all."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .config import PPOConfig
+from .stats import start_trackers
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def make_accelerator(config: PPOConfig) -> Accelerator:
+    """Accelerate's handle on device, precision and processes, with the config's settings."""
+    from accelerate import Accelerator
+    from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
+
+    # By default accelerate also steps on the last batch of a dataloader, wherever it stands.
+    accumulation = GradientAccumulationPlugin(
+        num_steps=config.gradient_accumulation_steps, sync_with_dataloader=False
+    )
+    accelerator = Accelerator(
+        gradient_accumulation_plugin=accumulation,
+        log_with=config.log_with,
+        project_config=ProjectConfiguration(**config.project_kwargs),
+        **config.accelerator_kwargs,
+    )
+    start_trackers(accelerator, config)
+    return accelerator
+
+
+def prepare(accelerator: Accelerator, *objects: Any) -> tuple:
+    """What accelerate makes of a model and its optimizer, on the device and in all processes."""
+    model, *others = accelerator.prepare(*objects)
+    # Without accelerate's conversion of all outputs to float32: logits are tens of megabytes.
+    accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    return model, *others
+
+
+def everywhere(accelerator: Accelerator, rows: Tensor) -> Tensor:
+    """(B, ...) of this process to (processes B, ...) of all, in the order of the processes.
+
+    All give tensors of one shape. The rows of this process keep their gradient, so that a loss
+    written over the rows of all has the right gradient on each process once those are added up:
+    the sums and the counts in its masked means are global. A mean of local means would be another
+    number where responses differ in length.
+    """
+    if accelerator.num_processes == 1:
+        return rows
+    parts = list(accelerator.gather(rows.detach().contiguous()).chunk(accelerator.num_processes))
+    parts[accelerator.process_index] = rows
+    return torch.cat(parts)
+
+
+def rows_everywhere(accelerator: Accelerator, rows: Tensor, batch_size: int) -> Tensor:
+    """Where these rows of every process's batch stand among the rows of all."""
+    return torch.cat([rows + i * batch_size for i in range(accelerator.num_processes)])
