@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 from tqdm import tqdm
@@ -22,11 +23,13 @@ def prepare(run: Run) -> None:
 def train(run: Run) -> None:
     """Train the policy with PPO."""
     trainer = run.make_trainer()
-    with tqdm(total=run.preset.epochs * len(trainer.dataloader), desc="PPO", unit="step") as bar:
+    total, main = run.preset.epochs * len(trainer.dataloader), trainer.accelerator.is_main_process
+    with tqdm(total=total, desc="PPO", unit="step", disable=not main) as bar:
         for stats in run.train(trainer):
             bar.set_postfix(score=stats["ppo/mean_scores"], kl=stats["objective/kl"])
             bar.update()
-    print(f"policy in {run.folder / 'policy'}, log in {run.folder / 'stats.jsonl'}")
+    if main:
+        print(f"policy in {run.folder / 'policy'}, log in {run.folder / 'stats.jsonl'}")
 
 
 def compare(run: Run) -> None:
@@ -58,7 +61,11 @@ def main(arguments: list[str] | None = None) -> None:
         stage_parser.add_argument("--output", help="folder of the run; default: runs/<preset>")
     args = parser.parse_args(arguments)
     try:
+        if args.stage != "train" and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise TutorialError(f"{args.stage} runs in one process: start it without a launcher")
         STAGES[args.stage](Run(load_preset(args.preset), args.output))
+    except KeyboardInterrupt:
+        sys.exit("stopped; a training goes on from there when it is started again")
     except TutorialError as error:
         sys.exit(f"error: {error}")
     except OSError as error:  # a full or read-only disk, above all

@@ -7,8 +7,10 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +20,10 @@ from .assets import loading, reason, resolve
 from .data import last_reply, load_preferences, load_queries, prepare_queries
 from .device import default_device, supports_bf16
 from .errors import TutorialError
+from .interruption import Interruption
 from .models import AutoModelForCausalLMWithValueHead, create_reference_model, load_tokenizer
 from .ppo import PPOConfig, PPOTrainer
+from .ppo.processes import anywhere, main_process_first
 from .ppo.stats import scalars
 from .presets import Preset
 from .reward import Reward, RewardModel, rule_reward
@@ -30,6 +34,9 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
+CHECKPOINT_EVERY = 20
+"""Steps; half a minute to a minute of the default preset, whose checkpoint takes about a second."""
+
 PACKAGES = ("torch", "transformers", "trl", "datasets", "evaluate", "accelerate", "peft")
 
 
@@ -39,7 +46,8 @@ class Run:
     | stage | leaves |
     | --- | --- |
     | `queries("train")`, `queries("test")` | `prompts/<split>/` (Arrow), `prompts/report.json` |
-    | `train()` | `policy/` (checkpoint folder), `stats.jsonl` (a line per step) |
+    | `train()` | `policy/` (as transformers saves it), `stats.jsonl` (a line per step); until it is
+      finished `checkpoints/` |
     | `compare()` | `comparison.csv` |
     | `perplexity()` | `perplexity.json` |
     | all of them | their headline numbers in `results.json` |
@@ -62,12 +70,13 @@ class Run:
         # Stages load what earlier ones left, so a folder belongs to one set of settings.
         settings = hashlib.sha256(repr(preset).encode()).hexdigest()
         known = self.folder / "settings.sha256"
-        if known.exists() and known.read_text(encoding="utf-8") != settings:
-            raise TutorialError(
-                f"{self.folder} holds a run of {preset.name!r} with other settings: "
-                "delete it, or set RLHF_RUNS to another folder"
-            )
-        known.write_text(settings, encoding="utf-8")
+        with main_process_first():
+            if known.exists() and known.read_text(encoding="utf-8") != settings:
+                raise TutorialError(
+                    f"{self.folder} holds a run of {preset.name!r} with other settings: "
+                    "delete it, or set RLHF_RUNS to another folder"
+                )
+            known.write_text(settings, encoding="utf-8")
 
     # What the preset names -----------------------------------------------------------------------
 
@@ -107,9 +116,8 @@ class Run:
                 max_new_tokens=self.preset.max_new_tokens,
                 context_length=getattr(config, "max_position_embeddings", None),
             )
-            partial = folder.with_name(f"{split}.partial")
-            queries.save_to_disk(str(partial))
-            partial.rename(folder)
+            with _made_whole(folder) as partial:
+                queries.save_to_disk(str(partial))
             self._update_json("prompts/report.json", {split: vars(report)})
         return load_queries(folder)
 
@@ -118,7 +126,9 @@ class Run:
     def make_trainer(self, model: AutoModelForCausalLMWithValueHead | None = None) -> PPOTrainer:
         """The trainer of the preset: policy, reference, optimizer, queries, precision."""
         preset = self.preset
-        model = model or self.load_policy()
+        with main_process_first():
+            queries = self.queries()
+            model = model or self.load_policy()
         if self.device.type == "cpu":
             # Of short sequences: torch's fused attention is slow backwards on a CPU.
             model.pretrained_model.set_attn_implementation("eager")
@@ -137,7 +147,7 @@ class Run:
             fused=True,
         )
         return PPOTrainer(
-            config, model, ref_model, self.load_tokenizer(), self.queries(), optimizer=optimizer
+            config, model, ref_model, self.load_tokenizer(), queries, optimizer=optimizer
         )
 
     def train(
@@ -145,40 +155,72 @@ class Run:
     ) -> Iterator[dict[str, Any]]:
         """Train the policy, yielding the stats of each step; then save it.
 
-        What an earlier training left in the folder is replaced, and what was measured on its policy
+        Every `CHECKPOINT_EVERY` steps, and when it is interrupted, a checkpoint is left in
+        `checkpoints/`. Started again, the same run yields the stats of the steps that were done,
+        and goes on with the next.
+
+        What a finished training left in the folder is replaced, and what was measured on its policy
         is deleted. `stats.jsonl` is complete, and `policy/` is there, once the iterator is used up.
+
+        Raises:
+            CheckpointError: if the checkpoints in the folder are of other settings.
         """
         trainer = trainer or self.make_trainer()
-        reward = reward or self.load_reward()
-        for stale in ("comparison.csv", "perplexity.json", "results.json"):
-            (self.folder / stale).unlink(missing_ok=True)
-        start, log = time.perf_counter(), self.folder / "stats.jsonl"
-        with log.open("w", encoding="utf-8") as file:
-            for stats in train(
-                trainer,
-                reward,
-                self.preset.template,
-                epochs=self.preset.epochs,
-                max_new_tokens=self.preset.max_new_tokens,
-            ):
-                file.write(json.dumps(scalars(stats)) + "\n")
-                file.flush()
-                yield stats
-        trainer.save_pretrained(self.folder / "policy")
-        history = self.stats()
-        self.record(
-            training={
-                "steps": len(history),
-                "prompts": len(self.queries()),
-                "epochs": self.preset.epochs,
-                "mean_score_first_10_batches": _mean(history[:10], "ppo/mean_scores"),
-                "mean_score_last_10_batches": _mean(history[-10:], "ppo/mean_scores"),
-                "kl_last_10_batches": _mean(history[-10:], "objective/kl"),
-                "seconds": round(time.perf_counter() - start, 1),
-                "seed": trainer.config.seed,
-                "precision": trainer.accelerator.mixed_precision,
-            }
+        with main_process_first():
+            reward = reward or self.load_reward()
+        main, checkpoints = trainer.accelerator.is_main_process, self.folder / "checkpoints"
+        trainer.resume(checkpoints)
+        if main:
+            for stale in ("comparison.csv", "perplexity.json", "results.json"):
+                (self.folder / stale).unlink(missing_ok=True)
+        history, log_file = (
+            trainer.history,
+            self.folder / "stats.jsonl" if main else Path(os.devnull),
         )
+        start = time.perf_counter() - (history[-1]["time/elapsed"] if history else 0)
+        steps = train(
+            trainer,
+            reward,
+            self.preset.template,
+            epochs=self.preset.epochs,
+            max_new_tokens=self.preset.max_new_tokens,
+        )
+        with (
+            log_file.open("w", encoding="utf-8") as log,
+            Interruption(lambda: trainer.save_checkpoint(checkpoints)) as interruption,
+        ):
+            log.writelines(json.dumps(numbers) + "\n" for numbers in history)
+            yield from list(history)
+            while True:
+                with interruption.busy():
+                    if (stats := next(steps, None)) is None:
+                        break
+                    stats["time/elapsed"] = time.perf_counter() - start
+                    history[-1] = scalars(stats)
+                    log.write(json.dumps(history[-1]) + "\n")
+                    log.flush()
+                    if anywhere(trainer.accelerator, interruption.asked_for is not None):
+                        interruption.stop()
+                    if len(history) % CHECKPOINT_EVERY == 0:
+                        trainer.save_checkpoint(checkpoints)
+                yield stats
+        if main:
+            trainer.save_pretrained(self.folder / "policy")
+            self.record(
+                training={
+                    "steps": len(history),
+                    "prompts": len(trainer.dataloader.dataset),
+                    "epochs": self.preset.epochs,
+                    "mean_score_first_10_batches": _mean(history[:10], "ppo/mean_scores"),
+                    "mean_score_last_10_batches": _mean(history[-10:], "ppo/mean_scores"),
+                    "kl_last_10_batches": _mean(history[-10:], "objective/kl"),
+                    "seconds": round(history[-1]["time/elapsed"], 1),
+                    "seed": trainer.config.seed,
+                    "precision": trainer.accelerator.mixed_precision,
+                }
+            )
+            shutil.rmtree(checkpoints, ignore_errors=True)
+        trainer.accelerator.wait_for_everyone()
 
     def trained_policy(self, progress: Callable[..., Any] | None = None) -> Path:
         """The folder of the trained policy, trained now if it is not there."""
@@ -197,7 +239,12 @@ class Run:
         log = self.folder / "stats.jsonl"
         if not log.exists():
             raise TutorialError(f"{log} does not exist: train the policy first (notebook 05)")
-        return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+        try:
+            return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+        except ValueError as error:
+            raise TutorialError(
+                f"{log} ends in the middle of a line: the training was stopped there, go on with it"
+            ) from error
 
     # Stage 3: before and after -------------------------------------------------------------------
 
@@ -315,7 +362,8 @@ class Run:
             from .tiny import make_tiny_policy
 
             texts = self.preferences("train")["chosen"][:]
-            make_tiny_policy(folder, [text for text in texts if isinstance(text, str)])
+            with _made_whole(folder) as partial:
+                make_tiny_policy(partial, [text for text in texts if isinstance(text, str)])
         return folder
 
     def _policy_config(self) -> Any:
@@ -324,6 +372,15 @@ class Run:
         folder = self._policy_folder()
         with loading(folder):
             return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+
+
+@contextmanager
+def _made_whole(folder: Path) -> Iterator[Path]:
+    """Another name for the folder while it is filled: what stops half-way leaves no folder."""
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    yield partial
+    partial.rename(folder)
 
 
 def _mean(history: list[dict[str, float]], key: str) -> float:

@@ -20,12 +20,14 @@ def train(
 ) -> Iterator[dict[str, Any]]:
     """Go through the trainer's dataset `epochs` times, and yield the stats of every step.
 
+    After `trainer.resume` it goes on from there.
+
     Args:
         trainer: with a dataset of `query` (text) and `input_ids`.
         reward: scores the answers' text; it sees the bare query, not the policy's template.
     """
     end = template.eos_token_ids(trainer.tokenizer)
-    for _ in range(epochs):
+    for _ in range(trainer.dataloader.epoch, epochs):
         for batch in trainer.dataloader:
             # 1. The policy answers each query, sampling from its whole distribution.
             responses = trainer.generate(

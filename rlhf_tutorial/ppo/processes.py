@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -59,3 +60,17 @@ def everywhere(accelerator: Accelerator, rows: Tensor) -> Tensor:
 def rows_everywhere(accelerator: Accelerator, rows: Tensor, batch_size: int) -> Tensor:
     """Where these rows of every process's batch stand among the rows of all."""
     return torch.cat([rows + i * batch_size for i in range(accelerator.num_processes)])
+
+
+def anywhere(accelerator: Accelerator, here: bool) -> bool:
+    """Whether it is so in any of the processes."""
+    if accelerator.num_processes == 1:
+        return here
+    return bool(accelerator.gather(torch.tensor([here], device=accelerator.device)).any())
+
+
+def main_process_first() -> AbstractContextManager[None]:
+    """Within, the first process goes ahead, and the others find what it made."""
+    from accelerate import PartialState
+
+    return PartialState().main_process_first()

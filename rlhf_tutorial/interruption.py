@@ -1,0 +1,58 @@
+"""Stopping a long run without losing work: Ctrl-C, a notebook's stop button, SIGTERM."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+class Interruption:
+    """Holds back a wish to stop until the work is at a point where it can be taken up again.
+
+    Within, the first SIGINT or SIGTERM only sets `asked_for`, while `busy()` work is under way; at
+    any other time it saves at once. A second one stops without saving. Outside the main thread,
+    which alone gets signals, nothing is held back.
+    """
+
+    def __init__(self, save: Callable[[], Any]) -> None:
+        self.asked_for: int | None = None
+        self._save, self._busy = save, False
+        self._handlers: dict[int, Any] = {}
+
+    def __enter__(self) -> Interruption:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._handlers[number] = signal.signal(number, self._asked)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers.clear()
+
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """Around work that must not be torn apart."""
+        self._busy = True
+        try:
+            yield
+        finally:
+            self._busy = False
+
+    def stop(self) -> None:
+        """Save, and let the signal do what it would have done."""
+        self._save()
+        number = self.asked_for or signal.SIGTERM  # none here: another process was asked
+        self.__exit__()
+        signal.raise_signal(number)
+
+    def _asked(self, number: int, _: object) -> None:
+        twice, self.asked_for = self.asked_for is not None, number
+        if twice:
+            self.__exit__()
+            signal.raise_signal(number)
+        elif not self._busy:
+            self.stop()
