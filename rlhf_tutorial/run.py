@@ -173,10 +173,9 @@ class Run:
         if main:
             for stale in ("comparison.csv", "perplexity.json", "results.json"):
                 (self.folder / stale).unlink(missing_ok=True)
-        history, log_file = (
-            trainer.history,
-            self.folder / "stats.jsonl" if main else Path(os.devnull),
-        )
+            shutil.rmtree(self.folder / "policy", ignore_errors=True)
+        history = trainer.history
+        log_file = self.folder / "stats.jsonl" if main else Path(os.devnull)
         start = time.perf_counter() - (history[-1]["time/elapsed"] if history else 0)
         steps = train(
             trainer,
