@@ -40,6 +40,7 @@ bench: $(INSTALLED) $(TRL)
 		--output benchmarks/results/scoring.json
 	$(BIN)/python benchmarks/perplexity.py $(if $(DIALOGUES),--dialogues $(DIALOGUES)) \
 		--output benchmarks/results/perplexity.json
+	$(BIN)/python benchmarks/learning_curves.py --output benchmarks/results/learning_curves.json
 	$(BIN)/python benchmarks/draw.py
 
 # TRL 0.11.4 needs libraries of its time, and so an environment of its own.

@@ -1,4 +1,5 @@
-"""Draw images/speed.png, and write tables of docs/performance.md, from benchmarks/results/.
+"""Draw images/speed.png and images/learning_curves.png, and write the tables of
+docs/performance.md, from benchmarks/results/.
 
 python benchmarks/draw.py
 """
@@ -9,7 +10,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import learning_curves
+import perplexity
 import ppo_step
+import scaling
 import scoring
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -43,13 +47,35 @@ def speed(rows: list[dict]) -> Figure:
     return figure
 
 
+@rc_context(STYLE)
+def curves(rows: list[dict]) -> Figure:
+    """Held-out score of each variant against steps, and against seconds of training."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    for row, color in zip(rows, (ORANGE, BLUE, INK), strict=False):
+        steps, seconds, scores = zip(*row["held_out"], strict=True)
+        for ax, x in zip(axes, (steps, seconds), strict=True):
+            ax.plot(x, scores, color=color, label=row["variant"], linewidth=1.8)
+    axes[0].set(xlabel="PPO steps", ylabel="mean score, 128 held-out prompts")
+    axes[1].set(xlabel="seconds of training")
+    axes[0].legend(loc="lower right")
+    return figure
+
+
+TABLES = {
+    "step": (ppo_step, "ppo_step"),
+    "scoring": (scoring, "scoring"),
+    "perplexity": (perplexity, "perplexity"),
+    "scaling": (scaling, "scaling"),
+    "learning curves": (learning_curves, "learning_curves"),
+}
+"""Marker on the page: what makes the table, and from which file of results."""
+
+
 def tables(text: str, results: dict[str, Any]) -> str:
     """The page with each table between its markers made anew."""
-    made = {
-        "step": ppo_step.table(results["ppo_step"]),
-        "scoring": scoring.table(results["scoring"]),
-    }
-    for name, table in made.items():
+    for name, (script, result) in TABLES.items():
+        table = script.table(results[result])
         start, end = f"<!-- {name} -->", "<!-- end -->"
         head, rest = text.split(start)
         text = f"{head}{start}\n{table}\n{end}{rest.split(end, 1)[1]}"
@@ -62,6 +88,8 @@ def main() -> None:
     results = {p.stem: json.loads(p.read_text(encoding="utf-8")) for p in folder.glob("*.json")}
     figure = speed(results["ppo_step"])
     figure.savefig(ROOT / "images" / "speed.png", dpi=160, facecolor="white")
+    figure = curves(results["learning_curves"])
+    figure.savefig(ROOT / "images" / "learning_curves.png", dpi=160, facecolor="white")
     page = ROOT / "docs" / "performance.md"
     page.write_text(tables(page.read_text(encoding="utf-8"), results), encoding="utf-8")
 

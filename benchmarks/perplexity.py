@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
-from worker import PeakMemory
 
 
 @torch.no_grad()
@@ -50,15 +49,13 @@ def plain(texts: list[str], model: Any, tokenizer: Any, batch_size: int = 16) ->
 
 def table(rows: list[dict]) -> str:
     """The rows as Markdown."""
-    lines = [
-        "| perplexity | seconds | times faster | largest difference | memory above the weights |"
-    ]
-    lines.append("| --- | --- | --- | --- | --- |")
+    lines = ["| perplexity | seconds | times faster | largest difference |"]
+    lines.append("| --- | --- | --- | --- |")
     for row in rows:
         lines.append(
             f"| {row['variant']}, {row['texts']} texts | {row['seconds']:.1f} | "
             f"{rows[0]['seconds'] / row['seconds']:.1f} | "
-            f"{row['largest_relative_difference']:.1e} | {row['peak_bytes'] / 2**30:.2f} GiB |"
+            f"{row['largest_relative_difference']:.1e} |"
         )
     return "\n".join(lines)
 
@@ -97,14 +94,11 @@ def main() -> None:
         )["perplexities"]
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     values: dict[str, torch.Tensor] = {}
-    memory = dict.fromkeys(ways, 0)
     for _ in range(args.repeats):
         for name, way in ways.items():
             start = time.perf_counter()
-            with PeakMemory() as peak:
-                values[name] = torch.tensor(way(), dtype=torch.double)
+            values[name] = torch.tensor(way(), dtype=torch.double)
             seconds[name].append(time.perf_counter() - start)
-            memory[name] = max(memory[name], peak.bytes)
     reference = values["plain, float32"]
     rows = []
     for name in ways:
@@ -117,7 +111,6 @@ def main() -> None:
                 "all": seconds[name],
                 "largest_relative_difference": off,
                 "mean_perplexity": values[name].mean().item(),
-                "peak_bytes": memory[name],
             }
         )
     print(table(rows))

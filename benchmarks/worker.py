@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import resource
 import sys
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -41,31 +40,6 @@ def arithmetic(step: Callable[[int], Any]) -> int:
     with FlopCounterMode(display=False) as counter:
         step(0)
     return counter.get_total_flops()
-
-
-class PeakMemory:
-    """With this around code: `bytes`, what it adds to the process's memory at the most.
-
-    Sampled every 5 ms by a thread.
-    """
-
-    def __enter__(self) -> PeakMemory:
-        import psutil
-
-        self._process, self._done = psutil.Process(), threading.Event()
-        self._before = self._peak = self._process.memory_info().rss
-        self._watcher = threading.Thread(target=self._watch)
-        self._watcher.start()
-        return self
-
-    def _watch(self) -> None:
-        while not self._done.wait(0.005):
-            self._peak = max(self._peak, self._process.memory_info().rss)
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._watcher.join()
-        self.bytes = self._peak - self._before
 
 
 def serve(

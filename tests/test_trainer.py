@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from rlhf_tutorial.errors import ModelError, RewardError, TutorialError
+from rlhf_tutorial.errors import ModelError, RewardError, TrainingError, TutorialError
 from rlhf_tutorial.models import (
     VALUE_HEAD_FILE,
     AutoModelForCausalLMWithValueHead,
@@ -962,6 +962,26 @@ def test_what_step_cannot_use_is_refused_in_one_line_before_anything_changes(mak
         assert "\n" not in str(error.value) and isinstance(error.value, TutorialError)
     assert_same_weights(before, weights(trainer))
     assert trainer.score_moments.count < 1
+
+
+@pytest.mark.parametrize("shared", [None, 2])
+@pytest.mark.parametrize("settings", [{}, {"max_grad_norm": 1.0}])
+def test_an_update_whose_gradient_is_not_finite_is_refused(shared, settings, make_trainer, samples):
+    trainer, untouched = (make_trainer(shared=shared, **settings) for _ in range(2))
+    queries, responses, scores = samples
+    before = weights(trainer)
+    with pytest.raises(
+        TrainingError, match="update refused in step 1: its gradient's norm"
+    ) as error:
+        trainer.step(queries, responses, [1e30, *scores[1:]])  # its square is beyond float32
+    assert "\n" not in str(error.value) and "learning_rate" in str(error.value)
+    assert_same_weights(before, weights(trainer))
+    assert not trainer.optimizer.state_dict()["state"], "Adam has seen none of it"
+    # And it can go on, without what the refused pass left behind.
+    trainer.random.set_state(untouched.random.get_state())
+    trainer.step(*samples)
+    untouched.step(*samples)
+    assert_same_weights(weights(trainer), weights(untouched))
 
 
 def test_refused_scores_do_not_enter_the_running_moments(make_trainer, samples):

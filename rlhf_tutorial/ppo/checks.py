@@ -116,15 +116,14 @@ def ratio_too_large(ratio: Tensor, mask: Tensor, threshold: float) -> bool:
     return mean_ratio > threshold
 
 
-def check_update(loss: Tensor, gradient_norm: Tensor, step: int) -> None:
-    """Raise TrainingError unless the gradient is finite: Adam would carry a nan into all weights.
+def update_refused(loss: Tensor, gradient_norm: Tensor, step: int) -> TrainingError:
+    """What to raise where the gradient is not finite: Adam would carry a nan into all weights.
 
     Args:
-        loss, gradient_norm: scalars. step: the number of the PPO step, for the message.
+        loss, gradient_norm: scalars. step: the number of the PPO step.
     """
-    if not gradient_norm.isfinite():
-        raise TrainingError(
-            f"update refused in step {step}: its gradient's norm is {gradient_norm.item()}, its "
-            f"loss {loss.item():.3g}; the weights are as they were before it: lower "
-            "learning_rate or set max_grad_norm, and resume from a checkpoint"
-        )
+    return TrainingError(
+        f"update refused in step {step}: its gradient's norm is {gradient_norm.item()}, its loss "
+        f"{loss.item():.3g}; the weights are as they were before it: look for scores or weights "
+        "of enormous size, lower learning_rate or set max_grad_norm, and resume from a checkpoint"
+    )

@@ -92,9 +92,8 @@ class PPOTrainer:
             model, ref_model, tokenizer, num_shared_layers, training_data_collator
         )
         self.config, self.model_config, self.tokenizer = config, model.config, tokenizer
-        self.kl_coef, self.logged = config.init_kl_coef, 0
+        self.kl_coef, self.logged, self.score_moments = config.init_kl_coef, 0, RunningMoments()
         self.history: list[dict[str, float]] = []
-        self.score_moments = RunningMoments()
         self.random = torch.Generator().manual_seed(config.seed)
         self.accelerator = make_accelerator(config)
         self._everywhere = partial(everywhere, self.accelerator)
@@ -261,8 +260,9 @@ class PPOTrainer:
 
     def save_pretrained(self, folder: str) -> None:
         """Save the policy as an ordinary checkpoint folder, with its value head and tokenizer."""
-        self.accelerator.unwrap_model(self.model).save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        if self.accelerator.is_main_process:
+            self.accelerator.unwrap_model(self.model).save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
 
     def save_checkpoint(self, folder: str) -> None:
         """Save all that training needs to go on from here: see `checkpoint.save`."""
@@ -274,8 +274,8 @@ class PPOTrainer:
 
     @cached_property
     def origin(self) -> str:
-        """A hash of the policy before training, which the reference is."""
-        return checkpoint.fingerprint(self.ref_model)
+        """A hash of what the training starts from: the reference, and what is frozen."""
+        return checkpoint.fingerprint(self.ref_model, self.model)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
         """Upload what `save_pretrained` saves; `kwargs` as in `models.upload`. Its address."""
@@ -353,8 +353,7 @@ class PPOTrainer:
     def _update(self, now: Outputs, old: Experience) -> dict[str, Tensor]:
         """One backward pass, and an update if enough gradients have been accumulated.
 
-        Args:
-            now: of this process's rows of the mini-batch. old: of all processes' rows.
+        Of the mini-batch, `now` has this process's rows, and `old` those of all processes.
         """
         config, mask = self.config, old.mask
         logprobs, values, entropy = map(self._everywhere, (now.logprobs, now.values, now.entropy))
@@ -386,12 +385,13 @@ class PPOTrainer:
         )
 
     def _clip_gradient(self, loss: Tensor) -> None:
-        """Clip to `max_grad_norm`, if that is set; refuse an update that is not finite."""
+        """Clip to `max_grad_norm`, if any; TrainingError before an update that is not finite."""
         self.accelerator.unscale_gradients()
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
-        if self.accelerator.scaler is None:  # float16's scaler skips such updates itself
-            checks.check_update(loss, norm, step=len(self.history) + 1)
+        if not norm.isfinite() and self.accelerator.scaler is None:  # float16's skips those
+            self.optimizer.zero_grad()
+            raise checks.update_refused(loss, norm, step=len(self.history) + 1)
         if (largest := self.config.max_grad_norm) is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, largest, norm)
 
