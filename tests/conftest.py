@@ -55,7 +55,6 @@ def language_model(kind: str, layers: int = 4, seed: int = 0, **settings: Any) -
     """
     import transformers as hf
 
-    # The eager attention is the one whose sums do not depend on what stands under the mask.
     settings = {"vocab_size": VOCABULARY, "initializer_range": 0.2} | settings
     settings |= {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}
     sizes = {"hidden_size": 32, "num_hidden_layers": layers, "num_attention_heads": 4}

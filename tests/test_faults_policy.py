@@ -134,6 +134,18 @@ def test_a_tokenizer_with_tokens_that_the_policy_does_not_know(
         trainer.step([q.clamp(max=99) for q in queries], queries, [0.0, 1.0])
 
 
+def test_queries_that_leave_no_room_in_the_context(
+    make_policy: Callable[..., Any], tokenizer: Any
+) -> None:
+    trainer = trainer_of_two(make_policy, tokenizer)  # of 64 positions
+    queries = [torch.full((60,), 5), torch.tensor([7])]
+    assert len(trainer.generate(queries, max_new_tokens=4, return_prompt=False)) == 2
+    with refused(ModelError, "take 65 tokens together, but the policy reads 64", "max_new_tokens"):
+        trainer.generate(queries, max_new_tokens=5)
+    with refused(ModelError, "take 65 tokens together, but the policy reads 64"):
+        trainer.step(queries, [torch.full((5,), 5), torch.tensor([7])], [0.0, 1.0])
+
+
 @pytest.mark.parametrize(
     ("scores", "part"),
     [

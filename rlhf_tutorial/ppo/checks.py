@@ -88,6 +88,17 @@ def check_tokens(config: PretrainedConfig, **lists: Sequence[Tensor]) -> None:
                 f"{name} hold token ids from {int(ids.min())} to {int(ids.max())}, but the model "
                 f"knows 0 to {config.vocab_size - 1}: use the policy's own tokenizer"
             )
+    check_room(config, max(sum(map(len, row)) for row in zip(*lists.values(), strict=True)))
+
+
+def check_room(config: PretrainedConfig | None, tokens: int) -> None:
+    """Raise ModelError for a text of more tokens than the model can read."""
+    context = getattr(config, "max_position_embeddings", None)
+    if context is not None and tokens > context:
+        raise ModelError(
+            f"query and response take {tokens} tokens together, but the policy reads {context} at "
+            "the most: leave out such queries (prepare_queries does), or lower max_new_tokens"
+        )
 
 
 def scores_tensor(scores: Sequence[float | Tensor], device: torch.device) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..errors import ModelError
 from ..models import AutoModelForCausalLMWithValueHead, position_ids_from
+from .checks import check_room
 
 # PPO needs samples from the policy itself. Left unset, transformers would cut to the 50 likeliest
 # tokens, and apply whatever temperature or repetition penalty the checkpoint's author preferred.
@@ -87,6 +88,9 @@ def generate_responses(
 
     Returns:
         One 1-d tensor per query, ended by its first end-of-sequence token where it has one.
+
+    Raises:
+        ModelError: if query and response do not fit in the model's context.
     """
     settings = {**PURE_SAMPLING, **generation_kwargs}
     eos_ids = eos_token_id if isinstance(eos_token_id, (list, tuple)) else [eos_token_id]
@@ -97,6 +101,9 @@ def generate_responses(
         if length_sampler is not None:
             settings["max_new_tokens"] = length_sampler()
         input_ids, attention_mask = pad(batch, pad_token_id, side="left")
+        check_room(
+            getattr(model, "config", None), input_ids.shape[1] + settings.get("max_new_tokens", 0)
+        )
         if hasattr(model, "sample") and _is_pure(settings):
             sequences = model.sample(
                 input_ids,
