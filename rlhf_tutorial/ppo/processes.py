@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ def make_accelerator(config: PPOConfig) -> Accelerator:
         gradient_accumulation_plugin=accumulation,
         log_with=config.log_with,
         project_config=ProjectConfiguration(**config.project_kwargs),
-        **config.accelerator_kwargs,
+        **{"cpu": _several_without_gpu()} | config.accelerator_kwargs,
     )
     start_trackers(accelerator, config)
     return accelerator
@@ -58,8 +59,11 @@ def everywhere(accelerator: Accelerator, rows: Tensor) -> Tensor:
 
 
 def rows_everywhere(accelerator: Accelerator, rows: Tensor, batch_size: int) -> Tensor:
-    """Where these rows of every process's batch stand among the rows of all."""
-    return torch.cat([rows + i * batch_size for i in range(accelerator.num_processes)])
+    """Where these rows of every process's batch stand among the rows of all.
+
+    Each tells the others its rows: one that has drawn more random numbers has others.
+    """
+    return everywhere(accelerator, rows + accelerator.process_index * batch_size)
 
 
 def anywhere(accelerator: Accelerator, here: bool) -> bool:
@@ -73,4 +77,9 @@ def main_process_first() -> AbstractContextManager[None]:
     """Within, the first process goes ahead, and the others find what it made."""
     from accelerate import PartialState
 
-    return PartialState().main_process_first()
+    return PartialState(cpu=_several_without_gpu()).main_process_first()
+
+
+def _several_without_gpu() -> bool:
+    """Whether accelerate must be told to use the CPU: it would leave each process by itself."""
+    return int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.cuda.is_available()
