@@ -12,20 +12,29 @@ from typing import Any
 class Interruption:
     """Holds back a wish to stop until the work is at a point where it can be taken up again.
 
-    Within, the first SIGINT or SIGTERM only sets `asked_for`, while `busy()` work is under way; at
-    any other time it saves at once. A second one stops without saving. Outside the main thread,
-    which alone gets signals, nothing is held back.
+    Within, the first SIGINT or SIGTERM only sets `asked_for` while `busy()` work is under way, at
+    whose end it saves and stops; at any other time it does so at once. A second one stops without
+    saving. Outside the main thread, which alone gets signals, nothing is held back.
     """
 
-    def __init__(self, save: Callable[[], Any]) -> None:
+    def __init__(
+        self, save: Callable[[], Any], together: Callable[[bool], bool] | None = None
+    ) -> None:
+        """
+        Args:
+            together: of several processes, which save as one: whether any of them was asked to
+                stop. They then stop at the end of busy work only.
+        """
         self.asked_for: int | None = None
-        self._save, self._busy = save, False
+        self._save, self._together, self._busy = save, together, False
         self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._handlers[number] = signal.signal(number, self._asked)
+                # What is ignored (under nohup, say) stays so; None is no handler of Python's.
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                    self._handlers[number] = signal.signal(number, self._asked)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -41,18 +50,23 @@ class Interruption:
             yield
         finally:
             self._busy = False
+        asked = self.asked_for is not None
+        if self._together(asked) if self._together else asked:
+            self._stop()
 
-    def stop(self) -> None:
+    def _stop(self) -> None:
         """Save, and let the signal do what it would have done."""
         self._save()
         number = self.asked_for or signal.SIGTERM  # none here: another process was asked
         self.__exit__()
         signal.raise_signal(number)
+        self.asked_for = None  # the handler from before lets the work go on
+        self.__enter__()
 
     def _asked(self, number: int, _: object) -> None:
         twice, self.asked_for = self.asked_for is not None, number
         if twice:
             self.__exit__()
             signal.raise_signal(number)
-        elif not self._busy:
-            self.stop()
+        elif not self._busy and self._together is None:
+            self._stop()

@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -163,20 +164,28 @@ class Run:
         is deleted. `stats.jsonl` is complete, and `policy/` is there, once the iterator is used up.
 
         Raises:
-            CheckpointError: if the checkpoints in the folder are of other settings.
+            CheckpointError: if the checkpoints in the folder are damaged, or of other settings.
+            TutorialError: if the trainer has taken steps and the folder has no checkpoint of them.
         """
         trainer = trainer or self.make_trainer()
         with main_process_first():
             reward = reward or self.load_reward()
         main, checkpoints = trainer.accelerator.is_main_process, self.folder / "checkpoints"
-        trainer.resume(checkpoints)
+        if not trainer.resume(checkpoints) and trainer.history:
+            raise TutorialError(
+                f"this trainer has taken {len(trainer.history)} steps, and {self.folder} has no "
+                "checkpoint to put it back to: make a new one with run.make_trainer()"
+            )
         if main:
             for stale in ("comparison.csv", "perplexity.json", "results.json"):
                 (self.folder / stale).unlink(missing_ok=True)
-            shutil.rmtree(self.folder / "policy", ignore_errors=True)
+            for stale in ("policy", "checkpoints.old"):
+                shutil.rmtree(self.folder / stale, ignore_errors=True)
         history = trainer.history
         log_file = self.folder / "stats.jsonl" if main else Path(os.devnull)
         start = time.perf_counter() - (history[-1]["time/elapsed"] if history else 0)
+        alone = trainer.accelerator.num_processes == 1
+        together = None if alone else partial(anywhere, trainer.accelerator)
         steps = train(
             trainer,
             reward,
@@ -186,7 +195,7 @@ class Run:
         )
         with (
             log_file.open("w", encoding="utf-8") as log,
-            Interruption(lambda: trainer.save_checkpoint(checkpoints)) as interruption,
+            Interruption(lambda: trainer.save_checkpoint(checkpoints), together) as interruption,
         ):
             log.writelines(json.dumps(numbers) + "\n" for numbers in history)
             yield from list(history)
@@ -198,13 +207,12 @@ class Run:
                     history[-1] = scalars(stats)
                     log.write(json.dumps(history[-1]) + "\n")
                     log.flush()
-                    if anywhere(trainer.accelerator, interruption.asked_for is not None):
-                        interruption.stop()
                     if len(history) % CHECKPOINT_EVERY == 0:
                         trainer.save_checkpoint(checkpoints)
                 yield stats
         if main:
-            trainer.save_pretrained(self.folder / "policy")
+            with _made_whole(self.folder / "policy") as partial_policy:
+                trainer.save_pretrained(partial_policy)
             self.record(
                 training={
                     "steps": len(history),
@@ -218,7 +226,10 @@ class Run:
                     "precision": trainer.accelerator.mixed_precision,
                 }
             )
-            shutil.rmtree(checkpoints, ignore_errors=True)
+            if checkpoints.exists():  # a short run has none
+                # All of them or none, should this be stopped as well.
+                done = checkpoints.rename(checkpoints.with_name("checkpoints.old"))
+                shutil.rmtree(done, ignore_errors=True)
         trainer.accelerator.wait_for_everyone()
 
     def trained_policy(self, progress: Callable[..., Any] | None = None) -> Path:

@@ -4,6 +4,7 @@ A checkpoint folder holds the newest two, `step-00000040/` and so on, each of th
 `tensors.safetensors` (trained weights, the optimizer's moments, the random state), `state.json`
 (all other numbers), and `sha256.json` (the hashes of both). A checkpoint is written beside them
 under another name, and renamed when it is complete, so that a crash leaves the earlier ones.
+`step-00000040.partial` and `.old` are what a crash in the middle of that leaves.
 """
 
 from __future__ import annotations
@@ -30,14 +31,16 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-KEPT = 2
+FORMAT, KEPT = 1, 2
 TENSORS, STATE, HASHES = "tensors.safetensors", "state.json", "sha256.json"
 
-# What may differ between the run that was interrupted and the one that goes on: names, trackers,
-# and how a batch is spread over processes (its size is checked by `Batches.go_to`).
+# Settings that may differ between the run that was interrupted and the one that goes on: names and
+# trackers. (Of what the accelerator is told, the precision counts, and that is compared.)
 FREE = {"exp_name", "task_name", "model_name", "query_dataset", "reward_model", "steps"}
 FREE |= {"log_with", "tracker_project_name", "tracker_kwargs", "project_kwargs"}
-FREE |= {"accelerator_kwargs", "batch_size", "mini_batch_size"}
+FREE |= {"accelerator_kwargs"}
+# Settings of optimizers that say how it is computed, not what.
+MEANS = {"foreach", "fused", "capturable", "differentiable"}
 
 
 def save(trainer: PPOTrainer, folder: str | Path) -> Path:
@@ -52,12 +55,13 @@ def save(trainer: PPOTrainer, folder: str | Path) -> Path:
     if trainer.accelerator.is_main_process:
         try:
             _write(target, *_state_of(trainer))
-            _tidy(target.parent)
         except (OSError, TypeError, SafetensorError) as error:
-            shutil.rmtree(_partial(target), ignore_errors=True)
+            shutil.rmtree(_beside(target, "partial"), ignore_errors=True)
             raise CheckpointError(
-                f"cannot write the checkpoint {target}: {error}; the earlier ones are untouched"
+                f"cannot write the checkpoint {target}: {error}; the earlier ones are untouched: "
+                "mend that and start again"
             ) from error
+        _tidy(target)
     trainer.accelerator.wait_for_everyone()
     return target
 
@@ -72,7 +76,7 @@ def resume(trainer: PPOTrainer, folder: str | Path) -> int:
         CheckpointError: if there are checkpoints, and none of them fits.
     """
     reasons = []
-    for path in sorted(Path(folder).glob("step-????????"), reverse=True):
+    for path in _newest_first(Path(folder)):
         try:
             tensors, state = _read(path)
             _check(trainer, tensors, state)
@@ -92,7 +96,7 @@ def resume(trainer: PPOTrainer, folder: str | Path) -> int:
 
 
 def _write(target: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-    partial = _partial(target)
+    partial, old = _beside(target, "partial"), _beside(target, "old")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     save_file(tensors, partial / TENSORS)
@@ -102,14 +106,21 @@ def _write(target: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> N
     # On the disk before the name is: a power cut must not leave a complete name on empty files.
     for path in (*partial.iterdir(), partial):
         _flush(path)
-    if target.exists():  # of this same step, from before an interruption
-        shutil.rmtree(target)
+    if target.exists():  # of this same step: there is one at every moment, under either name
+        shutil.rmtree(old, ignore_errors=True)
+        target.rename(old)
     partial.rename(target)
     _flush(target.parent)
 
 
-def _partial(target: Path) -> Path:
-    return target.with_name(f"{target.name}.partial")
+def _beside(target: Path, ending: str) -> Path:
+    return target.with_name(f"{target.name}.{ending}")
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    """The checkpoints; one that was just being replaced comes after the one in its place."""
+    paths = (*folder.glob("step-????????"), *folder.glob("step-????????.old"))
+    return sorted(paths, key=lambda path: (path.stem, not path.suffix), reverse=True)
 
 
 def _flush(path: Path) -> None:
@@ -122,12 +133,16 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _tidy(folder: Path) -> None:
-    """Delete all but the newest checkpoints, and what crashes left."""
-    for path in sorted(folder.glob("step-????????"))[:-KEPT]:
-        shutil.rmtree(path)
-    for path in folder.glob("step-*.partial"):
-        shutil.rmtree(path)
+def _tidy(target: Path) -> None:
+    """Delete all but the newest checkpoints up to this one, and what crashes left.
+
+    Those of later steps cannot be used, or are of another run: that is for the reader to decide.
+    """
+    known = [path for path in _newest_first(target.parent) if path.stem <= target.name]
+    kept = [path for path in known if not path.suffix][:KEPT]
+    for path in (*known, *target.parent.glob("step-*.partial")):
+        if path not in kept:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -162,13 +177,16 @@ def _state_of(trainer: PPOTrainer) -> tuple[dict[str, Tensor], dict[str, Any]]:
             else:
                 numbers.setdefault(str(index), {})[name] = item
     scheduler, loader = trainer.lr_scheduler, trainer.dataloader
+    scaler = trainer.accelerator.scaler  # of float16
     state = {
+        "format": FORMAT,
         "run": _identity(trainer),
         "kl_coef": trainer.kl_coef,
         "score_moments": asdict(trainer.score_moments),
         "logged": trainer.logged,
         "optimizer": {"numbers": numbers, "groups": optimizer["param_groups"]},
         "lr_scheduler": None if scheduler is None else scheduler.state_dict(),
+        "scaler": None if scaler is None else scaler.state_dict(),
         "position": None if loader is None else loader.position,
         "history": trainer.history,
     }
@@ -179,6 +197,8 @@ def _state_of(trainer: PPOTrainer) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def _restore(trainer: PPOTrainer, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
     if trainer.dataloader is not None and state["position"] is not None:
         trainer.dataloader.go_to(*state["position"])
+    trainer.model.zero_grad()  # what a step that was torn apart has left
+    trainer.accelerator.step = 0
     with torch.no_grad():
         for name, parameter in _trained(trainer).items():
             parameter.copy_(tensors[f"policy.{name}"])
@@ -188,15 +208,30 @@ def _restore(trainer: PPOTrainer, tensors: dict[str, Tensor], state: dict[str, A
     for name, tensor in tensors.items():
         kind, *rest = name.split(".")
         if kind == "optimizer":
-            moments.setdefault(int(rest[0]), {})[rest[1]] = tensor
-    groups = state["optimizer"]["groups"]
+            # A copy: what safetensors gives is the file itself, which will be deleted.
+            moments.setdefault(int(rest[0]), {})[rest[1]] = tensor.clone()
+    groups = _typed_as(trainer.optimizer.param_groups, state["optimizer"]["groups"])
     trainer.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-    if trainer.lr_scheduler is not None:
-        trainer.lr_scheduler.load_state_dict(state["lr_scheduler"])
+    if (scheduler := trainer.lr_scheduler) is not None:
+        scheduler.load_state_dict(_typed_as(scheduler.state_dict(), state["lr_scheduler"]))
+    if trainer.accelerator.scaler is not None:
+        trainer.accelerator.scaler.load_state_dict(state["scaler"])
     trainer.random.set_state(tensors["random"])
     trainer.kl_coef, trainer.logged = state["kl_coef"], state["logged"]
     trainer.score_moments = RunningMoments(**state["score_moments"])
     trainer.history = state["history"]
+
+
+def _typed_as(mine: Any, its: Any) -> Any:
+    """`its`, from JSON, with tuples and with numbers as keys where `mine` has them."""
+    if isinstance(mine, dict) and isinstance(its, dict):
+        numbers = bool(mine) and all(isinstance(key, int) for key in mine)
+        items = ((int(key) if numbers else key, value) for key, value in its.items())
+        return type(mine)({key: _typed_as(mine.get(key), value) for key, value in items})
+    if isinstance(mine, (list, tuple)) and isinstance(its, list):
+        same_length = mine if len(mine) == len(its) else [None] * len(its)
+        return type(mine)(map(_typed_as, same_length, its))
+    return its
 
 
 def _trained(trainer: PPOTrainer) -> dict[str, Tensor]:
@@ -206,21 +241,31 @@ def _trained(trainer: PPOTrainer) -> dict[str, Tensor]:
 
 def _identity(trainer: PPOTrainer) -> dict[str, Any]:
     """What tells one run from another: settings, data, and the model that it started from."""
-    settings = {k: v for k, v in vars(trainer.config).items() if k not in FREE}
-    return settings | {
-        "format": 1,
+    config, processes = trainer.config, trainer.accelerator.num_processes
+    optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+    rates = {k: v for k, v in optimizer.defaults.items() if isinstance(v, (int, float, tuple))}
+    identity = {k: v for k, v in vars(config).items() if k not in FREE} | {
+        # Over all processes, however many they are.
+        "batch_size": config.batch_size * processes,
+        "mini_batch_size": config.mini_batch_size * processes,
         "precision": trainer.accelerator.mixed_precision,
-        "rows": None if trainer.dataloader is None else len(trainer.dataloader.dataset),
-        "optimizer": type(getattr(trainer.optimizer, "optimizer", trainer.optimizer)).__name__,
-        "scheduler": type(trainer.lr_scheduler).__name__,
+        "num_shared_layers": trainer.accelerator.unwrap_model(trainer.model).num_shared_layers,
         "model": trainer.origin,
+        "rows": None if trainer.dataloader is None else len(trainer.dataloader.dataset),
+        "optimizer": type(optimizer).__name__,
+        **{f"optimizer.{name}": rate for name, rate in rates.items() if name not in MEANS},
+        "optimizer.groups": [len(group["params"]) for group in optimizer.param_groups],
+        "scheduler": type(trainer.lr_scheduler).__name__,
     }
+    return json.loads(json.dumps(identity))  # as it will be read
 
 
-def fingerprint(model: torch.nn.Module) -> str:
-    """The start of the sha256 of a model's weights."""
+def fingerprint(reference: torch.nn.Module, policy: torch.nn.Module) -> str:
+    """The start of the sha256 of the weights that training leaves as they are."""
+    kept = {id(p): p for p in reference.parameters()}
+    kept |= {id(p): p for p in policy.parameters() if not p.requires_grad}
     digest = hashlib.sha256()
-    for parameter in model.parameters():
+    for parameter in kept.values():
         flat = parameter.detach().cpu().contiguous().flatten()
         digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
@@ -228,13 +273,15 @@ def fingerprint(model: torch.nn.Module) -> str:
 
 def _check(trainer: PPOTrainer, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
     """Raise CheckpointError unless the checkpoint is of a run like this one."""
-    mine, its = _identity(trainer), state.get("run", {})
-    for name in mine.keys() | its.keys():
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise CheckpointError(f"it is not of the format that this version reads, {FORMAT}")
+    mine, its = _identity(trainer), state["run"]
+    for name in (*mine, *its):
         if mine.get(name) != its.get(name):
             raise CheckpointError(
                 f"it is of another run: {name} is {its.get(name)!r} there, {mine.get(name)!r} here"
             )
-    for name, parameter in _trained(trainer).items():
-        saved = tensors.get(f"policy.{name}")
-        if saved is None or saved.shape != parameter.shape:
-            raise CheckpointError(f"it is of another model: {name} does not fit")
+    here = {f"policy.{name}": tuple(p.shape) for name, p in _trained(trainer).items()}
+    there = {k: tuple(t.shape) for k, t in tensors.items() if k.startswith("policy.")}
+    if differing := sorted(dict(here.items() ^ there.items())):
+        raise CheckpointError(f"it is of another model: {differing[0]} does not fit")

@@ -136,5 +136,5 @@ def update_refused(loss: Tensor, gradient_norm: Tensor, step: int) -> TrainingEr
     return TrainingError(
         f"update refused in step {step}: its gradient's norm is {gradient_norm.item()}, its loss "
         f"{loss.item():.3g}; the weights are as they were before it: look for scores or weights "
-        "of enormous size, lower learning_rate or set max_grad_norm, and resume from a checkpoint"
+        "of enormous size; or lower learning_rate, or set max_grad_norm, and start anew"
     )
