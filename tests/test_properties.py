@@ -759,6 +759,7 @@ def test_a_response_ends_once_where_padding_is_eos(conversation):
 def test_the_trainer_puts_the_prompt_first_only_if_told_to(conversation):
     queries, answers, expected = conversation
     trainer = make_trainer()
+    trainer.model_config = SimpleNamespace(vocab_size=200)  # the script's tokens go beyond 100
     for with_prompt in (False, True):
         with mock.patch.object(trainer.model, "generate", Scripted(answers, PAD, [EOS]).generate):
             results = trainer.generate(tensors(queries), return_prompt=with_prompt, do_sample=False)
