@@ -2,7 +2,8 @@
 
     python benchmarks/scaling.py
 
-SmolLM2-135M from the cache, but for the model sizes, which are Llamas of random weights. One thing
+SmolLM2-135M from the cache, but for the model sizes, which are Llamas of random weights (without
+shared keys and values, so a little larger than the SmolLM2 of the same shape). One thing
 varies at a time, the rest is as in the default preset. Medians of three steps after a warm-up.
 """
 
@@ -21,9 +22,9 @@ from ppo_step import NEW_TOKENS, ask, inputs, worker
 from rlhf_tutorial.device import supports_bf16
 
 SIZES = {
-    "10M": {"hidden_size": 256, "num_hidden_layers": 8, "intermediate_size": 768},
-    "135M": {"hidden_size": 576, "num_hidden_layers": 30, "intermediate_size": 1536},
-    "360M": {"hidden_size": 960, "num_hidden_layers": 32, "intermediate_size": 2560},
+    "19M": {"hidden_size": 256, "num_hidden_layers": 8, "intermediate_size": 768},
+    "148M": {"hidden_size": 576, "num_hidden_layers": 30, "intermediate_size": 1536},
+    "401M": {"hidden_size": 960, "num_hidden_layers": 32, "intermediate_size": 2560},
 }
 
 
