@@ -954,6 +954,10 @@ def test_what_step_cannot_use_is_refused_in_one_line_before_anything_changes(mak
         ((q, r, s[:5]), RewardError, "step got 5 scores, but batch_size is 6"),
         ((q, empty, s), ModelError, r"responses\[5\] has shape"),
         (([*q[:5], torch.ones(2, 2).long()], r, s), ModelError, r"queries\[5\] has shape"),
+        (([q[0].float(), *q[1:]], r, s), ModelError, r"queries\[0\] is of torch.float32: token"),
+        ((q, [r[0].bool(), *r[1:]], s), ModelError, r"responses\[0\] is of torch.bool: token ids"),
+        ((q, [r[0].tolist(), *r[1:]], s), ModelError, r"responses\[0\] is a list: give 1-d"),
+        ((None, r, s), ModelError, "step got a NoneType as queries"),
         ((q, r, [*s[:3], float("nan"), *s[4:]]), RewardError, "score of response 3 is nan"),
         ((q, r, [*s[:5], -float("inf")]), RewardError, "score of response 5 is -inf"),
     ):
