@@ -75,6 +75,30 @@ def test_the_committed_page_shows_the_committed_numbers(monkeypatch):
 
 
 @pytest.mark.weights
+def test_learning_curves_are_measured(tmp_path):
+    output = tmp_path / "rows.json"
+    variant = "frozen trunk, float32"
+    settings = ["--only", variant, "--every", "1", "--prompts", "4", "--steps", "2"]
+    printed = run(str(BENCHMARKS / "learning_curves.py"), *settings, "--output", str(output))
+    (row,) = json.loads(output.read_text(encoding="utf-8"))
+    steps, seconds, scores = zip(*row["held_out"], strict=True)
+    assert steps == (0, 1, 2) and 0 == seconds[0] < seconds[1] < seconds[2]
+    assert len(set(scores)) > 1, "the policy has changed, and so have its answers"
+    assert len(row["objective/kl"]) == 2 and row["objective/kl"][0] == pytest.approx(0, abs=1e-3)
+    assert variant in printed
+
+
+@pytest.mark.weights
+def test_scaling_is_measured(tmp_path):
+    output = tmp_path / "rows.json"
+    settings = ["--only", "model of 19M", "--steps", "1", "--output", str(output)]
+    printed = run(str(BENCHMARKS / "scaling.py"), *settings)
+    (row,) = json.loads(output.read_text(encoding="utf-8"))
+    assert 0 < row["seconds"]["step"] < row["seconds"]["total"] and row["peak_bytes"] > 1e8
+    assert "model of 19M" in printed
+
+
+@pytest.mark.weights
 def test_the_plain_perplexity_that_ours_is_timed_against_gives_the_same_values(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import perplexity
