@@ -26,6 +26,10 @@ class Preset:
     template: PromptTemplate
     reward_adapter: Source | None = None
     """A LoRA adapter that makes the judge out of an encoder, if it is one."""
+    second_judge: Source | None = None
+    """Another judge, for evaluation alone; None for `reward.rule_of_variety`."""
+    second_adapter: Source | None = None
+    """The second judge's LoRA adapter, if it is one."""
     data_dir: str | None = None
     prompts: int | None = None
     """How many training prompts to keep; all by default."""
@@ -52,6 +56,8 @@ PRESETS = {
             policy=SMOLLM2,
             reward_model=MINILM,
             reward_adapter=Bundled("reward_adapter"),
+            second_judge=SMOLLM2,
+            second_adapter=Bundled("second_judge"),
             data=Bundled("preferences"),
             template=CHAT,
             epochs=2,
@@ -70,6 +76,7 @@ PRESETS = {
             name="dlite",
             policy=Hub("aisquared/dlite-v1-355m"),
             reward_model=Hub("OpenAssistant/reward-model-deberta-v3-large-v2"),
+            second_judge=Hub("OpenAssistant/reward-model-electra-large-discriminator"),
             data=Hub("Anthropic/hh-rlhf"),
             data_dir="helpful-base",
             template=DLITE,
@@ -91,16 +98,21 @@ PRESETS = {
     )
 }
 
-OVERRIDES = {"policy": "RLHF_POLICY", "reward_model": "RLHF_REWARD_MODEL", "data": "RLHF_DATA"}
+OVERRIDES = {
+    "policy": "RLHF_POLICY",
+    "reward_model": "RLHF_REWARD_MODEL",
+    "second_judge": "RLHF_SECOND_JUDGE",
+    "data": "RLHF_DATA",
+}
 """Environment variables that replace a preset's sources by a hub id or a local folder."""
 
 
 def load_preset(name: str | None = None) -> Preset:
     """The preset of that name; by default the one RLHF_PRESET names, else `smollm2`.
 
-    RLHF_POLICY, RLHF_REWARD_MODEL and RLHF_DATA replace its policy, judge and data by a local
-    folder, "org/name" or "org/name@revision". A judge put in this way is a whole reward model,
-    without the preset's adapter.
+    RLHF_POLICY, RLHF_REWARD_MODEL, RLHF_SECOND_JUDGE and RLHF_DATA replace its policy, judges and
+    data by a local folder, "org/name" or "org/name@revision". A judge put in this way is a whole
+    reward model, without the preset's adapter.
 
     Raises:
         TutorialError: for an unknown name. AssetError: for an override that is not to be found.
@@ -114,4 +126,6 @@ def load_preset(name: str | None = None) -> Preset:
             preset = replace(preset, **{field_name: as_source(value)})
             if field_name == "reward_model":
                 preset = replace(preset, reward_adapter=None)
+            if field_name == "second_judge":
+                preset = replace(preset, second_adapter=None)
     return preset

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from .assets import Hub, as_source, loading, resolve
+from .data import CHAT
 from .device import device_or_default, supports_bf16
 from .errors import DataError, ModelError, RewardError
 
@@ -72,7 +73,7 @@ def _checked_score(value: Any, i: int) -> float:
 class RewardModel:
     """A sequence classifier with one logit, read as the reward of a response to a query.
 
-    The pair goes through the model's own tokenizer as a text pair, cut to the model's maximum
+    The pair goes through the model's own tokenizer, see `encode`, cut to the model's maximum
     length. What the model is fed besides `input_ids` is what its tokenizer lists in
     `model_input_names`: a checkpoint trained without `token_type_ids` says so there.
     """
@@ -161,7 +162,7 @@ class RewardModel:
             raise RewardError("queries and responses are lists of strings: decode tokens first")
         if not queries:
             return []
-        encoded = self.tokenizer(queries, responses, truncation=True, max_length=self.max_length)
+        encoded = encode(self.tokenizer, queries, responses, self.max_length)
         rows = [{name: encoded[name][i] for name in encoded} for i in range(len(queries))]
         # Neighbours in length share a batch, so that little of it is padding.
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
@@ -178,6 +179,22 @@ class RewardModel:
                 for i, score in zip(indices, logits[:, 0].float().tolist(), strict=True):
                     scores[i] = score
         return checked_scores(scores, len(responses))
+
+
+def encode(
+    tokenizer: Any, queries: list[str], responses: list[str], max_length: int
+) -> dict[str, list[list[int]]]:
+    """What a judge reads of each query and response, as lists by the names of its inputs.
+
+    A tokenizer with a chat template is that of a chat model: the query becomes the user's turn and
+    the response the assistant's, which ends with its last token. Any other takes a text pair. What
+    is longer than `max_length` tokens is cut.
+    """
+    if tokenizer.chat_template is None:
+        return tokenizer(queries, responses, truncation=True, max_length=max_length)
+    opened = (CHAT.render(tokenizer, [("Human", query)]) for query in queries)
+    texts = [opening + response for opening, response in zip(opened, responses, strict=True)]
+    return tokenizer(texts, add_special_tokens=False, truncation=True, max_length=max_length)
 
 
 def rule_reward(queries: list[str], responses: list[str]) -> list[float]:
@@ -199,6 +216,15 @@ def _rule_score(response: str) -> float:
         return -1.0
     plain = sum(c == " " or (c.isascii() and c.isalpha()) for c in response) / len(response)
     return plain - (1 - len(set(words)) / len(words))
+
+
+def rule_of_variety(queries: list[str], responses: list[str]) -> list[float]:
+    """The second judge where there are no weights: the number of different words, over ten."""
+    if len(queries) != len(responses):
+        raise RewardError(
+            f"{len(queries)} queries but {len(responses)} responses: give one query a response"
+        )
+    return [len(set(response.lower().split())) / 10 for response in responses]
 
 
 def pairwise_accuracy(reward: Reward, pairs: Sequence[Pair]) -> float:
@@ -253,6 +279,7 @@ def train_reward_model(
     output: str | Path | None = None,
     lora: bool = True,
     rank: int = 8,
+    layers: Sequence[int] | None = None,
     epochs: int = 1,
     batch_size: int = 32,
     learning_rate: float = 1e-3,
@@ -271,9 +298,10 @@ def train_reward_model(
 
     Args:
         pairs: dictionaries of plain strings `prompt`, `chosen`, `rejected`.
-        base: encoder to start from, a folder or hub id; it gets a fresh head with one logit.
+        base: model to start from, a folder or hub id; it gets a fresh head with one logit.
         output: folder to leave the trained adapter (or, with `lora=False`, checkpoint) in.
         lora: train low-rank adapters (Hu et al. 2021) of this `rank`, or else every weight.
+        layers: numbers of the layers that get adapters; all by default.
         max_tokens: prompt and response together are cut to this many tokens.
         cut_share: share of the pairs seen with both responses cut short, see `cut_pair`.
         log: called as `log(step, {"loss", "accuracy", ...})` every ten optimiser steps.
@@ -325,7 +353,7 @@ def train_reward_model(
             ),
             train_dataset=rows,
             processing_class=tokenizer,
-            peft_config=_lora_config(rank, untrained) if lora else None,
+            peft_config=_lora_config(model, rank, layers, untrained) if lora else None,
             callbacks=[_log_callback(log)] if log else None,
         )
         trainer.remove_callback(PrinterCallback)
@@ -359,9 +387,7 @@ def _training_rows(
         seen = [cut_pair(pair, rng) if rng.random() < cut_share else pair for pair in pairs]
         prompts = [pair["prompt"] for pair in seen]
         ids = [
-            tokenizer(
-                prompts, [pair[side] for pair in seen], truncation=True, max_length=max_tokens
-            )["input_ids"]
+            encode(tokenizer, prompts, [pair[side] for pair in seen], max_tokens)["input_ids"]
             for side in ("chosen", "rejected")
         ]
         epoch = [{"chosen_ids": c, "rejected_ids": r} for c, r in zip(*ids, strict=True)]
@@ -382,15 +408,24 @@ def _longer_side(row: dict[str, list[int]]) -> int:
     return max(len(row["chosen_ids"]), len(row["rejected_ids"]))
 
 
-def _lora_config(rank: int, untrained: list[str]) -> Any:
-    """LoRA on every linear layer of the encoder; modules without trained weights train in full."""
+def _lora_config(model: Any, rank: int, layers: Sequence[int] | None, untrained: list[str]) -> Any:
+    """LoRA on every linear layer of these `layers`, by default of all of them.
+
+    Modules without trained weights, as a fresh head, train in full.
+    """
     from peft import LoraConfig
 
+    linear = {
+        name.rpartition(".")[2]
+        for name, module in model.base_model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
     return LoraConfig(
         task_type="SEQ_CLS",
         r=rank,
         lora_alpha=2 * rank,
-        target_modules="all-linear",
+        target_modules="all-linear" if layers is None else sorted(linear),
+        layers_to_transform=None if layers is None else list(layers),
         modules_to_save=untrained or None,
     )
 

@@ -27,7 +27,7 @@ from .ppo import PPOConfig, PPOTrainer
 from .ppo.processes import anywhere, main_process_first
 from .ppo.stats import scalars
 from .presets import Preset
-from .reward import Reward, RewardModel, rule_reward
+from .reward import Reward, RewardModel, rule_of_variety, rule_reward
 from .training import train
 
 if TYPE_CHECKING:
@@ -97,6 +97,14 @@ class Run:
         adapter = None if preset.reward_adapter is None else resolve(preset.reward_adapter)
         return RewardModel.from_pretrained(resolve(preset.reward_model), adapter=adapter)
 
+    def load_second_judge(self) -> Reward:
+        """A judge that no policy is trained on: it only evaluates."""
+        preset = self.preset
+        if preset.second_judge is None:
+            return rule_of_variety
+        adapter = None if preset.second_adapter is None else resolve(preset.second_adapter)
+        return RewardModel.from_pretrained(resolve(preset.second_judge), adapter=adapter)
+
     def preferences(self, split: str) -> Dataset:
         """The preference dialogues of a split, "train" or "test"."""
         return load_preferences(self.preset.data, split, self.preset.data_dir)
@@ -122,10 +130,31 @@ class Run:
             self._update_json("prompts/report.json", {split: vars(report)})
         return load_queries(folder)
 
+    def chosen_replies(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """The training split's chosen replies, for PPO-ptx: token ids of dialogue and reply.
+
+        A reply ends with the token that ends an answer; it is cut to 64 tokens, and so is the
+        dialogue before it, from the front.
+        """
+        tokenizer, template = self.load_tokenizer(), self.preset.template
+        end, replies = template.eos_token_ids(tokenizer)[:1], []
+        for text in self.preferences("train")["chosen"][:]:
+            if isinstance(text, str) and (parts := last_reply(text)) is not None:
+                turns, reply = parts
+                ids = tokenizer(reply, add_special_tokens=False)["input_ids"] + end
+                context = template.encode(tokenizer, turns)[-64:]
+                replies.append((torch.tensor(context), torch.tensor(ids[:64])))
+        return replies
+
     # Stage 2: training ---------------------------------------------------------------------------
 
-    def make_trainer(self, model: AutoModelForCausalLMWithValueHead | None = None) -> PPOTrainer:
-        """The trainer of the preset: policy, reference, optimizer, queries, precision."""
+    def make_trainer(
+        self, model: AutoModelForCausalLMWithValueHead | None = None, **ppo: Any
+    ) -> PPOTrainer:
+        """The trainer of the preset: policy, reference, optimizer, queries, precision.
+
+        `ppo` are fields of `PPOConfig` that go before the preset's.
+        """
         preset = self.preset
         with main_process_first():
             queries = self.queries()
@@ -138,7 +167,7 @@ class Run:
         config = PPOConfig(
             model_name=preset.name,
             accelerator_kwargs={"mixed_precision": "bf16" if bf16 else "no"},
-            **preset.ppo,
+            **{**preset.ppo, **ppo},
         )
         body = [p for p in model.pretrained_model.parameters() if p.requires_grad]
         head_lr = preset.value_head_learning_rate or config.learning_rate
@@ -148,7 +177,13 @@ class Run:
             fused=True,
         )
         return PPOTrainer(
-            config, model, ref_model, self.load_tokenizer(), queries, optimizer=optimizer
+            config,
+            model,
+            ref_model,
+            self.load_tokenizer(),
+            queries,
+            optimizer=optimizer,
+            ptx_dataset=self.chosen_replies() if config.ptx_coef else None,
         )
 
     def train(
@@ -259,7 +294,7 @@ class Run:
     # Stage 3: before and after -------------------------------------------------------------------
 
     def compare(self) -> pd.DataFrame:
-        """The same held-out prompts answered before and after, with scores."""
+        """The same held-out prompts answered before and after, with both judges' scores."""
         from .evaluation.compare import (
             compare,
             load_table,
@@ -290,9 +325,10 @@ class Run:
                     decode=lambda responses: template.decode(tokenizer, responses),
                     eos_token_id=template.eos_token_ids(tokenizer),
                     max_new_tokens=self.preset.max_new_tokens,
+                    seed=self.preset.ppo.get("seed", 0),
                 )
             )
-        table = compare(queries["query"][:], *answers, self.load_reward())
+        table = compare(queries["query"][:], *answers, self.load_reward(), self.load_second_judge())
         save_table(table, path)
         seconds = round(time.perf_counter() - start, 1)
         self.record(comparison={**summarise(table), "seconds": seconds})

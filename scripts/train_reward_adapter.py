@@ -391,11 +391,11 @@ def training_pairs(
     )
 
 
-def tidy_adapter(folder: Path) -> None:
+def tidy_adapter(folder: Path, base_name: str) -> None:
     """Replace the local path in adapter_config.json by the base's name, and sort its lists."""
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    config["base_model_name_or_path"] = BASE_NAME
+    config["base_model_name_or_path"] = base_name
     for name in ("modules_to_save", "target_modules"):
         config[name] = sorted(set(config[name]))
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -656,7 +656,7 @@ def main() -> None:
     metrics = json.loads(path.read_text(encoding="utf-8")) if args.full else {}
     metrics["full" if args.full else "lora"] = figures
     if not args.full:
-        tidy_adapter(args.output)
+        tidy_adapter(args.output, BASE_NAME)
         first = sum(pair["turn"] == "first" for pair in human["judge1-train"])
         metrics["training"] = {
             "first": first, "first_times": FIRST_TIMES,

@@ -87,13 +87,18 @@ def load_table(path: Path) -> pd.DataFrame:
 
 
 def compare(
-    prompts: list[str], responses_before: list[str], responses_after: list[str], reward: Reward
+    prompts: list[str],
+    responses_before: list[str],
+    responses_after: list[str],
+    reward: Reward,
+    second_judge: Reward | None = None,
 ) -> pd.DataFrame:
     """Score both responses to each prompt.
 
     Returns:
         One row per prompt: query, response_before, response_after, score_before, score_after and
-        gain, which is score_after - score_before.
+        gain, which is score_after - score_before; with a second judge its second_before,
+        second_after and second_gain.
 
     Raises:
         DataError: for no prompts, or lists of unequal length.
@@ -116,39 +121,59 @@ def compare(
         }
     )
     table["gain"] = table["score_after"] - table["score_before"]
+    if second_judge is not None:
+        for when, responses in (("before", responses_before), ("after", responses_after)):
+            scores = checked_scores(second_judge(prompts, responses), len(prompts))
+            table[f"second_{when}"] = scores
+        table["second_gain"] = table["second_after"] - table["second_before"]
     return table
 
 
-def summarise(table: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
+def summarise(table: pd.DataFrame, judge: str = "score", seed: int = 0) -> dict[str, Any]:
     """The comparison in numbers, ready for JSON; each interval is a [low, high] at 95%.
 
-    The bootstrap resamples prompts, each with both of its scores. The interval of the mean gain is
-    thus the paired one: how hard the prompts are, which both policies share, cancels out of it. A
-    tie counts as half a win; the number of ties is given beside the win rate. The intervals cover
-    the choice of prompts and the sampling of these answers, not a second training run.
+    The bootstrap resamples prompts, each with all of its scores: rows of one prompt, from several
+    training runs above all, stay together. The interval of the mean gain is thus the paired one:
+    how hard the prompts are, which both policies share, cancels out of it. A tie counts as half a
+    win; the number of ties is given beside the win rate. The intervals cover the choice of prompts
+    and the sampling of answers, not how far training runs differ: that is `gains_by_seed`.
 
     Args:
-        table: from `compare`.
+        table: from `compare`, or several of them one below the other.
+        judge: "score" for the judge of the training, "second" for the other.
 
     Returns:
-        n, mean_before, mean_after, mean_gain, win_rate, and each of these four again with
-        `_interval`; median_before, median_after, ties.
+        n (of different prompts), mean_before, mean_after, mean_gain, win_rate, and each of these
+        four again with `_interval`; std_before, median_before, median_after, ties.
     """
-    before, after = table["score_before"].to_numpy(), table["score_after"].to_numpy()
-    means = {
-        "mean_before": before,
-        "mean_after": after,
-        "mean_gain": after - before,
-        "win_rate": (after > before) + 0.5 * (after == before),
-    }
-    summary: dict[str, Any] = {"n": len(table)}
-    for name, values in means.items():
+    before, after = table[f"{judge}_before"], table[f"{judge}_after"]
+    each = table[["query"]].assign(
+        mean_before=before,
+        mean_after=after,
+        mean_gain=after - before,
+        win_rate=(after > before) + 0.5 * (after == before),
+    )
+    prompts = each.groupby("query", sort=False).mean()
+    summary: dict[str, Any] = {"n": len(prompts)}
+    for name in prompts.columns:
+        values = prompts[name].to_numpy()
         summary[name] = float(values.mean())
         summary[f"{name}_interval"] = list(bootstrap_interval(values, seed=seed))
-    summary["median_before"] = float(np.median(before))
-    summary["median_after"] = float(np.median(after))
+    summary["std_before"] = float(before.std())
+    summary["median_before"] = float(before.median())
+    summary["median_after"] = float(after.median())
     summary["ties"] = int((after == before).sum())
     return summary
+
+
+def gains_by_seed(table: pd.DataFrame, judge: str = "score") -> pd.Series:
+    """The mean gain of each training run, of a table with a column `seed`.
+
+    Their standard deviation says how far one run may lie from another. It holds the chance in the
+    answers as well, but not the choice of prompts, which the runs share.
+    """
+    gains = table[f"{judge}_after"] - table[f"{judge}_before"]
+    return gains.groupby(table["seed"]).mean()
 
 
 def bootstrap_interval(

@@ -1,15 +1,17 @@
-"""The dataset of queries in shuffled batches, a share of each for every process."""
+"""The queries in shuffled batches and the replies of PPO-ptx, a share for every process."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import DataLoader
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, ModelError
 from .config import PPOConfig
+from .rollout import Batch
+from .rollout import collate as lay_out
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -92,6 +94,44 @@ class Batches:
         for _ in range(self.epoch + 1):
             order = torch.randperm(len(self.dataset), generator=generator)
         return order
+
+
+class Replies:
+    """Replies that PPO-ptx learns to predict beside PPO, drawn anew for every step."""
+
+    def __init__(
+        self,
+        dataset: Sequence[tuple[torch.Tensor, torch.Tensor]],
+        config: PPOConfig,
+        accelerator: Accelerator,
+        pad_token_id: int,
+    ) -> None:
+        """
+        Args:
+            dataset: 1-d tensors of token ids, a context and the reply to it.
+
+        Raises:
+            ModelError: if there is none although `config.ptx_coef` asks for them.
+        """
+        if config.ptx_coef and not len(dataset):
+            raise ModelError(
+                f"ptx_coef is {config.ptx_coef}, but there is no ptx_dataset: give the trainer "
+                "pairs of context and reply, or set ptx_coef to 0"
+            )
+        self.dataset, self.accelerator, self.pad_token_id = dataset, accelerator, pad_token_id
+        self.batch_size = config.batch_size if config.ptx_coef else 0
+
+    def draw(self, random: torch.Generator) -> Batch | None:
+        """This process's `batch_size` replies of one step; None without `ptx_coef`."""
+        if not self.batch_size:
+            return None
+        processes, device = self.accelerator.num_processes, self.accelerator.device
+        size = (processes, self.batch_size)
+        rows = torch.randint(len(self.dataset), size, generator=random)
+        width = max(len(self.dataset[i][1]) for i in rows.flatten().tolist())  # as for responses
+        own = [self.dataset[i] for i in rows[self.accelerator.process_index].tolist()]
+        contexts, replies = ([ids.to(device) for ids in side] for side in zip(*own, strict=True))
+        return lay_out(contexts, replies, self.pad_token_id, width=width)
 
 
 def used_columns(dataset: Any) -> Any:

@@ -95,6 +95,8 @@ class PPOConfig:
     """Clip of the value's change."""
     vf_coef: float = 0.1
     """Weight of the value loss."""
+    ptx_coef: float = 0.0
+    """Weight of the loss on given replies (PPO-ptx: Ouyang et al. 2022, eq. 2); TRL had none."""
     ratio_threshold: float = 10.0
     """A mini-batch with a larger mean ratio is skipped."""
     max_grad_norm: float | None = None
@@ -137,6 +139,8 @@ class PPOConfig:
                 f"PPOConfig.batch_size {self.batch_size} is not a multiple of mini_batch_size x "
                 f"gradient_accumulation_steps = {update}: change one of the three"
             )
+        if not 0 <= self.ptx_coef < float("inf"):
+            raise TutorialError(f"PPOConfig.ptx_coef is {self.ptx_coef}: use 0 or more")
         if self.kl_penalty not in KL_KINDS:
             raise TutorialError(
                 f"PPOConfig.kl_penalty is {self.kl_penalty!r}: use one of {', '.join(KL_KINDS)}"

@@ -188,6 +188,17 @@ def value_loss(
     return loss, masked_mean((clipped_error > error).float(), mask)
 
 
+def language_model_loss(logprobs: Tensor, mask: Tensor) -> Tensor:
+    """Mean negative log-likelihood of given replies: the PPO-ptx term, a scalar.
+
+    Ouyang et al. 2022, "Training language models to follow instructions with human feedback", eq. 2
+    subtracts ptx_coef times this from PPO's objective.
+
+    Args: logprobs, mask: (B, T).
+    """
+    return -masked_mean(logprobs, mask)
+
+
 def adapted_kl_coef(kl_coef: float, kl: float, target: float, samples: int, horizon: int) -> float:
     """The adaptive KL coefficient (Ziegler et al. 2019, section 2.2) after one more step.
 

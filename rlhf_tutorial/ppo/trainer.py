@@ -19,14 +19,16 @@ from ..models import (
     upload,
 )
 from . import checkpoint, checks
-from .batches import Batches, collate_columns
+from .batches import Batches, Replies, collate_columns
 from .config import PPOConfig
 from .fused import logprobs_and_entropy
+from .gradient import clip_gradient
 from .math import (
     RunningMoments,
     adapted_kl_coef,
     gae,
     kl_per_token,
+    language_model_loss,
     masked_whiten,
     policy_loss,
     rewards_per_token,
@@ -76,6 +78,7 @@ class PPOTrainer:
         num_shared_layers: int | None = None,
         lr_scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
         training_data_collator: None = None,
+        ptx_dataset: Sequence[tuple[Tensor, Tensor]] = (),
     ) -> None:
         """
         Args:
@@ -87,6 +90,7 @@ class PPOTrainer:
             data_collator: makes a batch of rows; by default a dict of lists.
             lr_scheduler: of `optimizer`, moved on once per `step`.
             training_data_collator: refused; TRL had it.
+            ptx_dataset: for `config.ptx_coef`: token ids of contexts, and of the replies to them.
         """
         checks.check_arguments(
             model, ref_model, tokenizer, num_shared_layers, training_data_collator
@@ -106,6 +110,7 @@ class PPOTrainer:
             trainable = [p for p in model.parameters() if p.requires_grad]
             fused = self.device.type in ("cpu", "cuda")  # one pass over the weights, not a dozen
             optimizer = torch.optim.Adam(trainable, lr=config.learning_rate, fused=fused)
+        self.replies = Replies(ptx_dataset, config, self.accelerator, tokenizer.pad_token_id)
         self.dataloader = None
         if dataset is not None:
             self.dataloader = Batches(dataset, config, data_collator, self.accelerator)
@@ -225,7 +230,8 @@ class PPOTrainer:
         experience = Experience(
             mask, logprobs, ref_logprobs, values, kl, penalty, rewards, advantages, returns
         )
-        minibatches = self._optimise(batch, experience, first)
+        replies = self._with_trunk_states(self.replies.draw(self.random))
+        minibatches = self._optimise(batch, experience, first, replies)
         clock.mark("optimize_step")
         stats = step_stats(
             scores=scores,
@@ -285,10 +291,10 @@ class PPOTrainer:
 
     # What a step is made of --------------------------------------------------------------------
 
-    def _with_trunk_states(self, batch: Batch) -> Batch:
+    def _with_trunk_states(self, batch: Batch | None) -> Batch | None:
         """With the frozen layers' output, for all passes over this batch; as it is without them."""
         model = self.accelerator.unwrap_model(self.model)
-        if not model.num_shared_layers:
+        if batch is None or not model.num_shared_layers:
             return batch
         with self.accelerator.autocast():
             return replace(batch, trunk_states=model.trunk(*batch.read()))
@@ -331,7 +337,7 @@ class PPOTrainer:
         return values, masked_whiten(advantages, mask), advantages + values
 
     def _optimise(
-        self, batch: Batch, experience: Experience, first: Outputs | None
+        self, batch: Batch, experience: Experience, first: Outputs | None, replies: Batch | None
     ) -> list[dict[str, Tensor]]:
         """The PPO epochs: several updates on the same batch, in mini-batches drawn anew."""
         config, stats = self.config, []
@@ -342,7 +348,8 @@ class PPOTrainer:
                     now = first[rows] if first else self._forward(self.model, batch[rows])
                     first = None  # its pass is used up
                     of_all = rows_everywhere(self.accelerator, rows, config.batch_size)
-                    stats.append(self._update(now, experience[of_all]))
+                    part = replies[rows] if replies else None
+                    stats.append(self._update(now, experience[of_all], part))
             # Skipping the rest of the epochs once the policy has moved too far from where it
             # sampled: the clip alone does not bound that.
             moved = stats[-1]["ppo/policy/policykl"]
@@ -350,10 +357,10 @@ class PPOTrainer:
                 break
         return stats
 
-    def _update(self, now: Outputs, old: Experience) -> dict[str, Tensor]:
+    def _update(self, now: Outputs, old: Experience, replies: Batch | None) -> dict[str, Tensor]:
         """One backward pass, and an update if enough gradients have been accumulated.
 
-        Of the mini-batch, `now` has this process's rows, and `old` those of all processes.
+        Of the mini-batch, `now` and `replies` have this process's rows, and `old` those of all.
         """
         config, mask = self.config, old.mask
         logprobs, values, entropy = map(self._everywhere, (now.logprobs, now.values, now.entropy))
@@ -366,14 +373,18 @@ class PPOTrainer:
         if checks.ratio_too_large(ratio.detach(), mask, config.ratio_threshold):
             # Not the losses times 0: an infinite ratio would make the gradient nan.
             pg_loss, vf_loss = 0.0 * now.logprobs.sum(), 0.0 * now.values.sum()
-        loss = pg_loss + config.vf_coef * vf_loss
+        loss, ptx = pg_loss + config.vf_coef * vf_loss, {}
+        if replies:
+            of_all = self._forward(self.model, replies).logprobs, replies.mask
+            ptx["ppo/loss/ptx"] = language_model_loss(*map(self._everywhere, of_all))
+            loss = loss + config.ptx_coef * ptx["ppo/loss/ptx"]
         # The gradients of the processes are averaged; of this loss they are to be added.
         self.accelerator.backward(loss * self.accelerator.num_processes)
         if self.accelerator.sync_gradients:
-            self._clip_gradient(loss)
+            clip_gradient(self, loss)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return minibatch_stats(
+        return {k: v.detach() for k, v in ptx.items()} | minibatch_stats(
             policy_loss=pg_loss.detach(),
             value_loss=vf_loss.detach(),
             total_loss=loss.detach(),
@@ -383,17 +394,6 @@ class PPOTrainer:
             now=Outputs(None, logprobs, entropy, values),
             old=old,
         )
-
-    def _clip_gradient(self, loss: Tensor) -> None:
-        """Clip to `max_grad_norm`, if any; TrainingError before an update that is not finite."""
-        self.accelerator.unscale_gradients()
-        parameters = [p for p in self.model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
-        if not norm.isfinite() and self.accelerator.scaler is None:  # float16's skips those
-            self.optimizer.zero_grad()
-            raise checks.update_refused(loss, norm, step=len(self.history) + 1)
-        if (largest := self.config.max_grad_norm) is not None:
-            torch.nn.utils.clip_grads_with_norm_(parameters, largest, norm)
 
     def _permutation(self, n: int) -> Tensor:
         return torch.randperm(n, generator=self.random)

@@ -1,0 +1,153 @@
+"""One training with looks at held-out prompts along the way: what the studies are made of."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .evaluation.measures import text_measures
+from .models import shares_trunk
+from .ppo import PPOTrainer
+from .ppo.math import logprobs_from_logits
+from .ppo.rollout import collate, generate_responses
+from .reward import Reward, checked_scores
+from .run import Run
+from .training import train
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def experiment(
+    run: Run,
+    judges: Mapping[str, Reward],
+    queries: Dataset,
+    *,
+    reward: Reward | None = None,
+    steps: int | None = None,
+    looks: Collection[int] = (),
+    examples: int = 0,
+    **ppo: Any,
+) -> dict[str, Any]:
+    """Train the run's policy with other settings of PPO, and look at it on the way.
+
+    Nothing is left in the run's folder but the prompts.
+
+    Args:
+        judges: score the answers at each look, by name.
+        queries: held-out prompts; all of them are answered at each look.
+        reward: what PPO maximises; by default the first of `judges`.
+        steps: where to stop; by default after the preset's epochs. With more, prompts come again.
+        looks: steps after which to look. Before the first and after the last it looks in any case.
+        examples: of how many answers to keep the text at each look.
+        ppo: fields of `PPOConfig` in place of the preset's.
+
+    Returns:
+        Ready for JSON: "settings" (`ppo`), "seconds" (of the training, without the looks), "steps"
+        (a row of numbers each) and "looks" (see `look`, and "step").
+    """
+    from tqdm import tqdm
+
+    reward = reward or next(iter(judges.values()))
+    trainer = run.make_trainer(**ppo)
+    epoch = len(trainer.dataloader)
+    steps = steps or run.preset.epochs * epoch
+
+    def looked(step: int) -> dict[str, Any]:
+        return {"step": step, **look(trainer, run, judges, queries, examples)}
+
+    log, found, seconds = [], [looked(0)], 0.0
+    training = train(
+        trainer,
+        reward,
+        run.preset.template,
+        epochs=-(-steps // epoch),
+        max_new_tokens=run.preset.max_new_tokens,
+    )
+    with tqdm(total=steps, desc=", ".join(f"{k} {v:g}" for k, v in ppo.items()), ncols=80) as bar:
+        for step in range(1, steps + 1):
+            start = time.perf_counter()
+            stats = next(training)
+            seconds += time.perf_counter() - start
+            log.append(
+                {
+                    "score": float(stats["ppo/mean_scores"]),
+                    "kl": float(stats["objective/kl"]),
+                    "kl_coef": float(stats["objective/kl_coef"]),
+                }
+            )
+            bar.update()
+            if step in looks or step == steps:
+                found.append(looked(step))
+    return {"settings": ppo, "seconds": round(seconds, 1), "steps": log, "looks": found}
+
+
+@torch.no_grad()
+def look(
+    trainer: PPOTrainer,
+    run: Run,
+    judges: Mapping[str, Reward],
+    queries: Dataset,
+    examples: int = 0,
+) -> dict[str, Any]:
+    """How the policy in training answers held-out prompts.
+
+    The answers are drawn by the trainer's seed, the same at every look, and the training's own
+    random draws are left alone.
+
+    Returns:
+        "scores" (by judge, one number per query), "kl" (one per query: the log-ratio of policy to
+        reference of the drawn answer, whose mean is the KL), "measures" (`text_measures`) and
+        "answers" (the first `examples`).
+    """
+    tokenizer, template = trainer.tokenizer, run.preset.template
+    texts, ids = queries["query"][:], [i.to(trainer.device) for i in queries["input_ids"][:]]
+    policy = trainer.accelerator.unwrap_model(trainer.model)
+    responses, kl = [], []
+    devices = [trainer.device] if trainer.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), trainer.accelerator.autocast():
+        torch.manual_seed(trainer.config.seed)
+        for start in range(0, len(ids), 32):
+            part = ids[start : start + 32]
+            drawn = generate_responses(
+                policy,
+                part,
+                pad_token_id=tokenizer.pad_token_id,
+                eos_token_id=template.eos_token_ids(tokenizer),
+                max_new_tokens=run.preset.max_new_tokens,
+            )
+            responses += drawn
+            kl += _log_ratios(policy, trainer.ref_model, part, drawn, tokenizer.pad_token_id)
+    answers = template.decode(tokenizer, responses)
+    return {
+        "scores": {
+            name: [round(s, 4) for s in checked_scores(judge(texts, answers), len(texts))]
+            for name, judge in judges.items()
+        },
+        "kl": [round(value, 4) for value in kl],
+        "measures": text_measures(texts, answers),
+        "answers": answers[:examples],
+    }
+
+
+def _log_ratios(
+    policy: Any,
+    reference: Any,
+    queries: list[torch.Tensor],
+    responses: list[torch.Tensor],
+    pad_token_id: int,
+) -> list[float]:
+    """sum_t log pi(y_t) - log pi_ref(y_t) of each response."""
+    batch = collate(queries, responses, pad_token_id)
+    input_ids, *positions = batch.read()
+    inputs: dict[str, Any] = {"logits_to_keep": batch.predicting}
+    if shares_trunk(policy, reference):
+        input_ids, inputs["trunk_states"] = None, policy.trunk(input_ids, *positions)
+    logprobs = [
+        logprobs_from_logits(model(input_ids, *positions, **inputs)[0].float(), batch.responses)
+        for model in (policy, reference)
+    ]
+    return ((logprobs[0] - logprobs[1]) * batch.mask).sum(dim=1).tolist()
