@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
+from .assets import Bundled, resolve
 from .evaluation.measures import text_measures
 from .models import shares_trunk
 from .ppo import PPOTrainer
@@ -47,7 +50,8 @@ def experiment(
 
     Returns:
         Ready for JSON: "settings" (`ppo`), "seconds" (of the training, without the looks), "steps"
-        (a row of numbers each) and "looks" (see `look`, and "step").
+        (a row of numbers each), "queries" (those of the examples) and "looks" (see `look`, and
+        "step").
     """
     from tqdm import tqdm
 
@@ -74,15 +78,50 @@ def experiment(
             seconds += time.perf_counter() - start
             log.append(
                 {
-                    "score": float(stats["ppo/mean_scores"]),
-                    "kl": float(stats["objective/kl"]),
+                    "score": round(float(stats["ppo/mean_scores"]), 4),
+                    "kl": round(float(stats["objective/kl"]), 4),
                     "kl_coef": float(stats["objective/kl_coef"]),
                 }
             )
             bar.update()
             if step in looks or step == steps:
                 found.append(looked(step))
-    return {"settings": ppo, "seconds": round(seconds, 1), "steps": log, "looks": found}
+    return {
+        "settings": ppo,
+        "seconds": round(seconds, 1),
+        "steps": log,
+        "queries": queries["query"][:examples],
+        "looks": found,
+    }
+
+
+def progress(result: Mapping[str, Any]) -> list[dict[str, float]]:
+    """A row per look: what was gained since the first one, and at what distance.
+
+    Returns:
+        "step", "kl" (its mean), the four text measures, and for each judge `<judge>` (its mean
+        score less that of the first look), `<judge>_error` (the standard error of this difference,
+        paired by prompt) and `<judge>_std` (the standard deviation of the first look's scores).
+    """
+    first, rows = result["looks"][0], []
+    for at in result["looks"]:
+        row = {"step": at["step"], "kl": float(np.mean(at["kl"])), **at["measures"]}
+        for judge, scores in at["scores"].items():
+            gain = np.subtract(scores, first["scores"][judge])
+            row[judge] = float(gain.mean())
+            row[f"{judge}_error"] = float(gain.std(ddof=1) / len(gain) ** 0.5)
+            row[f"{judge}_std"] = float(np.std(first["scores"][judge], ddof=1))
+        rows.append(row)
+    return rows
+
+
+def committed_experiments() -> dict[str, dict[str, Any]]:
+    """The results of `scripts/study.py` that come with the package, by the experiment's name."""
+    folder = resolve(Bundled("experiments"))
+    results = (
+        json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))
+    )
+    return {result["name"]: result for result in results if "name" in result}
 
 
 @torch.no_grad()

@@ -164,11 +164,11 @@ class Run:
             model.pretrained_model.set_attn_implementation("eager")
         ref_model = create_reference_model(model, preset.num_shared_layers)
         bf16 = preset.num_shared_layers is not None and supports_bf16(self.device)
-        config = PPOConfig(
-            model_name=preset.name,
-            accelerator_kwargs={"mixed_precision": "bf16" if bf16 else "no"},
-            **{**preset.ppo, **ppo},
-        )
+        own = {
+            "model_name": preset.name,
+            "accelerator_kwargs": {"mixed_precision": "bf16" if bf16 else "no"},
+        }
+        config = PPOConfig(**{**own, **preset.ppo, **ppo})
         body = [p for p in model.pretrained_model.parameters() if p.requires_grad]
         head_lr = preset.value_head_learning_rate or config.learning_rate
         optimizer = torch.optim.Adam(
@@ -302,6 +302,7 @@ class Run:
             save_table,
             summarise,
         )
+        from .evaluation.measures import text_measures
 
         path = self.folder / "comparison.csv"
         if path.exists():
@@ -331,7 +332,17 @@ class Run:
         table = compare(queries["query"][:], *answers, self.load_reward(), self.load_second_judge())
         save_table(table, path)
         seconds = round(time.perf_counter() - start, 1)
-        self.record(comparison={**summarise(table), "seconds": seconds})
+        texts = table["query"].tolist()
+        measures = {
+            when: text_measures(texts, table[f"response_{when}"].tolist())
+            for when in ("before", "after")
+        }
+        second = summarise(table, "second")
+        self.record(
+            comparison={
+                **summarise(table), "second": second, "measures": measures, "seconds": seconds
+            }
+        )  # fmt: skip
         return table
 
     # Stage 4: perplexity -------------------------------------------------------------------------

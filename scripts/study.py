@@ -3,11 +3,12 @@
     python scripts/study.py tuning        # six trainings; looks at validation prompts, first judge
     python scripts/study.py choose        # applies the rule of docs/tuning.md to them
     python scripts/study.py second        # lets the second judge score what was answered
-    python scripts/study.py sweep         # notebook 08: KL weights, controllers, PPO-ptx
+    python scripts/study.py sweep         # notebook 08: more KL weights, and controllers
     python scripts/study.py seeds         # five trainings of the preset, test prompts, both judges
+    python scripts/study.py table-1       # notebook 08: perplexity with and without PPO-ptx
 
 What is there already is not done again. Each experiment is a file of its own in
-notebooks/results/smollm2/experiments/, so two processes can share the work (with OMP_NUM_THREADS=1
+rlhf_tutorial/bundled/experiments/, so two processes can share the work (with OMP_NUM_THREADS=1
 each: see docs/performance.md).
 """
 
@@ -19,16 +20,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pandas as pd
 
 from rlhf_tutorial import Run, load_preset
 from rlhf_tutorial.data import prepare_queries
-from rlhf_tutorial.evaluation.compare import gains_by_seed, summarise
-from rlhf_tutorial.experiment import experiment
+from rlhf_tutorial.evaluation.compare import gains_by_seed, save_table, summarise
+from rlhf_tutorial.experiment import experiment, progress
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "notebooks" / "results" / "smollm2"
-FOLDER = RESULTS / "experiments"
+FOLDER = ROOT / "rlhf_tutorial" / "bundled" / "experiments"
 RUNS = ROOT / "runs"
 
 STEPS, LOOKS, SEED = 120, (20, 40, 80, 120), 100
@@ -38,6 +39,20 @@ TUNING: dict[str, dict[str, Any]] = {
         (5e-5, 0.15), (5e-5, 0.3), (5e-5, 0.05), (1e-4, 0.3), (5e-5, 0.6), (3e-5, 0.15),
     )
 }  # fmt: skip
+RATE = 5e-5  # what the rule chose; the studies below change nothing else
+SWEEP: dict[str, dict[str, Any]] = {
+    f"lr {RATE:g}, KL {kl:g}": {"learning_rate": RATE, "init_kl_coef": kl}
+    | ({"steps": 240} if kl == 0 else {})
+    for kl in (0, 0.015, 1.5)
+}
+CONTROLLERS: dict[str, dict[str, Any]] = {
+    f"controller, horizon {horizon}": {
+        "learning_rate": RATE, "adap_kl_ctrl": True, "init_kl_coef": 0.05,
+        "target": 3.0, "horizon": horizon,
+    }
+    for horizon in (10_000, 320)
+}  # fmt: skip
+PTX_COEF = 0.3
 SEEDS = range(5)
 
 
@@ -81,9 +96,21 @@ def train_all(
         save(name, {"name": name, **result})
 
 
+def ask_second_judge() -> None:
+    """Adds the second judge's scores to the looks that have only the first's."""
+    judge = Run(load_preset("smollm2"), RUNS / "study").load_second_judge()
+    for path in sorted(FOLDER.glob("*.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        for at in result.get("looks", []):
+            if "second" not in at["scores"]:
+                scores = judge(result["queries"], at["answers"])
+                at["scores"]["second"] = [round(score, 4) for score in scores]
+        path.write_text(json.dumps(result) + "\n", encoding="utf-8")
+
+
 # --- The rule of docs/tuning.md ------------------------------------------------------------------
 
-MOST_SECONDS = 300
+MOST_SECONDS, SECONDS_PER_STEP = 300, 1.95
 TOLERANCES = {"words": -1.25, "distinct-2": -0.09, "echoed": 0.05, "ended": -0.05}
 """How far a text measure may move in its bad direction, from the untouched policy's value."""
 
@@ -92,24 +119,28 @@ def settings_of(results: list[dict[str, Any]], seconds_per_step: float) -> list[
     """One row per experiment and look after the first: a setting that could be chosen."""
     rows = []
     for result in results:
-        before, *later = result["looks"]
-        for look in later:
-            gain = np.subtract(look["scores"]["first"], before["scores"]["first"])
-            moved = {k: look["measures"][k] - before["measures"][k] for k in TOLERANCES}
+        before, *later = progress(result)
+        for at in later:
+            moved = {k: at[k] - before[k] for k in TOLERANCES}
             rows.append(
                 {
                     "name": result["name"],
-                    "step": look["step"],
-                    "seconds": look["step"] * seconds_per_step,
-                    "gain": float(gain.mean()),
-                    "error": float(gain.std(ddof=1) / len(gain) ** 0.5),
-                    "kl": float(np.mean(look["kl"])),
-                    "std_before": float(np.std(before["scores"]["first"], ddof=1)),
+                    "step": at["step"],
+                    "seconds": at["step"] * seconds_per_step,
+                    "gain": at["first"],
+                    "error": at["first_error"],
+                    "kl": at["kl"],
+                    "std_before": at["first_std"],
                     **moved,
                     "worse": [k for k, t in TOLERANCES.items() if moved[k] / t > 1],
                 }
             )
     return rows
+
+
+def tuning_rows() -> list[dict[str, Any]]:
+    """All settings that were tried. The speed is that of a quiet machine: docs/performance.md."""
+    return settings_of([load(name) for name in TUNING], seconds_per_step=SECONDS_PER_STEP)
 
 
 def frontier(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -152,34 +183,29 @@ def tuning_table(rows: list[dict[str, Any]], chosen: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-# --- Seeds ---------------------------------------------------------------------------------------
+# --- Whole runs of the preset ------------------------------------------------------------------
 
 
-def run_seeds(only: list[str]) -> None:
-    """The preset as it is with five seeds, each stage of the course in a folder of its own."""
-    import pandas as pd
-
-    tables, rows = [], []
+def whole_run(name: str, **ppo: Any) -> Run:
+    """All stages of the preset with these settings of PPO, in a folder of its own."""
     preset = load_preset("smollm2")
+    run = Run(replace(preset, ppo={**preset.ppo, **ppo}), RUNS / "study" / name)
+    run.compare()
+    run.perplexity()
+    return run
+
+
+def summarise_seeds() -> None:
+    """Five trainings of the preset: seeds.csv, and seeds.json."""
+    tables, rows = [], []
     for seed in SEEDS:
-        run = Run(replace(preset, ppo={**preset.ppo, "seed": seed}), RUNS / "seeds" / str(seed))
-        if only and str(seed) not in only:
-            continue
+        run = whole_run(f"seed-{seed}", seed=seed)
         tables.append(run.compare().assign(seed=seed))
-        run.perplexity()
-        training, perplexity = run.results()["training"], run.results()["perplexity"]
-        rows.append(
-            {
-                "seed": seed,
-                "seconds": training["seconds"],
-                "kl": training["kl_last_10_batches"],
-                "perplexity": {when: perplexity[when] for when in ("before", "after")},
-            }
-        )
-    if only:
-        return
+        results = run.results()
+        keep = {name: results[name] for name in ("training", "perplexity")}
+        rows.append({"seed": seed, **keep, "measures": results["comparison"]["measures"]})
     table = pd.concat(tables, ignore_index=True)
-    result: dict[str, Any] = {"runs": rows}
+    result: dict[str, Any] = {"name": "seeds", "runs": rows}
     for judge in ("score", "second"):
         gains = gains_by_seed(table, judge)
         result[judge] = {
@@ -187,23 +213,57 @@ def run_seeds(only: list[str]) -> None:
             "gain_by_seed": gains.tolist(),
             "seed_std": float(gains.std()),
         }
-    (RESULTS / "seeds.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    table.to_csv(RESULTS / "seeds.csv", index=False, quoting=2)
+    (FOLDER / "seeds.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    save_table(table, RESULTS / "seeds.csv")
+
+
+def table_1() -> None:
+    """The original's Table 1 with a third row: untouched, PPO, PPO-ptx."""
+    plain, ptx = whole_run("seed-0", seed=0), whole_run("ptx", seed=0, ptx_coef=PTX_COEF)
+    rows = []
+    for policy, run, when in (
+        ("original", plain, "before"), ("PPO", plain, "after"), ("PPO-ptx", ptx, "after"),
+    ):  # fmt: skip
+        table, results = run.compare(), run.results()
+        row = {"policy": policy, "echoed": results["comparison"]["measures"][when]["echoed"]}
+        for kind in ("whole_text", "last_reply"):
+            row[kind] = results["perplexity"][when][kind]["mean_perplexity"]
+        for judge, name in (("score", "first"), ("second", "second")):
+            gain = summarise(table, judge)
+            low, high = gain["mean_gain_interval"]
+            text = f"{gain['mean_gain']:.2f} ({low:.2f} to {high:.2f})"
+            row[name] = "" if when == "before" else text
+        kl = results["training"]["kl_last_10_batches"]
+        row["kl"] = "0" if when == "before" else f"{kl:.1f}"
+        rows.append(row)
+    save("table 1", {"name": "table 1", "ptx_coef": PTX_COEF, "rows": rows})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["tuning", "choose", "seeds"])
-    parser.add_argument("only", nargs="*", help="only these experiments or seeds")
+    parser.add_argument(
+        "what", choices=["tuning", "choose", "second", "sweep", "run", "seeds", "table-1"]
+    )
+    parser.add_argument("only", nargs="*", help="only these experiments, or the seeds to run")
     args = parser.parse_args()
     run = Run(load_preset("smollm2"), RUNS / "study")
     if args.what == "tuning":
         train_all(TUNING, {"first": run.load_reward()}, args.only)
     elif args.what == "choose":
-        rows = settings_of([load(name) for name in TUNING], seconds_per_step=1.95)
+        rows = tuning_rows()
         print(tuning_table(rows, choose(rows)))
+    elif args.what == "second":
+        ask_second_judge()
+    elif args.what == "sweep":
+        train_all(SWEEP | CONTROLLERS, {"first": run.load_reward()}, args.only)
+        ask_second_judge()
+    elif args.what == "run":
+        for seed in args.only:
+            whole_run(f"seed-{seed}", seed=int(seed))
+    elif args.what == "seeds":
+        summarise_seeds()
     else:
-        run_seeds(args.only)
+        table_1()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Write the committed run's results into the README, between its two markers.
+"""Write the results of the committed trainings into the README, between its two markers.
 
 python scripts/update_readme.py
 """
@@ -7,61 +7,84 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "notebooks" / "results" / "smollm2"
+SEEDS = ROOT / "rlhf_tutorial" / "bundled" / "experiments" / "seeds.json"
 START, END = "<!-- results: scripts/update_readme.py -->", "<!-- end of results -->"
 
 
-def results_table(results: dict[str, Any], perplexity: dict[str, Any]) -> str:
+def results_table(seeds: dict[str, Any]) -> str:
     """The results as Markdown."""
-    c, t = results["comparison"], results["training"]
+    first, second, runs = seeds["score"], seeds["second"], seeds["runs"]
 
-    def interval(name: str, form: str = ".2f") -> str:
-        low, high = c[f"{name}_interval"]
-        return f"{low:{form}} to {high:{form}}"
+    def interval(judge: dict[str, Any], name: str, form: str = ".2f") -> str:
+        low, high = judge[f"{name}_interval"]
+        return f"{judge[name]:{form}} ({low:{form}} to {high:{form}})"
+
+    def deviations(judge: dict[str, Any]) -> str:
+        return f"{judge['mean_gain'] / judge['std_before']:.2f}"
+
+    def by_seed(judge: dict[str, Any]) -> str:
+        return ", ".join(f"{gain:.2f}" for gain in judge["gain_by_seed"])
 
     rows = [
-        ("mean reward before", f"{c['mean_before']:.2f}", interval("mean_before")),
-        ("mean reward after", f"{c['mean_after']:.2f}", interval("mean_after")),
-        ("gain, paired", f"{c['mean_gain']:.2f}", interval("mean_gain")),
-        ("win rate", f"{c['win_rate']:.1%}", interval("win_rate", ".1%")),
+        ("mean score before", *(interval(j, "mean_before") for j in (first, second))),
+        ("mean score after", *(interval(j, "mean_after") for j in (first, second))),
+        ("gain, paired", *(interval(j, "mean_gain") for j in (first, second))),
+        ("... in standard deviations of the scores before", deviations(first), deviations(second)),
+        ("win rate", *(interval(j, "win_rate", ".1%") for j in (first, second))),
+        ("gain of each seed", by_seed(first), by_seed(second)),
+        ("their standard deviation", f"{first['seed_std']:.2f}", f"{second['seed_std']:.2f}"),
     ]
+    training = [run["training"] for run in runs]
+    t, minutes = training[0], [run["seconds"] / 60 for run in training]
     lines = [
-        f"On {c['n']} prompts that were never trained on, the same judge that trained the policy:",
+        f"{len(runs)} trainings (seeds 0 to {len(runs) - 1}), {first['n']} prompts that were never "
+        "trained on, 95% intervals over the prompts:",
         "",
-        "| | value | 95% interval |",
+        "| | judge of the training | second judge, unseen by PPO |",
         "| --- | --- | --- |",
-        *(f"| {name} | {value} | {low_high} |" for name, value, low_high in rows),
+        *(f"| {' | '.join(row)} |" for row in rows),
         "",
-        f"Training: {t['steps']} steps of 16 answers, each of {t['prompts']} prompts seen "
-        f"{t['epochs']} times, seed {t['seed']}, {t['precision']} arithmetic, "
-        f"{t['seconds'] / 60:.1f} minutes on two shared cores. The mean score of a batch went from "
-        f"{t['mean_score_first_10_batches']:.2f} (first 10) to "
-        f"{t['mean_score_last_10_batches']:.2f} (last 10) at a KL of "
-        f"{t['kl_last_10_batches']:.1f} nats per answer.",
+        f"Each training: {t['steps']} steps of 16 answers, each of {t['prompts']} prompts seen "
+        f"{t['epochs']} times, {t['precision']} arithmetic, {min(minutes):.1f} to "
+        f"{max(minutes):.1f} minutes on two shared cores, to a KL of "
+        f"{min(run['kl_last_10_batches'] for run in training):.1f} to "
+        f"{max(run['kl_last_10_batches'] for run in training):.1f} nats per answer (mean of the "
+        "last ten batches).",
         "",
-        "| perplexity on the test split (mean over texts) | before | after |",
+        "| mean over the seeds | before | after |",
         "| --- | --- | --- |",
     ]
+    for key, label, form in (
+        ("words", "words per answer", ".1f"),
+        ("distinct-2", "distinct-2", ".2f"),
+        ("echoed", "share of the prompt's words echoed", ".0%"),
+        ("ended", "answers that end in a sentence", ".0%"),
+    ):
+        cells = (
+            f"{mean(run['measures'][when][key] for run in runs):{form}}"
+            for when in ("before", "after")
+        )
+        lines.append(f"| {label} | {' | '.join(cells)} |")
     for kind, label in (("whole_text", "whole dialogue"), ("last_reply", "reply in the template")):
-        before, after = (perplexity[when][kind]["mean_perplexity"] for when in ("before", "after"))
-        lines.append(f"| {label} | {before:.2f} | {after:.2f} |")
+        cells = (
+            f"{mean(run['perplexity'][when][kind]['mean_perplexity'] for run in runs):.2f}"
+            for when in ("before", "after")
+        )
+        lines.append(f"| perplexity, {label} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def main() -> None:
     """Replace what stands between the markers."""
-    results, perplexity = (
-        json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-        for name in ("results", "perplexity")
-    )
+    seeds = json.loads(SEEDS.read_text(encoding="utf-8"))
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
     head, tail = text.split(START)[0], text.split(END)[1]
-    block = f"{START}\n{results_table(results, perplexity)}\n{END}"
-    readme.write_text(head + block + tail, encoding="utf-8")
+    readme.write_text(f"{head}{START}\n{results_table(seeds)}\n{END}{tail}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """Small stand-ins for what the original experiment fetches from the hub, laid out as it is there.
 
-`make(folder)` leaves three folders: a GPT-2 with DLite's special tokens, a DeBERTa-v2 classifier
-with one logit and a sentencepiece tokenizer, and preference data as in Anthropic/hh-rlhf. With them
-the preset `dlite` runs offline:
+`make(folder)` leaves four folders: a GPT-2 with DLite's special tokens, a DeBERTa-v2 classifier
+with one logit and a sentencepiece tokenizer, an ELECTRA for the second judge, and preference data
+as in Anthropic/hh-rlhf. With them the preset `dlite` runs offline:
 
-    RLHF_PRESET=dlite RLHF_POLICY=... RLHF_REWARD_MODEL=... RLHF_DATA=...
+    RLHF_PRESET=dlite RLHF_POLICY=... RLHF_REWARD_MODEL=... RLHF_SECOND_JUDGE=... RLHF_DATA=...
 
 or, to make them by hand: python tests/lookalikes.py FOLDER
 """
@@ -52,12 +52,13 @@ def preferences() -> list[dict[str, str]]:
 
 
 def make(folder: str | Path) -> dict[str, Path]:
-    """Make all three in `folder`: the paths "policy", "reward_model" and "data"."""
+    """Make all four in `folder`: the paths "policy", "reward_model", "second_judge" and "data"."""
     folder = Path(folder)
     texts = [text for row in preferences() for text in row.values()]
     return {
         "policy": make_policy(folder / "dlite", texts),
         "reward_model": make_reward_model(folder / "deberta", texts),
+        "second_judge": make_second_judge(folder / "electra", texts),
         "data": make_data(folder / "hh-rlhf"),
     }
 
@@ -96,6 +97,26 @@ def make_policy(folder: Path, texts: list[str]) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         GPT2LMHeadModel(config).save_pretrained(folder)
+    return folder
+
+
+def make_second_judge(folder: Path, texts: list[str]) -> Path:
+    """A two-layer ELECTRA with one logit, and a tokenizer that knows the texts' characters."""
+    from transformers import ElectraConfig, ElectraForSequenceClassification, ElectraTokenizerFast
+
+    letters = sorted({letter for text in texts for letter in text.lower() if not letter.isspace()})
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    vocabulary += letters + [f"##{letter}" for letter in letters]
+    folder.mkdir(parents=True)
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
+    ElectraTokenizerFast.from_pretrained(folder, model_max_length=512).save_pretrained(folder)
+    config = ElectraConfig(
+        vocab_size=len(vocabulary), embedding_size=16, hidden_size=32, num_hidden_layers=2,
+        num_attention_heads=2, intermediate_size=64, num_labels=1, initializer_range=0.3,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        ElectraForSequenceClassification(config).save_pretrained(folder)
     return folder
 
 

@@ -81,6 +81,16 @@ def dataset(rows: int = 53) -> list[dict[str, Any]]:
     ]
 
 
+def replies() -> list[tuple[Tensor, Tensor]]:
+    """For PPO-ptx: contexts and replies of mixed lengths."""
+    random = torch.Generator().manual_seed(9)
+
+    def ids(n: int) -> Tensor:
+        return torch.randint(3, VOCABULARY, (n,), generator=random)
+
+    return [(ids(1 + i % 4), ids(1 + i % 7)) for i in range(40)]
+
+
 def make_trainer(
     kind: str = "llama",
     shared: int | None = None,
@@ -113,7 +123,15 @@ def make_trainer(
         accelerator_kwargs={"cpu": True, "mixed_precision": precision},
         **settings,
     )
-    trainer = PPOTrainer(config, policy, reference, PadAndEnd(), dataset=rows, optimizer=optimizer)
+    trainer = PPOTrainer(
+        config,
+        policy,
+        reference,
+        PadAndEnd(),
+        dataset=rows,
+        optimizer=optimizer,
+        ptx_dataset=replies() if config.ptx_coef else (),
+    )
     if processes == 1:
         trainer._permutation = lambda n: as_two_processes(trainer.random, n, mini_batch)
     return trainer
@@ -189,6 +207,8 @@ STEPS: dict[str, dict[str, Any]] = {
     },
     "full, accumulation": ACCUMULATION,
     "trunk, accumulation": ACCUMULATION | {"shared": 2, "steps": 2},
+    "full, PPO-ptx": {"ptx_coef": 0.5, "mini_batch": 8, "max_grad_norm": 0.5},
+    "trunk, PPO-ptx": {"ptx_coef": 0.5, "shared": 2, "steps": 2},
     "GPT-2, learned positions and tied head": EVERYTHING | {"kind": "gpt2", "mini_batch": 8},
 }
 

@@ -64,6 +64,7 @@ def make_trainer(
     freeze: bool = False,
     layers: int = 2,
     dataset: list[dict[str, Tensor]] | None = None,
+    ptx_dataset: list[tuple[Tensor, Tensor]] | tuple = (),
     **settings: Any,
 ) -> PPOTrainer:
     """A trainer at the start of a run: 14 rows in batches of 4, three a pass.
@@ -91,6 +92,7 @@ def make_trainer(
         dataset=rows() if dataset is None else dataset or None,
         optimizer=made,
         lr_scheduler=scheduler and scheduler(made),
+        ptx_dataset=ptx_dataset,
     )
 
 

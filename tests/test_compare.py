@@ -16,6 +16,7 @@ from rlhf_tutorial.evaluation.compare import (
     bootstrap_interval,
     compare,
     format_examples,
+    gains_by_seed,
     load_table,
     sample_responses,
     save_table,
@@ -279,3 +280,66 @@ def test_a_table_comes_back_from_its_file_as_it_was_whatever_the_texts(tmp_path)
     table = pd.DataFrame({"query": texts, "score_after": [i / 7 for i in range(len(texts))]})
     save_table(table, tmp_path / "table.csv")
     pd.testing.assert_frame_equal(load_table(tmp_path / "table.csv"), table)
+
+
+# Several judges and several trainings --------------------------------------------------------
+
+
+def test_a_second_judge_scores_the_same_answers_in_columns_of_its_own() -> None:
+    def count(queries: list[str], responses: list[str]) -> list[float]:
+        return [float(len(q) + len(r)) for q, r in zip(queries, responses, strict=True)]
+
+    def first(queries: list[str], responses: list[str]) -> list[float]:
+        return [float(r == "cc") for r in responses]
+
+    table = compare(["a", "bb"], ["x", "yyy"], ["cc", "d"], first, count)
+    assert table["second_before"].tolist() == [2.0, 5.0]
+    assert table["second_after"].tolist() == [3.0, 3.0]
+    assert table["second_gain"].tolist() == [1.0, -2.0]
+    assert table["gain"].tolist() == [1.0, 0.0]
+    assert summarise(table, "second")["mean_gain"] == pytest.approx(-0.5)
+    assert "second_gain" not in compare(["a"], ["x"], ["y"], first)
+
+
+def seeds_table(n: int = 60, runs: int = 5, noise: float = 0.1) -> pd.DataFrame:
+    """Gains that differ between prompts far more than between runs."""
+    rng = np.random.default_rng(8)
+    of_prompt = rng.normal(1.0, 1.0, size=n)
+    tables = []
+    for seed in range(runs):
+        before = rng.normal(scale=noise, size=n)
+        table = table_of(before.tolist(), (before + of_prompt + 0.1 * seed).tolist())
+        tables.append(table.assign(seed=seed, query=[f"q{i}" for i in range(n)]))
+    return pd.concat(tables, ignore_index=True)
+
+
+def test_all_runs_of_a_prompt_are_resampled_together() -> None:
+    """Five runs on the same prompts are no five times as many prompts."""
+    table = seeds_table()
+    summary = summarise(table, seed=3)
+    assert summary["n"] == 60
+    each = table.groupby("query", sort=False)["gain"].mean()
+    assert summary["mean_gain"] == pytest.approx(table["gain"].mean())
+    assert tuple(summary["mean_gain_interval"]) == pytest.approx(bootstrap_interval(each, seed=3))
+    low, high = summary["mean_gain_interval"]
+    alone = summarise(table[table["seed"] == 0])["mean_gain_interval"]
+    assert high - low == pytest.approx(alone[1] - alone[0], rel=0.1)
+    as_rows = bootstrap_interval(table["gain"], seed=3)
+    assert (high - low) / (as_rows[1] - as_rows[0]) == pytest.approx(np.sqrt(5), rel=0.15)
+
+
+def test_the_spread_between_runs_is_that_of_their_means() -> None:
+    table = seeds_table()
+    gains = gains_by_seed(table)
+    assert gains.index.tolist() == [0, 1, 2, 3, 4]
+    for seed in range(5):
+        assert gains[seed] == pytest.approx(table[table["seed"] == seed]["gain"].mean())
+    assert np.diff(gains).tolist() == pytest.approx([0.1] * 4, abs=1e-6)
+
+
+def test_best_and_worst_can_be_picked_by_the_change() -> None:
+    table = table_of([0.0, 5.0, 1.0], [2.0, 6.0, 0.0])
+    table["query"] = ["rose by 2", "high all along", "fell"]
+    assert format_examples(table, n=1).startswith("query: high all along")
+    assert format_examples(table, n=1, by="gain").startswith("query: rose by 2")
+    assert format_examples(table, n=1, pick="worst", by="gain").startswith("query: fell")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 import math
@@ -153,6 +154,60 @@ def test_token_type_ids_follow_the_checkpoints_own_tokenizer(checkpoint, tmp_pat
     expected = one_by_one(checkpoint, QUERIES, RESPONSES, return_token_type_ids=False)
     np.testing.assert_allclose(without_types, expected, atol=1e-5)
     assert not np.allclose(with_types, without_types, atol=1e-3)
+
+
+# --- Judges that are chat models ------------------------------------------------------------------
+
+CHATML = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}<eos>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+@pytest.fixture
+def chat_judge(tokenizer, tmp_path) -> Path:
+    """A tiny decoder with a head, and a tokenizer with a chat template."""
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    torch.manual_seed(2)
+    config = LlamaConfig(
+        vocab_size=264, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=64, max_position_embeddings=96, num_labels=1, pad_token_id=0,
+        initializer_range=0.3,
+    )  # fmt: skip
+    LlamaForSequenceClassification(config).save_pretrained(tmp_path / "chat")
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = CHATML
+    tokenizer.save_pretrained(tmp_path / "chat")
+    return tmp_path / "chat"
+
+
+def test_a_chat_model_reads_the_dialogue_in_its_template(chat_judge):
+    """Against transformers alone: the template written out, one row at a time, no padding."""
+    judge = load(chat_judge)
+    queries, responses = ["Why?", "How do I?", "What now"], ["Because.", "", "Take it, then go"]
+    scores = judge(queries, responses)
+    for query, response, score in zip(queries, responses, scores, strict=True):
+        text = f"<user>{query}<eos><assistant>{response}"
+        ids = judge.tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
+        with torch.no_grad():
+            expected = judge.model(input_ids=ids).logits.item()
+        assert score == pytest.approx(expected, abs=1e-4)
+    assert len({round(score, 3) for score in scores}) == 3
+
+
+def test_adapters_can_be_kept_to_some_layers(chat_judge, tmp_path):
+    from safetensors import safe_open
+
+    train_reward_model(
+        [{"prompt": "a", "chosen": "good", "rejected": "bad"}] * 4, chat_judge, layers=[1],
+        output=tmp_path / "adapter", batch_size=2, device="cpu", bf16=False,
+    )  # fmt: skip
+    with safe_open(tmp_path / "adapter" / "adapter_model.safetensors", "pt") as file:
+        names = list(file.keys())
+    adapted = {name for name in names if "lora_" in name}
+    assert len(adapted) == 2 * 7, "two matrices for each of a block's seven linear layers"
+    assert all(".layers.1." in name for name in adapted)
 
 
 def test_the_choice_of_precision_is_printed_once(checkpoint, capsys):
@@ -465,3 +520,38 @@ def test_the_bundled_adapter_is_small_and_names_its_base():
     config = json.loads((ADAPTER / "adapter_config.json").read_text(encoding="utf-8"))
     assert config["base_model_name_or_path"] == "sentence-transformers/all-MiniLM-L6-v2"
     assert sum(path.stat().st_size for path in ADAPTER.iterdir()) < 2_000_000
+
+
+# --- The second judge
+
+SECOND = ROOT / "rlhf_tutorial" / "bundled" / "second_judge"
+
+
+def test_the_judges_share_neither_pairs_nor_kinds_of_bad_answers(script):
+    """What the split promises, on dialogues of any first turn."""
+    turns = [f"question {i}" for i in range(3000)]
+    splits = {turn: script.split_of(turn) for turn in turns}
+    assert {name[:6] for name in splits.values()} == {"judge1", "judge2"}
+    share = sum(name.startswith("judge2") for name in splits.values()) / len(turns)
+    assert share == pytest.approx(0.4, abs=0.03)
+    metrics = json.loads((SECOND / "metrics.json").read_text(encoding="utf-8"))
+    ours = {kind.__name__.replace("_", " ") for kind in script.SHARES}
+    assert not ours & metrics["training"]["kinds"].keys()
+
+
+@pytest.mark.weights
+def test_the_second_judge_is_as_good_as_its_card_says(script):
+    from rlhf_tutorial import assets
+
+    judge = load(assets.resolve(assets.SMOLLM2), adapter=SECOND)
+    metrics = json.loads((SECOND / "metrics.json").read_text(encoding="utf-8"))
+    test = script.course_pairs(script.BUNDLED / "preferences", "test")
+    accuracy = pairwise_accuracy(judge, test)
+    assert accuracy == pytest.approx(metrics["second"]["whole"]["course"]["accuracy"], abs=0.01)
+    assert f"{accuracy:.1%}" in (SECOND / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_second_judge_is_small_and_names_its_base():
+    config = json.loads((SECOND / "adapter_config.json").read_text(encoding="utf-8"))
+    assert config["base_model_name_or_path"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert sum(path.stat().st_size for path in SECOND.iterdir()) < 6_000_000

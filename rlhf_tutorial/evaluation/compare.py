@@ -214,6 +214,7 @@ def format_examples(
     table: pd.DataFrame,
     n: int = 5,
     pick: Literal["best", "random", "worst"] = "best",
+    by: Literal["score_after", "gain"] = "score_after",
     seed: int = 0,
 ) -> str:
     """Queries with both responses as text, one line each, a blank line between examples.
@@ -221,14 +222,15 @@ def format_examples(
     Args:
         table: from `compare`.
         n: how many; fewer if the table is shorter.
-        pick: "best" or "worst" by the score after training, from the extreme on. Both are
-            selections: "random" (by `seed`) shows what is typical.
+        pick: "best" or "worst", from the extreme on. Both are selections: "random" (by `seed`)
+            shows what is typical.
+        by: what best and worst are told by, the score after training or its change.
     """
     n = min(n, len(table))
     if pick == "random":
         rows = table.sample(n, random_state=seed)
     else:
-        rows = table.sort_values("score_after", ascending=pick == "worst", kind="stable").head(n)
+        rows = table.sort_values(by, ascending=pick == "worst", kind="stable").head(n)
     return "\n\n".join(
         f"query: {_one_line(query)}\n"
         f"response (before): {_one_line(before)}\n"

@@ -1,0 +1,135 @@
+"""Figures of several trainings side by side: what they gained against how far they went."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps, rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from .errors import DataError
+from .plotting import BLUE, GREY, INK, STYLE, VERMILLION, _figure, moving_mean
+
+Points = Sequence[Mapping[str, Any]]
+
+
+def _colours(n: int) -> list[Any]:
+    """From dark to light, so that an order among the curves is seen."""
+    return [colormaps["viridis"](x) for x in np.linspace(0, 0.9, n)] if n > 1 else [BLUE]
+
+
+def _check(curves: Mapping[str, Points], keys: Sequence[str]) -> None:
+    if not curves or not all(len(points) for points in curves.values()):
+        raise DataError("there is nothing to draw: give at least one curve of at least one point")
+    for name, points in curves.items():
+        for point in points:
+            if missing := [key for key in keys if key not in point]:
+                raise DataError(f"a point of {name!r} has no {missing[0]!r}: it is needed here")
+
+
+def _sqrt_axis(ax: Axes, largest: float) -> None:
+    """KL on a square-root scale: the distance from the reference, as Gao et al. (2022) have it."""
+    ax.set_xscale(
+        "function", functions=(lambda x: np.sqrt(np.maximum(x, 0)), lambda x: np.square(x))
+    )
+    ax.set_xlim(0, 1.05 * max(largest, 1))
+    ticks = [t for t in (0, 1, 2, 5, 10, 20, 40, 80, 160, 320) if t <= 1.05 * max(largest, 1)]
+    ax.set_xticks(ticks, [str(t) for t in ticks])
+
+
+@rc_context(STYLE)
+def against_kl(
+    curves: Mapping[str, Points],
+    panels: Mapping[str, str],
+    marked: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Figure:
+    """One panel per quantity, one curve per training, the KL from the reference to the right.
+
+    Args:
+        curves: by name, points with "kl" (nats per response) and the panels' keys, in order.
+        panels: keys and their titles, from left to right. Where a point has also `<key>_error`,
+            the last one of a curve gets a bar of that length either way.
+        marked: single points by name, drawn as a star.
+
+    Raises:
+        DataError: without a point, or for a point that lacks a key.
+    """
+    _check(curves, ["kl", *panels])
+    fig = _figure(4.6 * len(panels) + 0.4, 4.2)
+    axes = np.atleast_1d(fig.subplots(1, len(panels)))
+    largest = max(float(p["kl"]) for points in curves.values() for p in points)
+    for ax, (key, title) in zip(axes, panels.items(), strict=True):
+        for colour, (name, points) in zip(_colours(len(curves)), curves.items(), strict=True):
+            x, y = ([float(p[k]) for p in points] for k in ("kl", key))
+            ax.plot(x, y, "o-", color=colour, markersize=4.5, linewidth=1.8, label=name)
+            if (error := points[-1].get(f"{key}_error")) is not None:
+                ax.errorbar(x[-1], y[-1], yerr=error, color=colour, capsize=3, linewidth=1.2)
+        for name, point in (marked or {}).items():
+            ax.plot(
+                point["kl"], point[key], "*", color=VERMILLION, markersize=15,
+                markeredgecolor="white", label=name, linestyle="none",
+            )  # fmt: skip
+        _sqrt_axis(ax, largest)
+        ax.set(title=title, xlabel="KL from the reference (nats per answer, √ scale)")
+    handles, labels = axes[0].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)))
+    return fig
+
+
+@rc_context(STYLE)
+def over_steps(curves: Mapping[str, Points], panels: Mapping[str, str], window: int = 10) -> Figure:
+    """One panel per quantity, one curve per training, against the steps.
+
+    Args:
+        curves: by name, a point per step with the panels' keys.
+        window: what is drawn is the mean of so many steps up to each one.
+
+    Raises:
+        DataError: without a point, or for a point that lacks a key.
+    """
+    _check(curves, list(panels))
+    fig = _figure(4.6 * len(panels) + 0.4, 3.9)
+    for ax, (key, title) in zip(
+        np.atleast_1d(fig.subplots(1, len(panels))), panels.items(), strict=True
+    ):
+        for colour, (name, points) in zip(_colours(len(curves)), curves.items(), strict=True):
+            values = moving_mean([float(p[key]) for p in points], window)
+            ax.plot(np.arange(1, len(values) + 1), values, color=colour, linewidth=2, label=name)
+        ax.set(title=title, xlabel=f"step (mean of the last {window})" if window > 1 else "step")
+    handles, labels = ax.get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
+    return fig
+
+
+@rc_context(STYLE)
+def gains_of_seeds(judges: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """The gain of each training under each judge, and the mean with its interval over prompts.
+
+    Args:
+        judges: by name {"gain_by_seed", "mean_gain", "mean_gain_interval"}.
+
+    Raises:
+        DataError: for no judge.
+    """
+    if not judges:
+        raise DataError("gains_of_seeds got no judges: give at least one")
+    fig = _figure(7.5, 1.1 + 0.8 * len(judges))
+    ax = fig.add_subplot()
+    for y, result in enumerate(judges.values()):
+        gains, (low, high) = result["gain_by_seed"], result["mean_gain_interval"]
+        ax.plot([low, high], [y, y], color=GREY, linewidth=7, alpha=0.45, solid_capstyle="butt")
+        ax.plot(result["mean_gain"], y, "|", color=INK, markersize=22, markeredgewidth=2.5)
+        ax.plot(gains, np.full(len(gains), y), "o", color=BLUE, alpha=0.75, markersize=7)
+        ax.annotate(
+            f"{result['mean_gain']:.2f} ({low:.2f} to {high:.2f})", (result["mean_gain"], y),
+            (0, 14), textcoords="offset points", ha="center", fontsize=10,
+        )  # fmt: skip
+    ax.axvline(0, color=INK, linewidth=1)
+    ax.set_yticks(range(len(judges)), list(judges), parse_math=False)
+    ax.set_ylim(len(judges) - 0.5, -0.6)
+    ax.set_xlabel("mean gain (dots: single trainings; bar: 95% interval over prompts, of all)")
+    ax.grid(axis="y", visible=False)
+    return fig

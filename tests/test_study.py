@@ -1,0 +1,97 @@
+"""The rule by which the default settings were chosen, and what was chosen by it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_notebooks import load_script
+
+from rlhf_tutorial.presets import PRESETS
+
+ROOT = Path(__file__).resolve().parent.parent
+study = load_script("study")
+
+
+def row(name: str, gain: float, kl: float, **more: Any) -> dict[str, Any]:
+    filled = {"error": 0.2, "seconds": 100, "worse": [], "std_before": 1.5, "echoed": 0.0}
+    return {"name": name, "gain": gain, "kl": kl} | filled | more
+
+
+def chosen(*rows: dict[str, Any]) -> str:
+    return study.choose(list(rows))["name"]
+
+
+def test_the_frontier_is_what_nothing_beats() -> None:
+    rows = [row("a", 1.0, 2.0), row("b", 1.2, 3.0), row("c", 1.1, 3.5), row("d", 0.9, 2.0)]
+    assert [r["name"] for r in study.frontier(rows)] == ["a", "b"]
+
+
+def test_the_smallest_kl_within_one_error_of_the_best_wins() -> None:
+    assert chosen(row("far", 1.5, 9), row("near", 1.35, 4), row("low", 1.2, 1)) == "near"
+    assert chosen(row("far", 1.5, 9, error=0.35), row("near", 1.35, 4), row("low", 1.2, 1)) == "low"
+
+
+def test_slow_settings_and_those_with_a_worse_measure_are_out() -> None:
+    slow, fooled = row("slow", 3.0, 1, seconds=301), row("fooled", 2.0, 2, worse=["echoed"])
+    assert chosen(slow, fooled, row("honest", 0.5, 3)) == "honest"
+
+
+def test_where_all_are_out_the_least_echo_of_large_gains_wins() -> None:
+    out = {"worse": ["echoed"]}
+    rows = [
+        row("large", 2.0, 9, echoed=0.3, **out),
+        row("fair", 1.6, 5, echoed=0.2, **out),
+        row("small", 0.5, 1, echoed=0.06, **out),
+    ]
+    assert chosen(*rows) == "fair"
+    assert chosen(rows[2], row("smaller", 0.4, 0.5, echoed=0.1, **out)) == "small"
+
+
+def test_measures_count_as_worse_in_their_bad_direction_only() -> None:
+    measures = {"words": 12.0, "distinct-2": 0.9, "echoed": 0.2, "ended": 0.1}
+
+    def look(step: int, score: float, **moved: float) -> dict[str, Any]:
+        return {
+            "step": step,
+            "scores": {"first": [score, score + 1]},
+            "kl": [1.0, 3.0],
+            "measures": {k: v + moved.get(k.replace("-", "_"), 0) for k, v in measures.items()},
+        }
+
+    looks = [
+        look(0, 0.0),
+        look(1, 1.0, words=9, distinct_2=0.2, echoed=-0.2, ended=0.5),
+        look(2, 2.0, words=-1.3, echoed=0.06),
+        look(3, 2.0, distinct_2=-0.1, ended=-0.06),
+    ]
+    rows = study.settings_of([{"name": "x", "looks": looks}], seconds_per_step=2.0)
+    assert [r["worse"] for r in rows] == [[], ["words", "echoed"], ["distinct-2", "ended"]]
+    assert [r["gain"] for r in rows] == [1.0, 2.0, 2.0]
+    assert [r["seconds"] for r in rows] == [2.0, 4.0, 6.0]
+    assert rows[0]["kl"] == 2.0
+
+
+def test_the_preset_is_what_the_rule_chose() -> None:
+    rows = study.tuning_rows()
+    best, preset = study.choose(rows), PRESETS["smollm2"]
+    settings = study.TUNING[best["name"]]
+    assert preset.ppo["learning_rate"] == settings["learning_rate"]
+    assert preset.ppo["init_kl_coef"] == settings["init_kl_coef"]
+    assert preset.epochs * 40 == best["step"]
+    page = (ROOT / "docs" / "tuning.md").read_text(encoding="utf-8")
+    assert study.tuning_table(rows, best) in page
+
+
+def test_the_committed_seeds_add_up() -> None:
+    from rlhf_tutorial.evaluation.compare import gains_by_seed, load_table, summarise
+
+    table = load_table(study.RESULTS / "seeds.csv")
+    result = json.loads((study.FOLDER / "seeds.json").read_text(encoding="utf-8"))
+    assert sorted(table["seed"].unique()) == list(study.SEEDS)
+    for judge in ("score", "second"):
+        for key, value in summarise(table, judge).items():
+            assert result[judge][key] == pytest.approx(value), key
+        assert result[judge]["gain_by_seed"] == pytest.approx(gains_by_seed(table, judge).tolist())

@@ -1,0 +1,79 @@
+"""The figures of several trainings show the numbers that they were given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from rlhf_tutorial import study_figures as figures
+from rlhf_tutorial.errors import DataError
+
+pytestmark = pytest.mark.filterwarnings("error::UserWarning")
+
+CURVES = {
+    "β = 0": [{"kl": 0.0, "a": 0.0, "b": 1.0}, {"kl": 9.0, "a": 2.0, "b": 0.5, "a_error": 0.2}],
+    "β = 1": [{"kl": 0.0, "a": 0.0, "b": 1.0}, {"kl": 4.0, "a": 1.0, "b": 1.5}],
+}
+
+
+def lines(figure: Figure) -> list[dict[str, tuple[list[float], list[float]]]]:
+    figure.canvas.draw()
+    return [
+        {
+            line.get_label(): (list(line.get_xdata()), list(line.get_ydata()))
+            for line in ax.get_lines()
+            if not line.get_label().startswith("_")
+        }
+        for ax in figure.axes
+    ]
+
+
+def test_curves_against_kl() -> None:
+    figure = figures.against_kl(
+        CURVES, {"a": "A", "b": "B"}, marked={"chosen": {"kl": 2.0, "a": 0.5, "b": 1.2}}
+    )
+    left, right = lines(figure)
+    assert left["β = 0"] == ([0.0, 9.0], [0.0, 2.0])
+    assert right["β = 1"] == ([0.0, 4.0], [1.0, 1.5])
+    assert left["chosen"][1][0] == 0.5 and right["chosen"][1][0] == 1.2
+    ax = figure.axes[0]
+    place = ax.transData.transform([(0, 0), (4, 0), (9, 0)])[:, 0]
+    assert (place[2] - place[0]) / (place[1] - place[0]) == pytest.approx(3 / 2), "square roots"
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [*CURVES, "chosen"]
+    assert ax.containers, "the last point of the first curve has its error"
+    assert not figure.axes[1].containers
+
+
+def test_curves_over_steps_are_running_means() -> None:
+    points = [{"kl": float(i), "kl_coef": 0.1} for i in range(6)]
+    (left, right) = lines(figures.over_steps({"x": points}, {"kl": "KL", "kl_coef": "β"}, 2))
+    assert left["x"][0] == [1, 2, 3, 4, 5, 6]
+    assert left["x"][1] == [0.0, 0.5, 1.5, 2.5, 3.5, 4.5]
+    assert right["x"][1] == pytest.approx([0.1] * 6)
+
+
+def test_gains_of_seeds_show_every_training_and_the_interval() -> None:
+    judge = {"gain_by_seed": [1.0, 1.5], "mean_gain": 1.25, "mean_gain_interval": [0.9, 1.6]}
+    figure = figures.gains_of_seeds({"first": judge, "second": judge})
+    drawn: list[Any] = [list(np.asarray(line.get_xdata())) for line in figure.axes[0].get_lines()]
+    assert drawn.count([1.0, 1.5]) == 2 and drawn.count([0.9, 1.6]) == 2
+    names = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    assert names == ["first", "second"]
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (lambda: figures.against_kl({}, {"a": "A"}), "nothing to draw"),
+        (lambda: figures.against_kl({"x": []}, {"a": "A"}), "nothing to draw"),
+        (lambda: figures.against_kl({"x": [{"kl": 1.0}]}, {"a": "A"}), "'x' has no 'a'"),
+        (lambda: figures.over_steps({"x": [{"a": 1.0}]}, {"kl": "KL"}), "'x' has no 'kl'"),
+        (lambda: figures.gains_of_seeds({}), "no judges"),
+    ],
+)
+def test_what_cannot_be_drawn_is_an_error(draw: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        draw()
