@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 TRL := $(VENV)-trl/installed
 
-.PHONY: tutorial test render lint parity bench clean
+.PHONY: tutorial test render lint study parity bench clean
 
 tutorial: $(INSTALLED)
 	$(BIN)/python scripts/run_notebooks.py
@@ -24,6 +24,14 @@ render: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# What the README's headline, docs/tuning.md and notebook 08 rest on. What is there is kept.
+study: $(INSTALLED)
+	$(BIN)/python scripts/study.py tuning
+	$(BIN)/python scripts/study.py choose
+	$(BIN)/python scripts/study.py sweep
+	$(BIN)/python scripts/study.py seeds
+	$(BIN)/python scripts/study.py table-1
 
 parity: $(INSTALLED) $(TRL)
 	$(VENV)-trl/bin/python scripts/parity/record.py runs/parity

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .errors import DataError
-from .plotting import BLUE, GREY, INK, STYLE, VERMILLION, _figure, moving_mean
+from .plotting import BLUE, GREY, INK, STYLE, VERMILLION, _figure, _finish, moving_mean
 
 Points = Sequence[Mapping[str, Any]]
 
@@ -45,6 +46,7 @@ def against_kl(
     curves: Mapping[str, Points],
     panels: Mapping[str, str],
     marked: Mapping[str, Mapping[str, Any]] | None = None,
+    path: str | Path | None = None,
 ) -> Figure:
     """One panel per quantity, one curve per training, the KL from the reference to the right.
 
@@ -53,6 +55,7 @@ def against_kl(
         panels: keys and their titles, from left to right. Where a point has also `<key>_error`,
             the last one of a curve gets a bar of that length either way.
         marked: single points by name, drawn as a star.
+        path: a file to draw it into as well.
 
     Raises:
         DataError: without a point, or for a point that lacks a key.
@@ -76,7 +79,7 @@ def against_kl(
         ax.set(title=title, xlabel="KL from the reference (nats per answer, √ scale)")
     handles, labels = axes[0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)))
-    return fig
+    return _finish(fig, path)
 
 
 @rc_context(STYLE)

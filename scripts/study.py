@@ -20,12 +20,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from rlhf_tutorial import Run, load_preset
 from rlhf_tutorial.data import prepare_queries
-from rlhf_tutorial.evaluation.compare import gains_by_seed, save_table, summarise
+from rlhf_tutorial.evaluation.compare import (
+    bootstrap_interval,
+    gains_by_seed,
+    save_table,
+    summarise,
+)
 from rlhf_tutorial.experiment import experiment, progress
+from rlhf_tutorial.study_figures import against_kl
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "notebooks" / "results" / "smollm2"
@@ -39,7 +46,7 @@ TUNING: dict[str, dict[str, Any]] = {
         (5e-5, 0.15), (5e-5, 0.3), (5e-5, 0.05), (1e-4, 0.3), (5e-5, 0.6), (3e-5, 0.15),
     )
 }  # fmt: skip
-RATE = 5e-5  # what the rule chose; the studies below change nothing else
+RATE = 5e-5  # the preset's
 SWEEP: dict[str, dict[str, Any]] = {
     f"lr {RATE:g}, KL {kl:g}": {"learning_rate": RATE, "init_kl_coef": kl}
     | ({"steps": 240} if kl == 0 else {})
@@ -183,6 +190,22 @@ def tuning_table(rows: list[dict[str, Any]], chosen: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def write_page(rows: list[dict[str, Any]], chosen: dict[str, Any]) -> None:
+    """The table of docs/tuning.md, and its picture."""
+    page = ROOT / "docs" / "tuning.md"
+    before, rest = page.read_text(encoding="utf-8").split("<!-- settings -->\n")
+    after = rest[rest.index("<!-- end -->") :]
+    table = f"<!-- settings -->\n{tuning_table(rows, chosen)}\n{after}"
+    page.write_text(before + table, encoding="utf-8")
+    curves = {name: [row for row in rows if row["name"] == name] for name in TUNING}
+    against_kl(
+        curves,
+        {"gain": "Gain, first judge", "echoed": "Change of the share of echoed words"},
+        marked={"chosen": chosen},
+        path=ROOT / "images" / "tuning.png",
+    )
+
+
 # --- Whole runs of the preset ------------------------------------------------------------------
 
 
@@ -228,6 +251,10 @@ def table_1() -> None:
         row = {"policy": policy, "echoed": results["comparison"]["measures"][when]["echoed"]}
         for kind in ("whole_text", "last_reply"):
             row[kind] = results["perplexity"][when][kind]["mean_perplexity"]
+            texts = [run.perplexity()[w][kind]["perplexities"] for w in ("before", when)]
+            change = np.subtract(*np.log(texts[::-1]))  # per text, nats per token
+            low, high = bootstrap_interval(change)
+            row[f"{kind}_change"] = [float(np.exp(x) - 1) for x in (change.mean(), low, high)]
         for judge, name in (("score", "first"), ("second", "second")):
             gain = summarise(table, judge)
             low, high = gain["mean_gain_interval"]
@@ -252,6 +279,7 @@ def main() -> None:
     elif args.what == "choose":
         rows = tuning_rows()
         print(tuning_table(rows, choose(rows)))
+        write_page(rows, choose(rows))
     elif args.what == "second":
         ask_second_judge()
     elif args.what == "sweep":

@@ -19,13 +19,13 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from train_reward_adapter import (
     BUNDLED,
     Cut,
     cell,
     course_pairs,
-    rate,
     split_preferences,
     tidy_adapter,
     token_cutter,
@@ -36,7 +36,13 @@ from rlhf_tutorial.data import CHAT
 from rlhf_tutorial.device import default_device, supports_bf16
 from rlhf_tutorial.evaluation.compare import sample_responses
 from rlhf_tutorial.models import AutoModelForCausalLMWithValueHead
-from rlhf_tutorial.reward import Pair, Reward, RewardModel, train_reward_model
+from rlhf_tutorial.reward import (
+    Pair,
+    Reward,
+    RewardModel,
+    accuracy_interval,
+    train_reward_model,
+)
 
 BASE_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 LAYERS = range(14, 30)  # the lower half stays as it is: no backward pass through it
@@ -168,22 +174,20 @@ def training_pairs(human: Sequence[Pair], seed: int) -> list[Pair]:
 # --- Measuring -----------------------------------------------------------------------------------
 
 
-def agreement(first: Reward, second: Reward, pairs: Sequence[Pair]) -> dict[str, float]:
-    """How often the two judges prefer the same of two answers, with Wilson's interval."""
-    from rlhf_tutorial.reward import accuracy_interval
-
+def margins(judge: Reward, pairs: Sequence[Pair]) -> list[float]:
+    """By how much each pair's chosen answer scores higher."""
     prompts = [pair["prompt"] for pair in pairs]
-    margins = []
-    for judge in (first, second):
-        chosen = judge(prompts, [pair["chosen"] for pair in pairs])
-        rejected = judge(prompts, [pair["rejected"] for pair in pairs])
-        margins.append([c - r for c, r in zip(chosen, rejected, strict=True)])
-    same = sum((a > 0) == (b > 0) for a, b in zip(*margins, strict=True))
-    low, high = accuracy_interval(same, len(pairs))
+    answers = [pair[side] for side in ("chosen", "rejected") for pair in pairs]
+    scores = judge(prompts + prompts, answers)
+    return [c - r for c, r in zip(scores[: len(pairs)], scores[len(pairs) :], strict=True)]
+
+
+def share(hits: Sequence[bool]) -> dict[str, float]:
+    """Of how many pairs something holds, with Wilson's interval."""
+    low, high = accuracy_interval(sum(hits), len(hits))
     return {
-        "n": len(pairs), "correct": same, "accuracy": round(same / len(pairs), 4),
+        "n": len(hits), "correct": sum(hits), "accuracy": round(sum(hits) / len(hits), 4),
         "low": round(low, 4), "high": round(high, 4),
-        "correlation": round(float(torch.corrcoef(torch.tensor(margins))[0, 1]), 3),
     }  # fmt: skip
 
 
@@ -213,16 +217,18 @@ def policy_pairs(prompts: Sequence[str]) -> list[Pair]:
 def measure(
     second: Reward, first: Reward, tests: dict[str, Sequence[Pair]], cut: Cut
 ) -> dict[str, dict]:
-    """Accuracy of the second judge and its agreement with the first, whole and cut answers."""
+    """Accuracy of both judges, and how often they agree, on whole and on cut answers."""
     figures: dict[str, dict] = {}
     for name, pairs in tests.items():
         for length, seen in (("whole", pairs), ("16 tokens", cut(pairs))):
-            figures.setdefault("agreement", {}).setdefault(length, {})[name] = agreement(
-                first, second, seen
-            )
+            ours, theirs = margins(second, seen), margins(first, seen)
+            agree = share([(a > 0) == (b > 0) for a, b in zip(ours, theirs, strict=True)])
+            agree["correlation"] = round(float(np.corrcoef(ours, theirs)[0, 1]), 3)
+            figures.setdefault("agreement", {}).setdefault(length, {})[name] = agree
             if name != "policy":
-                for who, judge in (("first", first), ("second", second)):
-                    figures.setdefault(who, {}).setdefault(length, {})[name] = rate(judge, seen)
+                for who, values in (("second", ours), ("first", theirs)):
+                    right = share([m > 0 for m in values])
+                    figures.setdefault(who, {}).setdefault(length, {})[name] = right
     return figures
 
 
@@ -267,8 +273,8 @@ read off the answer's last token.
 | course pairs | trained on them | none |
 | bad answers | written by rules | the untouched policy's, and spoilt good ones |
 
-**It shares its body with the policy.** What SmolLM2 cannot read, both cannot; a judge of another
-family would be better. It is the strongest body that comes without a model hub. What it shares with
+**It shares its body with the policy.** What SmolLM2 cannot read, neither the policy nor
+this judge can; a judge of another family would be better. It is the strongest body that comes without a model hub. What it shares with
 the first judge is the source of the real pairs (hh-rlhf: the same labellers, the same assistant).
 
 ## What it was trained on

@@ -74,15 +74,20 @@ def test_measures_count_as_worse_in_their_bad_direction_only() -> None:
     assert rows[0]["kl"] == 2.0
 
 
-def test_the_preset_is_what_the_rule_chose() -> None:
+def test_the_page_says_what_the_rule_chose_and_where_the_preset_stands() -> None:
     rows = study.tuning_rows()
     best, preset = study.choose(rows), PRESETS["smollm2"]
-    settings = study.TUNING[best["name"]]
-    assert preset.ppo["learning_rate"] == settings["learning_rate"]
-    assert preset.ppo["init_kl_coef"] == settings["init_kl_coef"]
-    assert preset.epochs * 40 == best["step"]
     page = (ROOT / "docs" / "tuning.md").read_text(encoding="utf-8")
     assert study.tuning_table(rows, best) in page
+    text = " ".join(page.split())
+    rate, kl = (study.TUNING[best["name"]][k] for k in ("learning_rate", "init_kl_coef"))
+    named = f"learning rate {rate:g}, KL weight {kl:g}, {best['step']} steps"
+    assert f"**What the rule chose:** {named.replace('e-0', 'e-')}." in text
+    assert f"It gains {best['gain']:.2f} ± {best['error']:.2f}" in text
+    own = f"lr {preset.ppo['learning_rate']:g}, KL {preset.ppo['init_kl_coef']:g}"
+    (default,) = (r for r in rows if r["name"] == own and r["step"] == 40 * preset.epochs)
+    assert default is not best and default["worse"], "the preset would pass now: say so"
+    assert f"{default['gain']:.2f} ± {default['error']:.2f} at a KL of {default['kl']:.1f}" in text
 
 
 def test_the_committed_seeds_add_up() -> None:
