@@ -273,9 +273,10 @@ read off the answer's last token.
 | course pairs | trained on them | none |
 | bad answers | written by rules | the untouched policy's, and spoilt good ones |
 
-**It shares its body with the policy.** What SmolLM2 cannot read, neither the policy nor
-this judge can; a judge of another family would be better. It is the strongest body that comes without a model hub. What it shares with
-the first judge is the source of the real pairs (hh-rlhf: the same labellers, the same assistant).
+**It shares its body with the policy.** What SmolLM2 cannot read, neither the policy nor this judge
+can; a judge of another family would be better. It is the strongest body that comes without a model
+hub. What it shares with the first judge is the source of the real pairs (hh-rlhf: the same
+labellers, the same assistant).
 
 ## What it was trained on
 
