@@ -67,9 +67,10 @@ def test_stats_have_trls_keys_and_shapes(tokenizer):
 def test_the_defaults_are_trls():
     ours, trls = PPOConfig(), TRL["defaults"]
     supported = {f.name for f in fields(PPOConfig)}
-    assert supported | NOT_SUPPORTED.keys() == trls.keys() | {"max_grad_norm"}
+    assert supported | NOT_SUPPORTED.keys() == trls.keys() | {"max_grad_norm", "ptx_coef"}
     assert not supported & NOT_SUPPORTED.keys()
-    for name in supported - {"exp_name"}:  # TRL's is the name of the running script
+    assert ours.ptx_coef == 0  # what TRL has not
+    for name in supported - {"exp_name", "ptx_coef"}:  # TRL's exp_name is the running script
         assert getattr(ours, name) == trls[name], name
 
 

@@ -451,7 +451,9 @@ def test_the_first_updates_pass_is_also_that_of_the_old_probabilities(
     """The same step with a pass of its own for the first update."""
     fast, slow = (make_trainer(kind, shared, sgd=0.02, seed=3) for _ in range(2))
     optimise, passes = slow._optimise, {}
-    monkeypatch.setattr(slow, "_optimise", lambda batch, old, first: optimise(batch, old, None))
+    monkeypatch.setattr(
+        slow, "_optimise", lambda batch, old, first, replies: optimise(batch, old, None, replies)
+    )
     for trainer in (fast, slow):
         forward, passes[trainer] = trainer._forward, 0
 
