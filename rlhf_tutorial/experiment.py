@@ -71,7 +71,8 @@ def experiment(
         epochs=-(-steps // epoch),
         max_new_tokens=run.preset.max_new_tokens,
     )
-    with tqdm(total=steps, desc=", ".join(f"{k} {v:g}" for k, v in ppo.items()), ncols=80) as bar:
+    desc = " ".join(f"{name}={value}" for name, value in ppo.items())
+    with tqdm(total=steps, desc=desc, bar_format="{desc}: {n}/{total} steps, {elapsed}") as bar:
         for step in range(1, steps + 1):
             start = time.perf_counter()
             stats = next(training)

@@ -79,6 +79,7 @@ def execute(path: Path, runs: Path) -> nbformat.NotebookNode:
         client = NotebookClient(
             notebook,
             timeout=None,
+            coalesce_streams=True,  # of a progress bar only its end
             kernel_name="python3",
             extra_arguments=["--log-level=ERROR"],  # it warns that a local socket is not encrypted
             resources={"metadata": {"path": str(path.parent)}},
