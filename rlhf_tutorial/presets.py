@@ -76,7 +76,10 @@ PRESETS = {
             name="dlite",
             policy=Hub("aisquared/dlite-v1-355m"),
             reward_model=Hub("OpenAssistant/reward-model-deberta-v3-large-v2"),
-            second_judge=Hub("OpenAssistant/reward-model-electra-large-discriminator"),
+            second_judge=Hub(
+                "OpenAssistant/reward-model-electra-large-discriminator",
+                "12a77db0aab0056cde4dd8e37f529286ab48b9c1",
+            ),
             data=Hub("Anthropic/hh-rlhf"),
             data_dir="helpful-base",
             template=DLITE,
