@@ -414,6 +414,8 @@ def main() -> None:
     }
     metrics = measure(second, first_judge, tests, token_cutter())
     metrics["training"] = training | {"prompts": len(prompts)}
+    # For a test that the shipped adapter is the one that was measured.
+    metrics["margins"] = [round(m, 4) for m in margins(second, tests["course"][:16])]
     path.write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
     write_card(metrics, args.output)
     print((args.output / "README.md").read_text(encoding="utf-8"))
