@@ -57,7 +57,7 @@ CONTROLLERS: dict[str, dict[str, Any]] = {
         "learning_rate": RATE, "adap_kl_ctrl": True, "init_kl_coef": 0.05,
         "target": 3.0, "horizon": horizon,
     }
-    for horizon in (10_000, 320)
+    for horizon in (10_000, 320, 64)
 }  # fmt: skip
 PTX_COEF = 0.3
 SEEDS = range(5)
