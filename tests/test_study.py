@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from test_notebooks import load_script
 
@@ -100,3 +101,30 @@ def test_the_committed_seeds_add_up() -> None:
         for key, value in summarise(table, judge).items():
             assert result[judge][key] == pytest.approx(value), key
         assert result[judge]["gain_by_seed"] == pytest.approx(gains_by_seed(table, judge).tolist())
+
+
+def test_without_a_leash_the_first_judge_goes_up_and_the_second_comes_back_down() -> None:
+    """What notebook 08 says of the committed training."""
+    result = study.load("lr 5e-05, KL 0")
+    scores = {at["step"]: at["scores"] for at in result["looks"]}
+
+    def change(judge: str, start: int, end: int) -> tuple[float, float]:
+        differences = np.subtract(scores[end][judge], scores[start][judge])
+        return differences.mean(), differences.std(ddof=1) / len(differences) ** 0.5
+
+    for judge, sign in (("first", 1), ("second", -1)):
+        mean, error = change(judge, 80, 240)
+        assert sign * mean > 2 * error, judge
+    assert change("second", 0, 80)[0] > 2 * change("second", 0, 80)[1]
+
+
+def test_the_default_horizon_does_nothing_and_a_short_one_overshoots_and_returns() -> None:
+    """What notebook 08 says of the committed trainings."""
+    steps = {h: study.load(f"controller, horizon {h}")["steps"] for h in (10_000, 64)}
+    target = study.CONTROLLERS["controller, horizon 64"]["target"]
+    assert np.ptp([step["kl_coef"] for step in steps[10_000]]) < 0.001
+    assert np.mean([step["kl"] for step in steps[10_000][-10:]]) > 2.5 * target
+    kl = np.convolve([step["kl"] for step in steps[64]], np.ones(10) / 10, "valid")
+    assert kl.max() > 3 * target and kl[-1] < 2 * target
+    weights = [step["kl_coef"] for step in steps[64]]
+    assert min(weights) < 0.01 and weights[-1] > 0.2
