@@ -91,6 +91,18 @@ def test_the_page_says_what_the_rule_chose_and_where_the_preset_stands() -> None
     assert f"{default['gain']:.2f} ± {default['error']:.2f} at a KL of {default['kl']:.1f}" in text
 
 
+def test_the_page_states_the_gains_of_the_seeds() -> None:
+    text = " ".join((ROOT / "docs" / "tuning.md").read_text(encoding="utf-8").split())
+    seeds = json.loads((study.FOLDER / "seeds.json").read_text(encoding="utf-8"))
+    for judge, name in (("score", "First"), ("second", "Second")):
+        gain, (low, high) = seeds[judge]["mean_gain"], seeds[judge]["mean_gain_interval"]
+        deviations = gain / seeds[judge]["std_before"]
+        stated = f"{name} judge: gain {gain:.2f} ({low:.2f} to {high:.2f}), {deviations:.2f} of"
+        assert stated in text
+    minutes = [run["training"]["seconds"] / 60 for run in seeds["runs"]]
+    assert f"Training: {min(minutes):.1f} to {max(minutes):.1f} minutes" in text
+
+
 def test_the_committed_seeds_add_up() -> None:
     from rlhf_tutorial.evaluation.compare import gains_by_seed, load_table, summarise
 
