@@ -103,10 +103,9 @@ def main() -> None:
 
     preset = load_preset()
     runs = Path(os.environ.get("RLHF_RUNS", ROOT / "runs")).resolve()
-    run = Run(preset, runs / preset.name)
     if args.in_place and not args.numbers:  # what is committed comes from one run of the code
-        shutil.rmtree(run.folder)
-        run = Run(preset, run.folder)
+        shutil.rmtree(runs / preset.name, ignore_errors=True)
+    run = Run(preset, runs / preset.name)
     paths = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
     if args.numbers:
         paths = [p for p in paths if p.name.startswith(tuple(args.numbers))]
