@@ -134,7 +134,7 @@ def test_the_default_horizon_does_nothing_and_a_short_one_overshoots_and_returns
     """What notebook 08 says of the committed trainings."""
     steps = {h: study.load(f"controller, horizon {h}")["steps"] for h in (10_000, 64)}
     target = study.CONTROLLERS["controller, horizon 64"]["target"]
-    assert np.ptp([step["kl_coef"] for step in steps[10_000]]) < 0.001
+    assert np.ptp([step["kl_coef"] for step in steps[10_000]]) < 0.03 * 0.05
     assert np.mean([step["kl"] for step in steps[10_000][-10:]]) > 2.5 * target
     kl = np.convolve([step["kl"] for step in steps[64]], np.ones(10) / 10, "valid")
     assert kl.max() > 3 * target and kl[-1] < 2 * target
