@@ -31,6 +31,7 @@ from rlhf_tutorial.evaluation.compare import (
     save_table,
     summarise,
 )
+from rlhf_tutorial.evaluation.measures import echoed
 from rlhf_tutorial.experiment import experiment, progress
 from rlhf_tutorial.study_figures import against_kl
 
@@ -238,6 +239,30 @@ def summarise_seeds() -> None:
         }
     (FOLDER / "seeds.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     save_table(table, RESULTS / "seeds.csv")
+
+
+def at_equal_echo(table: pd.DataFrame, judge: str) -> tuple[float, float, float]:
+    """The gain that is left where an answer echoes as much as before, with its 95% interval.
+
+    It is the intercept of a least-squares line of each answer's gain on its change of `echoed`;
+    the bootstrap resamples prompts with all their answers.
+    """
+    x = np.array([
+        echoed(query, after) - echoed(query, before)
+        for query, before, after in zip(
+            table["query"], table["response_before"], table["response_after"], strict=True
+        )
+    ])  # fmt: skip
+    y = (table[f"{judge}_after"] - table[f"{judge}_before"]).to_numpy()
+    sums = pd.DataFrame({"n": 1.0, "x": x, "y": y, "xx": x * x, "xy": x * y})
+    sums = sums.groupby(table["query"].to_numpy()).sum().to_numpy()
+
+    def intercept(n, sx, sy, sxx, sxy):
+        return (sy * sxx - sx * sxy) / (n * sxx - sx * sx)
+
+    drawn = np.random.default_rng(0).integers(len(sums), size=(10_000, len(sums)))
+    low, high = np.quantile(intercept(*sums[drawn].sum(axis=1).T), [0.025, 0.975])
+    return float(intercept(*sums.sum(axis=0))), float(low), float(high)
 
 
 def table_1() -> None:

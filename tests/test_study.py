@@ -103,6 +103,33 @@ def test_the_page_states_the_gains_of_the_seeds() -> None:
     assert f"Training: {min(minutes):.1f} to {max(minutes):.1f} minutes" in text
 
 
+def test_the_gain_at_equal_echo_is_the_intercept_of_a_line() -> None:
+    """Against NumPy's fit; and the pages state it."""
+    from rlhf_tutorial.evaluation.compare import load_table
+    from rlhf_tutorial.evaluation.measures import echoed
+
+    table = load_table(study.RESULTS / "seeds.csv")
+    echoes = {
+        when: np.array([
+            echoed(*pair) for pair in zip(table["query"], table[f"response_{when}"], strict=True)
+        ])
+        for when in ("before", "after")
+    }  # fmt: skip
+    page, readme = (
+        " ".join((ROOT / name).read_text(encoding="utf-8").split())
+        for name in ("docs/tuning.md", "README.md")
+    )
+    for judge in ("score", "second"):
+        gains = table[f"{judge}_after"] - table[f"{judge}_before"]
+        value, low, high = study.at_equal_echo(table, judge)
+        assert value == pytest.approx(np.polyfit(echoes["after"] - echoes["before"], gains, 1)[1])
+        assert low < value < high
+        correlation = np.corrcoef(echoes["before"], table[f"{judge}_before"])[0, 1]
+        assert f"{value:.2f} ({low:.2f} to {high:.2f})" in page
+        assert f"{correlation:.2f}" in page
+    assert f"{value:.2f} ({low:.2f} to {high:.2f})" in readme
+
+
 def test_the_committed_seeds_add_up() -> None:
     from rlhf_tutorial.evaluation.compare import gains_by_seed, load_table, summarise
 
