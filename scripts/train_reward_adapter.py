@@ -410,18 +410,22 @@ EXPLOITS = (
 )  # fmt: skip
 
 
+def share(hits: Sequence[bool]) -> dict[str, float]:
+    """Of how many pairs something holds, with Wilson's interval."""
+    low, high = accuracy_interval(sum(hits), len(hits))
+    return {
+        "n": len(hits), "correct": sum(hits), "accuracy": round(sum(hits) / len(hits), 4),
+        "low": round(low, 4), "high": round(high, 4),
+    }  # fmt: skip
+
+
 def rate(reward: Reward, pairs: Sequence[Pair]) -> dict[str, float]:
     """Accuracy on `pairs` with Wilson's 95% interval, and the mean margin between the scores."""
     prompts = [pair["prompt"] for pair in pairs]
     chosen = reward(prompts, [pair["chosen"] for pair in pairs])
     rejected = reward(prompts, [pair["rejected"] for pair in pairs])
-    correct = sum(c > r for c, r in zip(chosen, rejected, strict=True))
-    low, high = accuracy_interval(correct, len(pairs))
-    margin = (sum(chosen) - sum(rejected)) / len(pairs)
-    return {
-        "n": len(pairs), "correct": correct, "accuracy": round(correct / len(pairs), 4),
-        "low": round(low, 4), "high": round(high, 4), "margin": round(margin, 3),
-    }  # fmt: skip
+    hits = [c > r for c, r in zip(chosen, rejected, strict=True)]
+    return share(hits) | {"margin": round((sum(chosen) - sum(rejected)) / len(pairs), 3)}
 
 
 Cut = Callable[[Sequence[Pair]], list[Pair]]
@@ -471,7 +475,7 @@ LABELS = {
     "unseen_refusal": "a refusal (wordings not trained on)",
 }
 
-CARD = """---
+FRONT_MATTER = """---
 base_model: {base}
 library_name: peft
 license: apache-2.0
@@ -480,7 +484,11 @@ datasets: [Anthropic/hh-rlhf]
 language: en
 ---
 
-# A small judge of helpfulness
+"""
+
+CARD = (
+    FRONT_MATTER
+    + """# A small judge of helpfulness
 
 A LoRA adapter with a one-logit head for [{base}](https://huggingface.co/{base}), the reward model
 of this course's default preset. It scores one answer to one request in English; higher is more
@@ -560,6 +568,7 @@ scores {helpful:.2f}, a refusing one {refusing:.2f}.
 - A policy optimised hard against it will find answers that it overrates; notebook 06 counts some.
 - Accuracy falls on cut answers.
 """
+)
 
 
 def cell(figure: dict[str, float] | None) -> str:

@@ -23,9 +23,11 @@ import numpy as np
 import torch
 from train_reward_adapter import (
     BUNDLED,
+    FRONT_MATTER,
     Cut,
     cell,
     course_pairs,
+    share,
     split_preferences,
     tidy_adapter,
     token_cutter,
@@ -40,7 +42,6 @@ from rlhf_tutorial.reward import (
     Pair,
     Reward,
     RewardModel,
-    accuracy_interval,
     train_reward_model,
 )
 
@@ -182,15 +183,6 @@ def margins(judge: Reward, pairs: Sequence[Pair]) -> list[float]:
     return [c - r for c, r in zip(scores[: len(pairs)], scores[len(pairs) :], strict=True)]
 
 
-def share(hits: Sequence[bool]) -> dict[str, float]:
-    """Of how many pairs something holds, with Wilson's interval."""
-    low, high = accuracy_interval(sum(hits), len(hits))
-    return {
-        "n": len(hits), "correct": sum(hits), "accuracy": round(sum(hits) / len(hits), 4),
-        "low": round(low, 4), "high": round(high, 4),
-    }  # fmt: skip
-
-
 def policy_pairs(prompts: Sequence[str]) -> list[Pair]:
     """Two answers of the untouched policy to each prompt, 16 tokens, temperature 1: no better one.
 
@@ -234,16 +226,9 @@ def measure(
 
 # --- The card ------------------------------------------------------------------------------------
 
-CARD = """---
-base_model: {base}
-library_name: peft
-license: apache-2.0
-pipeline_tag: text-classification
-datasets: [Anthropic/hh-rlhf]
-language: en
----
-
-# A second judge of helpfulness
+CARD = (
+    FRONT_MATTER
+    + """# A second judge of helpfulness
 
 A LoRA adapter with a one-logit head for [{base}](https://huggingface.co/{base}). It scores one
 answer to one request in English; higher is more helpful. In this course it only **evaluates**: no
@@ -325,6 +310,7 @@ judges' margins.
 - English, short single requests, helpfulness alone.
 - A gain under both judges is better evidence than under one. It is still not a person's word.
 """
+)
 
 LABELS = {"hh-rlhf": "hh-rlhf, its test set", "course": "course pairs, test", "policy": "policy"}
 
