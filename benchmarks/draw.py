@@ -64,6 +64,7 @@ def curves(rows: list[dict]) -> Figure:
 
 TABLES = {
     "step": (ppo_step, "ppo_step"),
+    "step on a GPU": (ppo_step, "ppo_step_gpu"),
     "scoring": (scoring, "scoring"),
     "perplexity": (perplexity, "perplexity"),
     "scaling": (scaling, "scaling"),

@@ -77,7 +77,7 @@ def inputs(model: str, batch_size: int) -> dict[str, Any]:
 
 @contextmanager
 def worker(variant: dict[str, Any], settings: dict[str, Any]) -> Iterator[subprocess.Popen]:
-    """A started worker that has said that it is ready."""
+    """A worker, started: it says when it is ready."""
     with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as file:
         json.dump(settings | variant, file)
         file.flush()
@@ -90,7 +90,6 @@ def worker(variant: dict[str, Any], settings: dict[str, Any]) -> Iterator[subpro
             env=os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)},
         )
         try:
-            ask(process)
             yield process
         finally:
             process.kill()
@@ -123,6 +122,8 @@ def measure(model: str, batch_size: int, steps: int, device: str, trl: Path | No
     chosen = variants(model, device, trl)
     with contextlib.ExitStack() as stack:
         workers = {n: stack.enter_context(worker(v, settings)) for n, v in chosen.items()}
+        gpus = {ask(process)["cuda"] for process in workers.values()}  # all loaded, side by side
+        gpu = gpus.pop() if device == "cuda" else None
         times: dict[str, list[dict[str, float]]] = {name: [] for name in chosen}
         for i in range(1 + steps):
             for name, process in workers.items():
@@ -135,7 +136,8 @@ def measure(model: str, batch_size: int, steps: int, device: str, trl: Path | No
             process.stdin.close()
             median = {k: statistics.median(t[k] for t in times[name]) for k in times[name][0]}
             rows.append(
-                {"model": model, "batch_size": batch_size, "variant": name, "seconds": median}
+                {"model": model, "batch_size": batch_size, "variant": name, "gpu": gpu}
+                | {"seconds": median}
                 | {"all": [t["total"] for t in times[name]]}
                 | ask(process)
             )
