@@ -1,6 +1,6 @@
 """The experiments behind docs/tuning.md, the README's headline and notebook 08.
 
-    python scripts/study.py tuning        # six trainings; looks at validation prompts, first judge
+    python scripts/study.py tuning        # four trainings; looks at validation prompts, first judge
     python scripts/study.py choose        # applies the rule of docs/tuning.md to them
     python scripts/study.py second        # lets the second judge score what was answered
     python scripts/study.py sweep         # notebook 08: more KL weights, and controllers
@@ -43,11 +43,9 @@ RUNS = ROOT / "runs"
 STEPS, LOOKS, SEED = 120, (20, 40, 80, 120), 100
 TUNING: dict[str, dict[str, Any]] = {
     f"lr {lr:g}, KL {kl:g}": {"learning_rate": lr, "init_kl_coef": kl}
-    for lr, kl in (
-        (5e-5, 0.15), (5e-5, 0.3), (5e-5, 0.05), (1e-4, 0.3), (5e-5, 0.6), (3e-5, 0.15),
-    )
-}  # fmt: skip
-RATE = 5e-5  # the preset's
+    for lr, kl in ((5e-5, 0.15), (5e-5, 0.05), (5e-5, 0.3), (3e-5, 0.05))
+}
+RATE = 5e-5
 SWEEP: dict[str, dict[str, Any]] = {
     f"lr {RATE:g}, KL {kl:g}": {"learning_rate": RATE, "init_kl_coef": kl}
     | ({"steps": 240} if kl == 0 else {})

@@ -3,8 +3,9 @@
     python scripts/train_reward_adapter.py --data ../shared/data/hh-rlhf
     python scripts/train_reward_adapter.py --data Anthropic/hh-rlhf    # from the hub
 
-Three kinds of preference pairs go in: real human preferences (hh-rlhf, helpful), the course's own
-pairs, and good answers against bad ones made on purpose. `metrics.json` and the tables of the card
+Four kinds of preference pairs go in: real human preferences (hh-rlhf, helpful), the course's own
+pairs, good answers against bad ones made on purpose, and pairs of the untouched policy's answers, of
+which the course's good replies say which is the better. `metrics.json` and the tables of the card
 (README.md) come out beside the adapter; `--full` trains every weight instead, for comparison, and
 keeps only its figures.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import hashlib
+import itertools
 import json
 import random
 import re
@@ -28,7 +30,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from rlhf_tutorial import assets  # noqa: E402
+import torch  # noqa: E402
+
+from rlhf_tutorial import assets, load_tokenizer  # noqa: E402
+from rlhf_tutorial.data import CHAT  # noqa: E402
+from rlhf_tutorial.device import default_device, supports_bf16  # noqa: E402
+from rlhf_tutorial.evaluation.compare import sample_responses  # noqa: E402
+from rlhf_tutorial.evaluation.measures import echoed  # noqa: E402
+from rlhf_tutorial.models import AutoModelForCausalLMWithValueHead  # noqa: E402
 from rlhf_tutorial.reward import (  # noqa: E402
     Pair,
     Reward,
@@ -336,37 +345,110 @@ def constructed_pairs(
     return made
 
 
-def near_neighbours(prompts: Sequence[str], base: Path, count: int = 10) -> list[list[int]]:
-    """For each prompt the indices of the `count` nearest in meaning that ask something else.
-
-    Nearness is the cosine of mean-pooled MiniLM embeddings; above 0.6 two prompts may well share
-    an answer, so those are left out.
-    """
-    import torch
+def embed(texts: Sequence[str], base: Path) -> torch.Tensor:
+    """Mean-pooled MiniLM embeddings of unit length, (n, 384): products of two are cosines."""
     from transformers import AutoModel, AutoTokenizer
 
     tokenizer, model = AutoTokenizer.from_pretrained(base), AutoModel.from_pretrained(base).eval()
     vectors = []
-    for start in range(0, len(prompts), 64):
+    for start in range(0, len(texts), 64):
         batch = tokenizer(
-            list(prompts[start : start + 64]),
+            list(texts[start : start + 64]),
             padding=True, truncation=True, max_length=64, return_tensors="pt",
         )  # fmt: skip
         with torch.inference_mode():
             hidden = model(**batch).last_hidden_state
         mask = batch["attention_mask"].unsqueeze(-1)
         vectors.append((hidden * mask).sum(1) / mask.sum(1))
-    unit = torch.nn.functional.normalize(torch.cat(vectors), dim=1)
+    return torch.nn.functional.normalize(torch.cat(vectors), dim=1)
+
+
+def near_neighbours(prompts: Sequence[str], base: Path, count: int = 10) -> list[list[int]]:
+    """For each prompt the indices of the `count` nearest in meaning that ask something else.
+
+    Above a cosine of 0.6 two prompts may well share an answer, so those are left out.
+    """
+    unit = embed(prompts, base)
     cosine = unit @ unit.T
     cosine[cosine > 0.6] = -1
     return cosine.topk(min(count, len(prompts))).indices.tolist()
+
+
+# --- The policy's own answers --------------------------------------------------------------------
+
+
+class Sampler:
+    """The untouched policy."""
+
+    def __init__(self) -> None:
+        folder = assets.resolve(assets.SMOLLM2)
+        self.tokenizer = load_tokenizer(folder)
+        self.model = AutoModelForCausalLMWithValueHead.from_pretrained(folder)
+        if supports_bf16(default_device()):
+            self.model.pretrained_model.to(torch.bfloat16)
+
+    def __call__(
+        self,
+        prompts: Sequence[str],
+        seed: int,
+        temperature: float = 1.0,
+        max_new_tokens: int = 32,
+    ) -> list[str]:
+        """One answer to each prompt."""
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # little padding
+        answers = sample_responses(
+            self.model,
+            self.tokenizer,
+            [torch.tensor(CHAT.encode(self.tokenizer, prompts[i])) for i in order],
+            decode=lambda responses: CHAT.decode(self.tokenizer, responses),
+            batch_size=64,
+            seed=seed,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+        )
+        return [answer for _, answer in sorted(zip(order, answers, strict=True))]
+
+
+SAMPLES = 6
+NEARER, EQUALLY_NEAR = 0.15, 0.05  # differences of cosines
+ECHOES_MORE, ECHOES_ALIKE = 0.2, 0.1  # differences of shares of the prompt's words
+
+
+def policy_pairs(pairs: Sequence[Pair], base: Path, seed: int) -> list[Pair]:
+    """For each prompt at most two pairs of answers that the policy gives as PPO will sample them.
+
+    "nearer" sets an answer that is nearer in meaning to the good reply against one that says back
+    as much of the prompt; "echoing" one that says back less against one that is as near. So what
+    the two have in common, being about the subject, is paid for by what is said of it.
+    """
+    sampler = Sampler()
+    prompts = [pair["prompt"] for pair in pairs]
+    drawn = [sampler(prompts, seed + i, max_new_tokens=16) for i in range(SAMPLES)]
+    good = embed([pair["chosen"] for pair in pairs], base)
+    near = torch.stack([(embed(answers, base) * good).sum(1) for answers in drawn], dim=1).tolist()
+    made = []
+    for i, pair in enumerate(pairs):
+        answers = [answers[i] for answers in drawn]
+        echo_of = [echoed(pair["prompt"], answer) for answer in answers]
+        contrasts: dict[str, list[tuple[float, int, int]]] = {"nearer": [], "echoing": []}
+        for a, b in itertools.permutations(range(SAMPLES), 2):
+            nearer, echoes_more = near[i][a] - near[i][b], echo_of[b] - echo_of[a]
+            if nearer >= NEARER and abs(echoes_more) <= ECHOES_ALIKE:
+                contrasts["nearer"].append((nearer, a, b))
+            if echoes_more >= ECHOES_MORE and abs(nearer) <= EQUALLY_NEAR:
+                contrasts["echoing"].append((echoes_more, a, b))
+        for kind, found in contrasts.items():
+            if found:
+                _, a, b = max(found)
+                made.append({**pair, "chosen": answers[a], "rejected": answers[b], "policy": kind})
+    return made
 
 
 # --- Training ------------------------------------------------------------------------------------
 
 
 BATCH_SIZE = 32
-FIRST_TIMES, LAST_TIMES, COURSE_TIMES, MADE_TIMES = 4, 2, 4, 2
+FIRST_TIMES, LAST_TIMES, COURSE_TIMES, MADE_TIMES, POLICY_TIMES = 4, 2, 4, 2, 3
 RECIPE = (
     "LoRA of rank 8 (alpha 16) on every linear layer, head trained in full, AdamW at learning rate "
     "1e-3,\ncosine decay after 10% warm-up, 128 tokens, bfloat16 autocast where the CPU has it."
@@ -374,13 +456,14 @@ RECIPE = (
 
 
 def training_pairs(
-    human: Sequence[Pair], course: Sequence[Pair], base: Path, rng: random.Random
+    human: Sequence[Pair], course: Sequence[Pair], base: Path, seed: int
 ) -> list[Pair]:
     """All pairs, each as often as it is trained on, in no particular order yet.
 
     First replies count double: they are what the policy is asked for, and the human preference
     between them is the easier to learn.
     """
+    rng = random.Random(seed)
     sources = list(human) + 2 * list(course)  # the course's prompts are closest to the policy's
     near = near_neighbours([pair["prompt"] for pair in sources], base)
     times = {"first": FIRST_TIMES, "last": LAST_TIMES}
@@ -388,6 +471,7 @@ def training_pairs(
         [pair for pair in human for _ in range(times[pair["turn"]])]
         + COURSE_TIMES * list(course)
         + [pair for _ in range(MADE_TIMES) for pair in constructed_pairs(sources, rng, near=near)]
+        + POLICY_TIMES * policy_pairs(course, base, seed)
     )
 
 
@@ -441,6 +525,16 @@ def measure(
     for kind in TESTED_BAD_ANSWERS:
         tests[kind.__name__] = constructed_pairs(first + list(course), rng, {kind: 1})
     return {name: rate(reward, cut(pairs)) for name, pairs in tests.items()}
+
+
+def measure_policy_pairs(judge: Reward, pairs: Sequence[Pair]) -> dict[str, dict[str, float]]:
+    """Accuracy on `policy_pairs`, by kind."""
+    prompts = [pair["prompt"] for pair in pairs]
+    chosen, rejected = (judge(prompts, [p[side] for p in pairs]) for side in ("chosen", "rejected"))
+    right = [(p["policy"], c > r) for p, c, r in zip(pairs, chosen, rejected, strict=True)]
+    return {
+        kind: share([hit for name, hit in right if name == kind]) for kind in ("nearer", "echoing")
+    }
 
 
 def measure_exploits(reward: Reward, pairs: Sequence[Pair], cut: Cut = list) -> dict[str, dict]:
@@ -624,7 +718,7 @@ def main() -> None:
     course = {
         name: course_pairs(args.preferences, name) for name in ("train", "validation", "test")
     }
-    pairs = training_pairs(human["judge1-train"], course["train"], base, random.Random(args.seed))
+    pairs = training_pairs(human["judge1-train"], course["train"], base, args.seed)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) if args.full else args.output
         judge = train_reward_model(
@@ -643,6 +737,7 @@ def main() -> None:
             ),
         )
     minutes = round((time.time() - started) / 60, 1)
+    print(f"trained after {minutes} minutes", flush=True)
     judge.bf16 = False  # so that the figures do not depend on the processor
     cut = token_cutter()
     both = [text for pair in course["validation"] for text in (pair["chosen"], pair["rejected"])]
@@ -653,6 +748,7 @@ def main() -> None:
         "16 tokens": measure(judge, human["judge1-test"], course["test"], cut),
         "validation": measure(judge, human["judge1-validation"], course["validation"]),
         "exploits, 16 tokens": measure_exploits(judge, course["validation"], cut),
+        "policy": measure_policy_pairs(judge, policy_pairs(course["test"], base, args.seed + 100)),
         "scores": {
             "mean": statistics.mean(scores), "std": statistics.stdev(scores),
             "min": min(scores), "max": max(scores),
@@ -675,6 +771,11 @@ def main() -> None:
             "course": len(course["train"]), "course_times": COURSE_TIMES,
             "validation": len(course["validation"]),
             "made": sum("kind" in pair for pair in pairs),
+            **{
+                kind: sum(pair.get("policy") == kind for pair in pairs) // POLICY_TIMES
+                for kind in ("nearer", "echoing")
+            },
+            "policy_times": POLICY_TIMES,
             "steps": -(-len(pairs) // BATCH_SIZE), "batch": BATCH_SIZE, "seed": args.seed,
         }  # fmt: skip
     path.write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
