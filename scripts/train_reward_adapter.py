@@ -4,10 +4,9 @@
     python scripts/train_reward_adapter.py --data Anthropic/hh-rlhf    # from the hub
 
 Four kinds of preference pairs go in: real human preferences (hh-rlhf, helpful), the course's own
-pairs, good answers against bad ones made on purpose, and pairs of the untouched policy's answers, of
-which the course's good replies say which is the better. `metrics.json` and the tables of the card
-(README.md) come out beside the adapter; `--full` trains every weight instead, for comparison, and
-keeps only its figures.
+pairs, good answers against bad ones made on purpose, and pairs of the untouched policy's answers.
+`metrics.json` and the tables of the card (README.md) come out beside the adapter;
+`--full` trains every weight instead, for comparison, and keeps only its figures.
 """
 
 from __future__ import annotations
@@ -414,34 +413,41 @@ NEARER, EQUALLY_NEAR = 0.15, 0.05  # differences of cosines
 ECHOES_MORE, ECHOES_ALIKE = 0.2, 0.1  # differences of shares of the prompt's words
 
 
-def policy_pairs(pairs: Sequence[Pair], base: Path, seed: int) -> list[Pair]:
-    """For each prompt at most two pairs of answers that the policy gives as PPO will sample them.
+def contrasts(prompt: str, answers: Sequence[str], near: Sequence[float]) -> dict[str, Pair]:
+    """Of answers to one prompt at most two pairs, those that differ most, by kind.
 
-    "nearer" sets an answer that is nearer in meaning to the good reply against one that says back
-    as much of the prompt; "echoing" one that says back less against one that is as near. So what
-    the two have in common, being about the subject, is paid for by what is said of it.
+    "nearer" sets an answer that is nearer in meaning to a good reply (`near`, a cosine per answer)
+    against one that says back as much of the prompt; "echoing" one that says back less against one
+    that is as near. So being about the subject pays, and saying the question back does not.
+    """
+    echo = [echoed(prompt, answer) for answer in answers]
+    found: dict[str, list[tuple[float, int, int]]] = {"nearer": [], "echoing": []}
+    for a, b in itertools.permutations(range(len(answers)), 2):
+        nearer, echoes_more = near[a] - near[b], echo[b] - echo[a]
+        if nearer >= NEARER and abs(echoes_more) <= ECHOES_ALIKE:
+            found["nearer"].append((nearer, a, b))
+        if echoes_more >= ECHOES_MORE and abs(nearer) <= EQUALLY_NEAR:
+            found["echoing"].append((echoes_more, a, b))
+    best = {kind: max(some)[1:] for kind, some in found.items() if some}
+    return {
+        kind: {"prompt": prompt, "chosen": answers[a], "rejected": answers[b], "policy": kind}
+        for kind, (a, b) in best.items()
+    }
+
+
+def policy_pairs(pairs: Sequence[Pair], base: Path, seed: int) -> list[Pair]:
+    """The `contrasts` of what the policy answers to each prompt as PPO will sample it.
+
+    The good reply is the pair's chosen one, nearness the cosine of MiniLM embeddings.
     """
     sampler = Sampler()
     prompts = [pair["prompt"] for pair in pairs]
     drawn = [sampler(prompts, seed + i, max_new_tokens=16) for i in range(SAMPLES)]
     good = embed([pair["chosen"] for pair in pairs], base)
     near = torch.stack([(embed(answers, base) * good).sum(1) for answers in drawn], dim=1).tolist()
-    made = []
-    for i, pair in enumerate(pairs):
-        answers = [answers[i] for answers in drawn]
-        echo_of = [echoed(pair["prompt"], answer) for answer in answers]
-        contrasts: dict[str, list[tuple[float, int, int]]] = {"nearer": [], "echoing": []}
-        for a, b in itertools.permutations(range(SAMPLES), 2):
-            nearer, echoes_more = near[i][a] - near[i][b], echo_of[b] - echo_of[a]
-            if nearer >= NEARER and abs(echoes_more) <= ECHOES_ALIKE:
-                contrasts["nearer"].append((nearer, a, b))
-            if echoes_more >= ECHOES_MORE and abs(nearer) <= EQUALLY_NEAR:
-                contrasts["echoing"].append((echoes_more, a, b))
-        for kind, found in contrasts.items():
-            if found:
-                _, a, b = max(found)
-                made.append({**pair, "chosen": answers[a], "rejected": answers[b], "policy": kind})
-    return made
+    answers = zip(*drawn, strict=True)
+    made = map(contrasts, prompts, answers, near)
+    return [pair for found in made for pair in found.values()]
 
 
 # --- Training ------------------------------------------------------------------------------------
@@ -610,6 +616,8 @@ Request and answer go in as a text pair **without** `token_type_ids`, as in trai
 | real, last replies: the same | {last} | {last_times} |
 | course: `bundled/preferences/train.jsonl` | {course} | {course_times} |
 | constructed: good answers of all these against bad ones made on purpose | {made} | 1 |
+| two answers of the policy: the one nearer to the good reply first | {nearer} | {policy_times} |
+| two answers of the policy: the one that echoes less first | {echoing} | {policy_times} |
 
 - **Real pairs** are human judgements collected by Anthropic (MIT licence; Bai et al. 2022), here
   those in the `test` files of `helpful-rejection-sampled` and `helpful-online`. Where the first
@@ -624,6 +632,13 @@ Request and answer go in as a text pair **without** `token_type_ids`, as in trai
   Test had been measured once with the previous recipe before the share of off-topic answers was
   raised, which validation called for as well: it is almost, not perfectly, untouched.
 - **Constructed bad answers:** {kinds}.
+- **The policy's answers:** {samples} of the untouched SmolLM2-135M-Instruct to each of the course's
+  training prompts, 16 tokens at temperature 1, as PPO samples them. Of two that say back as much of
+  the prompt (shares of its words within {alike}), the one nearer in meaning to the course's good
+  reply is the better (cosine of MiniLM embeddings higher by {nearer_by}). Of two as near (within
+  {as_near}), the one that says back less is (share lower by {echo_by}). Without these pairs the
+  judge paid for being about the subject, which in this policy's style comes with the question's
+  words, and PPO bought both: [docs/tuning.md](../../../docs/tuning.md).
 - The base model is Apache-2.0.
 
 ## Recipe
@@ -647,6 +662,10 @@ validation prompts, all cut to 16 tokens of SmolLM2's tokenizer (validation, so 
 flattering):
 
 {exploits}
+
+Two answers of the policy to the course's test prompts, made into pairs as for training:
+
+{policy}
 
 On the validation answers the scores have mean {mean:.2f} and standard deviation {std:.2f}, from
 {min:.2f} to {max:.2f} (whole answers, good and bad). "{question}": a helpful answer
@@ -685,9 +704,14 @@ def write_card(metrics: dict, folder: Path) -> None:
     exploits = ["| instead of an answer | the good answer scores higher |", "| --- | --- |"]
     for name, figure in lora["exploits, 16 tokens"].items():
         exploits.append(f"| {name.replace('_', ' ')} | {cell(figure)} |")
+    policy = ["| of two answers | n | scores higher |", "| --- | --- | --- |"]
+    for kind, name in (("nearer", "nearer to the good reply"), ("echoing", "echoes less")):
+        policy.append(f"| {name} | {lora['policy'][kind]['n']} | {cell(lora['policy'][kind])} |")
     helpful, refusing = lora["meditation"]
     card = CARD.format(
         base=BASE_NAME, question=MEDITATE, table="\n".join(table), exploits="\n".join(exploits),
+        policy="\n".join(policy), samples=SAMPLES, alike=ECHOES_ALIKE, nearer_by=NEARER,
+        as_near=EQUALLY_NEAR, echo_by=ECHOES_MORE,
         kinds="; ".join(kind.__doc__.rstrip(".").lower() for kind in SHARES),
         recipe=RECIPE, minutes=lora["minutes"], helpful=helpful, refusing=refusing,
         full_minutes=full.get("minutes", "?"), **metrics["training"], **lora["scores"],
