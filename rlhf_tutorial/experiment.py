@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import time
 from collections.abc import Collection, Mapping
@@ -55,6 +56,7 @@ def experiment(
     """
     from tqdm import tqdm
 
+    gc.collect()  # a trainer refers to itself: the one before would stay in memory
     reward = reward or next(iter(judges.values()))
     trainer = run.make_trainer(**ppo)
     epoch = len(trainer.dataloader)

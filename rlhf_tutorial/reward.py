@@ -154,10 +154,7 @@ class RewardModel:
         not finite.
         """
         queries, responses = list(queries), list(responses)
-        if len(queries) != len(responses):
-            raise RewardError(
-                f"{len(queries)} queries but {len(responses)} responses: give one query a response"
-            )
+        _check_one_each(queries, responses)
         if not all(isinstance(text, str) for text in queries + responses):
             raise RewardError("queries and responses are lists of strings: decode tokens first")
         if not queries:
@@ -203,11 +200,15 @@ def rule_reward(queries: list[str], responses: list[str]) -> list[float]:
     The share of characters that are ASCII letters or spaces, minus the share of words that already
     stood earlier in the response. An empty response scores -1.
     """
+    _check_one_each(queries, responses)
+    return [_rule_score(response) for response in responses]
+
+
+def _check_one_each(queries: list[str], responses: list[str]) -> None:
     if len(queries) != len(responses):
         raise RewardError(
             f"{len(queries)} queries but {len(responses)} responses: give one query a response"
         )
-    return [_rule_score(response) for response in responses]
 
 
 def _rule_score(response: str) -> float:
@@ -220,10 +221,7 @@ def _rule_score(response: str) -> float:
 
 def rule_of_variety(queries: list[str], responses: list[str]) -> list[float]:
     """The second judge where there are no weights: the number of different words, over ten."""
-    if len(queries) != len(responses):
-        raise RewardError(
-            f"{len(queries)} queries but {len(responses)} responses: give one query a response"
-        )
+    _check_one_each(queries, responses)
     return [len(set(response.lower().split())) / 10 for response in responses]
 
 

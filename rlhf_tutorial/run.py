@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .assets import loading, reason, resolve
+from .assets import Source, loading, reason, resolve
 from .data import last_reply, load_preferences, load_queries, prepare_queries
 from .device import default_device, supports_bf16
 from .errors import TutorialError
@@ -90,20 +90,12 @@ class Run:
         return AutoModelForCausalLMWithValueHead.from_pretrained(self._policy_folder())
 
     def load_reward(self) -> Reward:
-        """The judge."""
-        preset = self.preset
-        if preset.reward_model is None:
-            return rule_reward
-        adapter = None if preset.reward_adapter is None else resolve(preset.reward_adapter)
-        return RewardModel.from_pretrained(resolve(preset.reward_model), adapter=adapter)
+        """The judge that PPO maximises."""
+        return _load_judge(self.preset.reward_model, self.preset.reward_adapter, rule_reward)
 
     def load_second_judge(self) -> Reward:
         """A judge that no policy is trained on: it only evaluates."""
-        preset = self.preset
-        if preset.second_judge is None:
-            return rule_of_variety
-        adapter = None if preset.second_adapter is None else resolve(preset.second_adapter)
-        return RewardModel.from_pretrained(resolve(preset.second_judge), adapter=adapter)
+        return _load_judge(self.preset.second_judge, self.preset.second_adapter, rule_of_variety)
 
     def preferences(self, split: str) -> Dataset:
         """The preference dialogues of a split, "train" or "test"."""
@@ -429,6 +421,14 @@ class Run:
         folder = self._policy_folder()
         with loading(folder):
             return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+
+
+def _load_judge(model: Source | None, adapter: Source | None, rule: Reward) -> Reward:
+    """A reward model, with an adapter or without, or the rule where there is none."""
+    if model is None:
+        return rule
+    adapter = None if adapter is None else resolve(adapter)
+    return RewardModel.from_pretrained(resolve(model), adapter=adapter)
 
 
 @contextmanager
