@@ -1,6 +1,6 @@
 """The experiments behind docs/tuning.md, the README's headline and notebook 08.
 
-    python scripts/study.py tuning        # four trainings; looks at validation prompts, first judge
+    python scripts/study.py tuning        # six trainings; looks at validation prompts, first judge
     python scripts/study.py choose        # applies the rule of docs/tuning.md to them
     python scripts/study.py second        # lets the second judge score what was answered
     python scripts/study.py sweep         # notebook 08: more KL weights, and controllers
@@ -32,7 +32,7 @@ from rlhf_tutorial.evaluation.compare import (
     summarise,
 )
 from rlhf_tutorial.evaluation.measures import echoed
-from rlhf_tutorial.experiment import experiment, look, progress
+from rlhf_tutorial.experiment import experiment, progress
 from rlhf_tutorial.study_figures import against_kl
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,9 +43,11 @@ RUNS = ROOT / "runs"
 STEPS, LOOKS, SEED = 120, (20, 40, 80, 120), 100
 TUNING: dict[str, dict[str, Any]] = {
     f"lr {lr:g}, KL {kl:g}": {"learning_rate": lr, "init_kl_coef": kl}
-    for lr, kl in ((5e-5, 0.15), (5e-5, 0.05), (5e-5, 0.3), (3e-5, 0.05))
-}
-RATE = 5e-5
+    for lr, kl in (
+        (5e-5, 0.15), (5e-5, 0.3), (5e-5, 0.05), (1e-4, 0.3), (5e-5, 0.6), (3e-5, 0.15),
+    )
+}  # fmt: skip
+RATE = 5e-5  # the preset's
 SWEEP: dict[str, dict[str, Any]] = {
     f"lr {RATE:g}, KL {kl:g}": {"learning_rate": RATE, "init_kl_coef": kl}
     | ({"steps": 240} if kl == 0 else {})
@@ -53,10 +55,10 @@ SWEEP: dict[str, dict[str, Any]] = {
 }
 CONTROLLERS: dict[str, dict[str, Any]] = {
     f"controller, horizon {horizon}": {
-        "learning_rate": RATE, "adap_kl_ctrl": True, "init_kl_coef": 0.15,
-        "target": 2.0, "horizon": horizon, "steps": steps,
+        "learning_rate": RATE, "adap_kl_ctrl": True, "init_kl_coef": 0.05,
+        "target": 3.0, "horizon": horizon,
     }
-    for horizon, steps in ((10_000, 120), (160, 240), (64, 160))
+    for horizon in (10_000, 320, 64)
 }  # fmt: skip
 PTX_COEF = 0.3
 SEEDS = range(5)
@@ -102,26 +104,6 @@ def train_all(
         save(name, {"name": name, **result})
 
 
-DRAWS = 16
-
-
-def measure_untouched() -> None:
-    """The text measures of the untouched policy, whose value the rule's limits start from.
-
-    They are means over `DRAWS` answers to each validation prompt. One answer to each is not enough:
-    of 96 answers about five end in a sentence, give or take as many.
-    """
-    run = Run(load_preset("smollm2"), RUNS / "study")
-    queries, drawn = validation_queries(run), []
-    for seed in range(DRAWS):
-        answers = look(run.make_trainer(seed=seed), run, {}, queries)
-        drawn.append(answers["measures"])
-        print(seed, drawn[-1], flush=True)
-    table = pd.DataFrame(drawn)
-    result = {"measures": table.mean().to_dict(), "std_of_a_draw": table.std().to_dict()}
-    save("untouched", {"name": "untouched", "draws": DRAWS, **result})
-
-
 def ask_second_judge() -> None:
     """Adds the second judge's scores to the looks that have only the first's."""
     judge = Run(load_preset("smollm2"), RUNS / "study").load_second_judge()
@@ -141,17 +123,13 @@ TOLERANCES = {"words": -1.25, "distinct-2": -0.09, "echoed": 0.05, "ended": -0.0
 """How far a text measure may move in its bad direction, from the untouched policy's value."""
 
 
-def settings_of(
-    results: list[dict[str, Any]], untouched: dict[str, float], seconds_per_step: float
-) -> list[dict[str, Any]]:
-    """One row per experiment and look after the first: a setting that could be chosen.
-
-    `untouched` are the text measures that theirs are compared with.
-    """
+def settings_of(results: list[dict[str, Any]], seconds_per_step: float) -> list[dict[str, Any]]:
+    """One row per experiment and look after the first: a setting that could be chosen."""
     rows = []
     for result in results:
-        for at in progress(result)[1:]:
-            moved = {k: at[k] - untouched[k] for k in TOLERANCES}
+        before, *later = progress(result)
+        for at in later:
+            moved = {k: at[k] - before[k] for k in TOLERANCES}
             rows.append(
                 {
                     "name": result["name"],
@@ -170,8 +148,7 @@ def settings_of(
 
 def tuning_rows() -> list[dict[str, Any]]:
     """All settings that were tried. The speed is that of a quiet machine: docs/performance.md."""
-    untouched = load("untouched")["measures"]
-    return settings_of([load(name) for name in TUNING], untouched, SECONDS_PER_STEP)
+    return settings_of([load(name) for name in TUNING], seconds_per_step=SECONDS_PER_STEP)
 
 
 def frontier(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -324,8 +301,6 @@ def main() -> None:
     run = Run(load_preset("smollm2"), RUNS / "study")
     if args.what == "tuning":
         train_all(TUNING, {"first": run.load_reward()}, args.only)
-        if not path_of("untouched").exists():
-            measure_untouched()
     elif args.what == "choose":
         rows = tuning_rows()
         print(tuning_table(rows, choose(rows)))

@@ -3,10 +3,10 @@
     python scripts/train_reward_adapter.py --data ../shared/data/hh-rlhf
     python scripts/train_reward_adapter.py --data Anthropic/hh-rlhf    # from the hub
 
-Four kinds of preference pairs go in: real human preferences (hh-rlhf, helpful), the course's own
-pairs, good answers against bad ones made on purpose, and pairs of the untouched policy's answers.
-`metrics.json` and the tables of the card (README.md) come out beside the adapter;
-`--full` trains every weight instead, for comparison, and keeps only its figures.
+Three kinds of preference pairs go in: real human preferences (hh-rlhf, helpful), the course's own
+pairs, and good answers against bad ones made on purpose. `metrics.json` and the tables of the card
+(README.md) come out beside the adapter; `--full` trains every weight instead, for comparison, and
+keeps only its figures.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import gzip
 import hashlib
-import itertools
 import json
 import random
 import re
@@ -29,14 +28,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import torch  # noqa: E402
-
-from rlhf_tutorial import assets, load_tokenizer  # noqa: E402
-from rlhf_tutorial.data import CHAT  # noqa: E402
-from rlhf_tutorial.device import default_device, supports_bf16  # noqa: E402
-from rlhf_tutorial.evaluation.compare import sample_responses  # noqa: E402
-from rlhf_tutorial.evaluation.measures import echoed  # noqa: E402
-from rlhf_tutorial.models import AutoModelForCausalLMWithValueHead  # noqa: E402
+from rlhf_tutorial import assets  # noqa: E402
 from rlhf_tutorial.reward import (  # noqa: E402
     Pair,
     Reward,
@@ -344,117 +336,37 @@ def constructed_pairs(
     return made
 
 
-def embed(texts: Sequence[str], base: Path) -> torch.Tensor:
-    """Mean-pooled MiniLM embeddings of unit length, (n, 384): products of two are cosines."""
+def near_neighbours(prompts: Sequence[str], base: Path, count: int = 10) -> list[list[int]]:
+    """For each prompt the indices of the `count` nearest in meaning that ask something else.
+
+    Nearness is the cosine of mean-pooled MiniLM embeddings; above 0.6 two prompts may well share
+    an answer, so those are left out.
+    """
+    import torch
     from transformers import AutoModel, AutoTokenizer
 
     tokenizer, model = AutoTokenizer.from_pretrained(base), AutoModel.from_pretrained(base).eval()
     vectors = []
-    for start in range(0, len(texts), 64):
+    for start in range(0, len(prompts), 64):
         batch = tokenizer(
-            list(texts[start : start + 64]),
+            list(prompts[start : start + 64]),
             padding=True, truncation=True, max_length=64, return_tensors="pt",
         )  # fmt: skip
         with torch.inference_mode():
             hidden = model(**batch).last_hidden_state
         mask = batch["attention_mask"].unsqueeze(-1)
         vectors.append((hidden * mask).sum(1) / mask.sum(1))
-    return torch.nn.functional.normalize(torch.cat(vectors), dim=1)
-
-
-def near_neighbours(prompts: Sequence[str], base: Path, count: int = 10) -> list[list[int]]:
-    """For each prompt the indices of the `count` nearest in meaning that ask something else.
-
-    Above a cosine of 0.6 two prompts may well share an answer, so those are left out.
-    """
-    unit = embed(prompts, base)
+    unit = torch.nn.functional.normalize(torch.cat(vectors), dim=1)
     cosine = unit @ unit.T
     cosine[cosine > 0.6] = -1
     return cosine.topk(min(count, len(prompts))).indices.tolist()
-
-
-# --- The policy's own answers --------------------------------------------------------------------
-
-
-class Sampler:
-    """The untouched policy."""
-
-    def __init__(self) -> None:
-        folder = assets.resolve(assets.SMOLLM2)
-        self.tokenizer = load_tokenizer(folder)
-        self.model = AutoModelForCausalLMWithValueHead.from_pretrained(folder)
-        if supports_bf16(default_device()):
-            self.model.pretrained_model.to(torch.bfloat16)
-
-    def __call__(
-        self,
-        prompts: Sequence[str],
-        seed: int,
-        temperature: float = 1.0,
-        max_new_tokens: int = 32,
-    ) -> list[str]:
-        """One answer to each prompt."""
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # little padding
-        answers = sample_responses(
-            self.model,
-            self.tokenizer,
-            [torch.tensor(CHAT.encode(self.tokenizer, prompts[i])) for i in order],
-            decode=lambda responses: CHAT.decode(self.tokenizer, responses),
-            batch_size=64,
-            seed=seed,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-        )
-        return [answer for _, answer in sorted(zip(order, answers, strict=True))]
-
-
-SAMPLES = 6
-NEARER, EQUALLY_NEAR = 0.15, 0.05  # differences of cosines
-ECHOES_MORE, ECHOES_ALIKE = 0.2, 0.1  # differences of shares of the prompt's words
-
-
-def contrasts(prompt: str, answers: Sequence[str], near: Sequence[float]) -> dict[str, Pair]:
-    """Of answers to one prompt at most two pairs, those that differ most, by kind.
-
-    "nearer" sets an answer that is nearer in meaning to a good reply (`near`, a cosine per answer)
-    against one that says back as much of the prompt; "echoing" one that says back less against one
-    that is as near. So being about the subject pays, and saying the question back does not.
-    """
-    echo = [echoed(prompt, answer) for answer in answers]
-    found: dict[str, list[tuple[float, int, int]]] = {"nearer": [], "echoing": []}
-    for a, b in itertools.permutations(range(len(answers)), 2):
-        nearer, echoes_more = near[a] - near[b], echo[b] - echo[a]
-        if nearer >= NEARER and abs(echoes_more) <= ECHOES_ALIKE:
-            found["nearer"].append((nearer, a, b))
-        if echoes_more >= ECHOES_MORE and abs(nearer) <= EQUALLY_NEAR:
-            found["echoing"].append((echoes_more, a, b))
-    best = {kind: max(some)[1:] for kind, some in found.items() if some}
-    return {
-        kind: {"prompt": prompt, "chosen": answers[a], "rejected": answers[b], "policy": kind}
-        for kind, (a, b) in best.items()
-    }
-
-
-def policy_pairs(pairs: Sequence[Pair], base: Path, seed: int) -> list[Pair]:
-    """The `contrasts` of what the policy answers to each prompt as PPO will sample it.
-
-    The good reply is the pair's chosen one, nearness the cosine of MiniLM embeddings.
-    """
-    sampler = Sampler()
-    prompts = [pair["prompt"] for pair in pairs]
-    drawn = [sampler(prompts, seed + i, max_new_tokens=16) for i in range(SAMPLES)]
-    good = embed([pair["chosen"] for pair in pairs], base)
-    near = torch.stack([(embed(answers, base) * good).sum(1) for answers in drawn], dim=1).tolist()
-    answers = zip(*drawn, strict=True)
-    made = map(contrasts, prompts, answers, near)
-    return [pair for found in made for pair in found.values()]
 
 
 # --- Training ------------------------------------------------------------------------------------
 
 
 BATCH_SIZE = 32
-FIRST_TIMES, LAST_TIMES, COURSE_TIMES, MADE_TIMES, POLICY_TIMES = 4, 2, 4, 2, 3
+FIRST_TIMES, LAST_TIMES, COURSE_TIMES, MADE_TIMES = 4, 2, 4, 2
 RECIPE = (
     "LoRA of rank 8 (alpha 16) on every linear layer, head trained in full, AdamW at learning rate "
     "1e-3,\ncosine decay after 10% warm-up, 128 tokens, bfloat16 autocast where the CPU has it."
@@ -462,14 +374,13 @@ RECIPE = (
 
 
 def training_pairs(
-    human: Sequence[Pair], course: Sequence[Pair], base: Path, seed: int
+    human: Sequence[Pair], course: Sequence[Pair], base: Path, rng: random.Random
 ) -> list[Pair]:
     """All pairs, each as often as it is trained on, in no particular order yet.
 
     First replies count double: they are what the policy is asked for, and the human preference
     between them is the easier to learn.
     """
-    rng = random.Random(seed)
     sources = list(human) + 2 * list(course)  # the course's prompts are closest to the policy's
     near = near_neighbours([pair["prompt"] for pair in sources], base)
     times = {"first": FIRST_TIMES, "last": LAST_TIMES}
@@ -477,7 +388,6 @@ def training_pairs(
         [pair for pair in human for _ in range(times[pair["turn"]])]
         + COURSE_TIMES * list(course)
         + [pair for _ in range(MADE_TIMES) for pair in constructed_pairs(sources, rng, near=near)]
-        + POLICY_TIMES * policy_pairs(course, base, seed)
     )
 
 
@@ -531,16 +441,6 @@ def measure(
     for kind in TESTED_BAD_ANSWERS:
         tests[kind.__name__] = constructed_pairs(first + list(course), rng, {kind: 1})
     return {name: rate(reward, cut(pairs)) for name, pairs in tests.items()}
-
-
-def measure_policy_pairs(judge: Reward, pairs: Sequence[Pair]) -> dict[str, dict[str, float]]:
-    """Accuracy on `policy_pairs`, by kind."""
-    prompts = [pair["prompt"] for pair in pairs]
-    chosen, rejected = (judge(prompts, [p[side] for p in pairs]) for side in ("chosen", "rejected"))
-    right = [(p["policy"], c > r) for p, c, r in zip(pairs, chosen, rejected, strict=True)]
-    return {
-        kind: share([hit for name, hit in right if name == kind]) for kind in ("nearer", "echoing")
-    }
 
 
 def measure_exploits(reward: Reward, pairs: Sequence[Pair], cut: Cut = list) -> dict[str, dict]:
@@ -616,8 +516,6 @@ Request and answer go in as a text pair **without** `token_type_ids`, as in trai
 | real, last replies: the same | {last} | {last_times} |
 | course: `bundled/preferences/train.jsonl` | {course} | {course_times} |
 | constructed: good answers of all these against bad ones made on purpose | {made} | 1 |
-| two answers of the policy: the one nearer to the good reply first | {nearer} | {policy_times} |
-| two answers of the policy: the one that echoes less first | {echoing} | {policy_times} |
 
 - **Real pairs** are human judgements collected by Anthropic (MIT licence; Bai et al. 2022), here
   those in the `test` files of `helpful-rejection-sampled` and `helpful-online`. Where the first
@@ -632,13 +530,6 @@ Request and answer go in as a text pair **without** `token_type_ids`, as in trai
   Test had been measured once with the previous recipe before the share of off-topic answers was
   raised, which validation called for as well: it is almost, not perfectly, untouched.
 - **Constructed bad answers:** {kinds}.
-- **The policy's answers:** {samples} of the untouched SmolLM2-135M-Instruct to each of the course's
-  training prompts, 16 tokens at temperature 1, as PPO samples them. Of two that say back as much of
-  the prompt (shares of its words within {alike}), the one nearer in meaning to the course's good
-  reply is the better (cosine of MiniLM embeddings higher by {nearer_by}). Of two as near (within
-  {as_near}), the one that says back less is (share lower by {echo_by}). Without these pairs the
-  judge paid for being about the subject, which in this policy's style comes with the question's
-  words, and PPO bought both: [docs/tuning.md](../../../docs/tuning.md).
 - The base model is Apache-2.0.
 
 ## Recipe
@@ -662,10 +553,6 @@ validation prompts, all cut to 16 tokens of SmolLM2's tokenizer (validation, so 
 flattering):
 
 {exploits}
-
-Two answers of the policy to the course's test prompts, made into pairs as for training:
-
-{policy}
 
 On the validation answers the scores have mean {mean:.2f} and standard deviation {std:.2f}, from
 {min:.2f} to {max:.2f} (whole answers, good and bad). "{question}": a helpful answer
@@ -704,14 +591,9 @@ def write_card(metrics: dict, folder: Path) -> None:
     exploits = ["| instead of an answer | the good answer scores higher |", "| --- | --- |"]
     for name, figure in lora["exploits, 16 tokens"].items():
         exploits.append(f"| {name.replace('_', ' ')} | {cell(figure)} |")
-    policy = ["| of two answers | n | scores higher |", "| --- | --- | --- |"]
-    for kind, name in (("nearer", "nearer to the good reply"), ("echoing", "echoes less")):
-        policy.append(f"| {name} | {lora['policy'][kind]['n']} | {cell(lora['policy'][kind])} |")
     helpful, refusing = lora["meditation"]
     card = CARD.format(
         base=BASE_NAME, question=MEDITATE, table="\n".join(table), exploits="\n".join(exploits),
-        policy="\n".join(policy), samples=SAMPLES, alike=ECHOES_ALIKE, nearer_by=NEARER,
-        as_near=EQUALLY_NEAR, echo_by=ECHOES_MORE,
         kinds="; ".join(kind.__doc__.rstrip(".").lower() for kind in SHARES),
         recipe=RECIPE, minutes=lora["minutes"], helpful=helpful, refusing=refusing,
         full_minutes=full.get("minutes", "?"), **metrics["training"], **lora["scores"],
@@ -742,7 +624,7 @@ def main() -> None:
     course = {
         name: course_pairs(args.preferences, name) for name in ("train", "validation", "test")
     }
-    pairs = training_pairs(human["judge1-train"], course["train"], base, args.seed)
+    pairs = training_pairs(human["judge1-train"], course["train"], base, random.Random(args.seed))
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) if args.full else args.output
         judge = train_reward_model(
@@ -761,7 +643,6 @@ def main() -> None:
             ),
         )
     minutes = round((time.time() - started) / 60, 1)
-    print(f"trained after {minutes} minutes", flush=True)
     judge.bf16 = False  # so that the figures do not depend on the processor
     cut = token_cutter()
     both = [text for pair in course["validation"] for text in (pair["chosen"], pair["rejected"])]
@@ -772,7 +653,6 @@ def main() -> None:
         "16 tokens": measure(judge, human["judge1-test"], course["test"], cut),
         "validation": measure(judge, human["judge1-validation"], course["validation"]),
         "exploits, 16 tokens": measure_exploits(judge, course["validation"], cut),
-        "policy": measure_policy_pairs(judge, policy_pairs(course["test"], base, args.seed + 100)),
         "scores": {
             "mean": statistics.mean(scores), "std": statistics.stdev(scores),
             "min": min(scores), "max": max(scores),
@@ -795,11 +675,6 @@ def main() -> None:
             "course": len(course["train"]), "course_times": COURSE_TIMES,
             "validation": len(course["validation"]),
             "made": sum("kind" in pair for pair in pairs),
-            **{
-                kind: sum(pair.get("policy") == kind for pair in pairs) // POLICY_TIMES
-                for kind in ("nearer", "echoing")
-            },
-            "policy_times": POLICY_TIMES,
             "steps": -(-len(pairs) // BATCH_SIZE), "batch": BATCH_SIZE, "seed": args.seed,
         }  # fmt: skip
     path.write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")

@@ -20,11 +20,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from train_reward_adapter import (
     BUNDLED,
     FRONT_MATTER,
     Cut,
-    Sampler,
     cell,
     course_pairs,
     share,
@@ -33,7 +33,11 @@ from train_reward_adapter import (
     token_cutter,
 )
 
-from rlhf_tutorial import assets
+from rlhf_tutorial import assets, load_tokenizer
+from rlhf_tutorial.data import CHAT
+from rlhf_tutorial.device import default_device, supports_bf16
+from rlhf_tutorial.evaluation.compare import sample_responses
+from rlhf_tutorial.models import AutoModelForCausalLMWithValueHead
 from rlhf_tutorial.reward import (
     Pair,
     Reward,
@@ -47,6 +51,32 @@ BATCH_SIZE, LEARNING_RATE, EPOCHS = 32, 4e-4, 1
 HUMAN_TIMES = {"first": 3, "last": 1}
 
 # --- Bad answers of its own kinds ----------------------------------------------------------------
+
+
+class Sampler:
+    """The untouched policy, asked questions of the script's making."""
+
+    def __init__(self) -> None:
+        folder = assets.resolve(assets.SMOLLM2)
+        self.tokenizer = load_tokenizer(folder)
+        self.model = AutoModelForCausalLMWithValueHead.from_pretrained(folder)
+        if supports_bf16(default_device()):
+            self.model.pretrained_model.to(torch.bfloat16)
+
+    def __call__(self, prompts: Sequence[str], temperature: float, seed: int) -> list[str]:
+        """One answer of 32 tokens to each prompt."""
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # little padding
+        answers = sample_responses(
+            self.model,
+            self.tokenizer,
+            [torch.tensor(CHAT.encode(self.tokenizer, prompts[i])) for i in order],
+            decode=lambda responses: CHAT.decode(self.tokenizer, responses),
+            batch_size=64,
+            seed=seed,
+            max_new_tokens=32,
+            temperature=temperature,
+        )
+        return [answer for _, answer in sorted(zip(order, answers, strict=True))]
 
 
 def misread(prompt: str, other: str, rng: random.Random) -> str:
@@ -95,10 +125,10 @@ def sampled_pairs(human: Sequence[Pair], rng: random.Random, seed: int) -> list[
         ],
         "too hot": prompts,
     }
-    good = sampler(prompts, seed, temperature=0.7)
+    good = sampler(prompts, 0.7, seed)
     pairs = []
     for n, (kind, questions) in enumerate(asked.items(), 1):
-        bad = sampler(questions, seed + n, temperature=1.3 if kind == "too hot" else 0.7)
+        bad = sampler(questions, 1.3 if kind == "too hot" else 0.7, seed + n)
         pairs += [
             {"prompt": p, "chosen": g, "rejected": b, "kind": kind}
             for p, g, b in zip(prompts, good, bad, strict=True)
@@ -159,7 +189,18 @@ def policy_pairs(prompts: Sequence[str]) -> list[Pair]:
     "chosen" is the first drawn.
     """
     sampler = Sampler()
-    drawn = [sampler(prompts, seed, max_new_tokens=16) for seed in (11, 12)]
+    queries = [torch.tensor(CHAT.encode(sampler.tokenizer, p)) for p in prompts]
+    drawn = [
+        sample_responses(
+            sampler.model,
+            sampler.tokenizer,
+            queries,
+            decode=lambda responses: CHAT.decode(sampler.tokenizer, responses),
+            seed=seed,
+            max_new_tokens=16,
+        )
+        for seed in (11, 12)
+    ]
     return [
         {"prompt": p, "chosen": a, "rejected": b} for p, a, b in zip(prompts, *drawn, strict=True)
     ]
