@@ -13,7 +13,7 @@ import torch
 
 from .assets import Bundled, resolve
 from .evaluation.measures import text_measures
-from .models import shares_trunk
+from .models import AutoModelForCausalLMWithValueHead, shares_trunk
 from .ppo import PPOTrainer
 from .ppo.math import logprobs_from_logits
 from .ppo.rollout import collate, generate_responses
@@ -127,7 +127,6 @@ def committed_experiments() -> dict[str, dict[str, Any]]:
     return {result["name"]: result for result in results if "name" in result}
 
 
-@torch.no_grad()
 def look(
     trainer: PPOTrainer,
     run: Run,
@@ -135,23 +134,41 @@ def look(
     queries: Dataset,
     examples: int = 0,
 ) -> dict[str, Any]:
-    """How the policy in training answers held-out prompts.
+    """How the policy in training answers held-out prompts: see `look_at`.
 
     The answers are drawn by the trainer's seed, the same at every look, and the training's own
     random draws are left alone.
+    """
+    policy = trainer.accelerator.unwrap_model(trainer.model)
+    with trainer.accelerator.autocast():
+        return look_at(
+            policy, trainer.ref_model, run, judges, queries, trainer.config.seed, examples
+        )
+
+
+@torch.no_grad()
+def look_at(
+    policy: AutoModelForCausalLMWithValueHead,
+    reference: AutoModelForCausalLMWithValueHead,
+    run: Run,
+    judges: Mapping[str, Reward],
+    queries: Dataset,
+    seed: int = 0,
+    examples: int = 0,
+) -> dict[str, Any]:
+    """How a policy answers held-out prompts, in the precision that the caller has set.
 
     Returns:
         "scores" (by judge, one number per query), "kl" (one per query: the log-ratio of policy to
         reference of the drawn answer, whose mean is the KL), "measures" (`text_measures`) and
         "answers" (the first `examples`).
     """
-    tokenizer, template = trainer.tokenizer, run.preset.template
-    texts, ids = queries["query"][:], [i.to(trainer.device) for i in queries["input_ids"][:]]
-    policy = trainer.accelerator.unwrap_model(trainer.model)
+    tokenizer, template = run.load_tokenizer(), run.preset.template
+    device = next(policy.parameters()).device
+    texts, ids = queries["query"][:], [i.to(device) for i in queries["input_ids"][:]]
     responses, kl = [], []
-    devices = [trainer.device] if trainer.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), trainer.accelerator.autocast():
-        torch.manual_seed(trainer.config.seed)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
         for start in range(0, len(ids), 32):
             part = ids[start : start + 32]
             drawn = generate_responses(
@@ -162,7 +179,7 @@ def look(
                 max_new_tokens=run.preset.max_new_tokens,
             )
             responses += drawn
-            kl += _log_ratios(policy, trainer.ref_model, part, drawn, tokenizer.pad_token_id)
+            kl += _log_ratios(policy, reference, part, drawn, tokenizer.pad_token_id)
     answers = template.decode(tokenizer, responses)
     return {
         "scores": {

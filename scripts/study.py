@@ -60,6 +60,11 @@ CONTROLLERS: dict[str, dict[str, Any]] = {
     }
     for horizon in (10_000, 320, 64)
 }  # fmt: skip
+# A target that is reached early, a start near the weight that holds it, and twice the time.
+CONTROLLERS["controller, horizon 160"] = {
+    "learning_rate": RATE, "adap_kl_ctrl": True, "init_kl_coef": 0.15,
+    "target": 2.0, "horizon": 160, "steps": 240,
+}  # fmt: skip
 PTX_COEF = 0.3
 SEEDS = range(5)
 

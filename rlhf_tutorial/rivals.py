@@ -1,0 +1,326 @@
+"""What people use beside PPO: the same prompts, judge, sampling settings and trained layers.
+
+RLOO (Ahmadian et al. 2024, arXiv 2402.14740), GRPO (Shao et al. 2024, arXiv 2402.03300) and DPO
+(Rafailov et al. 2023, arXiv 2305.18290) are TRL's own trainers. Best-of-n trains nothing.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+
+from .data import last_reply
+from .device import supports_bf16
+from .errors import DataError
+from .evaluation.compare import sample_responses
+from .models import AutoModelForCausalLMWithValueHead
+from .reward import Reward, checked_scores, preserved_random_state
+from .training import train
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from .run import Run
+
+TokenPair = dict[str, list[int]]  # {"prompt_ids", "chosen_ids", "rejected_ids"}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained policy and what it cost."""
+
+    model: AutoModelForCausalLMWithValueHead
+    seconds: float
+    """Of the training, with the sampling in it; loading is left out."""
+    answers: int
+    """How many were sampled."""
+    log: list[dict[str, float]] = field(default_factory=list)
+    """A row of numbers per step."""
+
+
+def train_ppo(run: Run, reward: Reward, *, steps: int, **ppo: Any) -> Trained:
+    """The course's own PPO for a number of steps; `ppo` are fields of `PPOConfig`."""
+    trainer = run.make_trainer(**ppo)
+    epochs = -(-steps // len(trainer.dataloader))
+    start, log = time.perf_counter(), []
+    for stats, _ in zip(
+        train(
+            trainer,
+            reward,
+            run.preset.template,
+            epochs=epochs,
+            max_new_tokens=run.preset.max_new_tokens,
+        ),
+        range(steps),
+        strict=False,
+    ):
+        log.append({"reward": float(stats["ppo/mean_scores"]), "kl": float(stats["objective/kl"])})
+    seconds = time.perf_counter() - start
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    return Trained(model, seconds, steps * trainer.config.batch_size, log)
+
+
+def train_online(
+    method: Literal["rloo", "grpo"],
+    run: Run,
+    reward: Reward,
+    *,
+    steps: int,
+    learning_rate: float,
+    beta: float,
+    batch_size: int = 16,
+    num_generations: int = 4,
+    seed: int = 0,
+) -> Trained:
+    """TRL's RLOO or GRPO: `batch_size` answers a step, `num_generations` to each prompt.
+
+    Args:
+        beta: weight of the KL to the reference: in RLOO of the reward, as in PPO; in GRPO of a term
+            of the loss, beside advantages that were divided by their standard deviation.
+    """
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+
+    config_of, trainer_of = {"rloo": (RLOOConfig, RLOOTrainer), "grpo": (GRPOConfig, GRPOTrainer)}[
+        method
+    ]
+    tokenizer, template = run.load_tokenizer(), run.preset.template
+    queries = run.queries()["query"][:]
+    # As text: of a conversation TRL would render the template's own system message as well.
+    rows = {
+        "prompt": [template.render(tokenizer, [("Human", query)]) for query in queries],
+        "query": queries,
+    }
+
+    def judged(completion_ids: list[list[int]], query: list[str], **_: Any) -> list[float]:
+        answers = template.decode(tokenizer, [torch.tensor(ids) for ids in completion_ids])
+        return checked_scores(reward(query, answers), len(query))
+
+    own = {"num_generations": num_generations, "max_completion_length": run.preset.max_new_tokens}
+    with tempfile.TemporaryDirectory() as scratch, preserved_random_state():
+        trainer = trainer_of(
+            model=_policy(run),
+            reward_funcs=judged,
+            args=config_of(
+                **_shared_arguments(run, scratch, learning_rate, batch_size, seed),
+                **own,
+                max_steps=steps,
+                beta=beta,
+                temperature=1.0,
+                log_completions=False,
+            ),
+            train_dataset=Dataset.from_dict(rows),
+            processing_class=tokenizer,
+        )
+        return _trained(trainer, steps * batch_size)
+
+
+def train_dpo(
+    run: Run,
+    pairs: Sequence[TokenPair],
+    *,
+    learning_rate: float,
+    beta: float = 0.1,
+    epochs: int = 1,
+    batch_size: int = 16,
+    seed: int = 0,
+    answers: int = 0,
+    seconds: float = 0.0,
+) -> Trained:
+    """TRL's DPO on pairs of token ids.
+
+    Args:
+        answers, seconds: what was sampled to make the pairs, and how long that took: it is added.
+
+    Raises:
+        DataError: without a pair.
+    """
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    if not pairs:
+        raise DataError("DPO has no pairs: give it at least one")
+    with tempfile.TemporaryDirectory() as scratch, preserved_random_state():
+        trainer = DPOTrainer(
+            model=_policy(run),
+            args=DPOConfig(
+                **_shared_arguments(run, scratch, learning_rate, batch_size, seed),
+                num_train_epochs=epochs,
+                beta=beta,
+                max_length=None,
+            ),
+            train_dataset=Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}]),
+            processing_class=run.load_tokenizer(),
+        )
+        # TRL would tokenise texts again, and end them with EOS: answers that were cut off as well.
+        trainer.train_dataset = Dataset.from_list(list(pairs))
+        done = _trained(trainer, answers)
+        return Trained(done.model, done.seconds + seconds, done.answers, done.log)
+
+
+def sampled_pairs(
+    run: Run, reward: Reward, *, seed: int = 0, limit: int | None = None
+) -> list[TokenPair]:
+    """Two answers of the untouched policy to each training prompt, the better one chosen.
+
+    Better is what `reward` says; where it says nothing, there is no pair.
+    """
+    queries = run.queries()
+    queries = queries.select(range(min(limit or len(queries), len(queries))))
+    texts, ids = queries["query"][:], queries["input_ids"][:]
+    drawn: list[list[torch.Tensor]] = []
+    scores = []
+    for i in range(2):
+        answers = _sample(run, ids, seed=2 * seed + i, keep=drawn.append)
+        scores.append(checked_scores(reward(texts, answers), len(texts)))
+    pairs = []
+    for n, (first, second) in enumerate(zip(*scores, strict=True)):
+        if first != second:
+            better = 0 if first > second else 1
+            pairs.append(_pair(ids[n], drawn[better][n], drawn[1 - better][n]))
+    return pairs
+
+
+def given_pairs(run: Run) -> list[TokenPair]:
+    """The training preferences' chosen and rejected replies, cut to the policy's length.
+
+    Pairs of which the two beginnings are the same are left out.
+    """
+    tokenizer, template = run.load_tokenizer(), run.preset.template
+    end, pairs = template.eos_token_ids(tokenizer)[:1], []
+    rows = run.preferences("train")
+    for chosen, rejected in zip(rows["chosen"][:], rows["rejected"][:], strict=True):
+        if not isinstance(chosen, str) or not isinstance(rejected, str):
+            continue
+        good, bad = last_reply(chosen), last_reply(rejected)
+        if good and bad and good[0] == bad[0]:
+            replies = [
+                (tokenizer(text, add_special_tokens=False)["input_ids"] + end)[
+                    : run.preset.max_new_tokens
+                ]
+                for text in (good[1], bad[1])
+            ]
+            if replies[0] != replies[1]:
+                pairs.append(_pair(template.encode(tokenizer, good[0]), *replies))
+    return pairs
+
+
+def best_of_n(
+    run: Run, reward: Reward, queries: Dataset, n: int, *, seed: int = 0
+) -> tuple[list[str], list[float]]:
+    """Of n answers of the untouched policy to each query the one that `reward` scores highest.
+
+    Returns:
+        The answers, and all scores, (n, queries), so that what fewer would have given is known.
+    """
+    texts, ids = queries["query"][:], queries["input_ids"][:]
+    answers = [_sample(run, ids, seed=1000 * seed + i) for i in range(n)]
+    scores = [checked_scores(reward(texts, drawn), len(texts)) for drawn in answers]
+    best = np.argmax(scores, axis=0)
+    return [answers[b][i] for i, b in enumerate(best)], scores
+
+
+def best_of_n_kl(n: int) -> float:
+    """log n - (n - 1) / n in nats, which best-of-n's KL to the untouched policy does not exceed.
+
+    Stiennon et al. (2020), appendix G.3; Beirami et al. (2024, arXiv 2401.01879) prove the bound.
+    """
+    return float(np.log(n) - (n - 1) / n)
+
+
+def _sample(
+    run: Run,
+    ids: Sequence[torch.Tensor],
+    seed: int,
+    keep: Callable[[list[torch.Tensor]], Any] = lambda _: None,
+) -> list[str]:
+    """An answer of the untouched policy to each query; its tokens go to `keep`."""
+    tokenizer, template = run.load_tokenizer(), run.preset.template
+
+    def decode(responses: list[torch.Tensor]) -> list[str]:
+        keep(responses)
+        return template.decode(tokenizer, responses)
+
+    return sample_responses(
+        run.load_policy().to(run.device),
+        tokenizer,
+        list(ids),
+        decode=decode,
+        eos_token_id=template.eos_token_ids(tokenizer),
+        max_new_tokens=run.preset.max_new_tokens,
+        seed=seed,
+    )
+
+
+def _pair(prompt: Any, chosen: Any, rejected: Any) -> TokenPair:
+    def as_list(ids: Any) -> list[int]:
+        return ids.tolist() if isinstance(ids, torch.Tensor) else list(ids)
+
+    return {
+        "prompt_ids": as_list(prompt),
+        "chosen_ids": as_list(chosen),
+        "rejected_ids": as_list(rejected),
+    }
+
+
+def _policy(run: Run) -> Any:
+    """The untouched language model with the preset's layers frozen.
+
+    It remembers the folder that it came from: TRL loads its reference from there.
+    """
+    model = run.load_policy()
+    if run.preset.num_shared_layers is not None:
+        model.freeze_lowest_layers(run.preset.num_shared_layers)
+    if run.device.type == "cpu":
+        model.pretrained_model.set_attn_implementation("eager")  # as `Run.make_trainer` does
+    return model.pretrained_model
+
+
+def _shared_arguments(
+    run: Run, folder: str, learning_rate: float, batch_size: int, seed: int
+) -> dict[str, Any]:
+    """What all of TRL's trainers are told, so that they differ in the method alone."""
+    return {
+        "output_dir": folder,
+        "learning_rate": learning_rate,
+        "lr_scheduler_type": "constant",
+        "per_device_train_batch_size": batch_size,
+        "gradient_accumulation_steps": 1,
+        "max_grad_norm": 1.0,
+        "seed": seed,
+        "use_cpu": run.device.type == "cpu",
+        "bf16": run.preset.num_shared_layers is not None and supports_bf16(run.device),
+        "activation_checkpointing": False,
+        "dataloader_pin_memory": run.device.type == "cuda",
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+
+
+def _trained(trainer: Any, answers: int) -> Trained:
+    """Run it, time it, and take the model out of what TRL and accelerate wrapped it in."""
+    from transformers import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
+    start = time.perf_counter()
+    trainer.train()
+    seconds = time.perf_counter() - start
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    return Trained(
+        AutoModelForCausalLMWithValueHead.from_pretrained(model),
+        seconds,
+        answers,
+        [_numbers(row) for row in trainer.state.log_history],
+    )
+
+
+def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
+    return {k: float(v) for k, v in row.items() if isinstance(v, (int, float))}

@@ -1,0 +1,204 @@
+"""PPO and its rivals at equal budget: what notebook 09 rests on.
+
+    python scripts/rivals.py                    # all of it: trials, seeds, seconds; hours
+    python scripts/rivals.py trial rloo 5e-05   # one learning rate on the validation prompts
+    python scripts/rivals.py seed rloo 0        # one run on the test prompts
+    python scripts/rivals.py seconds rloo       # of a few steps, on a quiet machine
+
+Every training is a process of its own and leaves a file in rlhf_tutorial/bundled/rivals/. What is
+there already is not done again, so two processes can share the work (with OMP_NUM_THREADS=1 each:
+see docs/performance.md).
+
+The budget is that of the preset: 1,280 answers of 16 tokens, sampled in training or to make pairs.
+Each method has two trials of its learning rate, seed 100, on the validation prompts. The rule,
+written before them: of the trials at a KL of at most 10 nats the one that gains more under the
+first judge; if there is none, the one with the smaller KL. The second judge and the test prompts
+are not looked at.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlhf_tutorial import Run, create_reference_model, load_preset
+from rlhf_tutorial.data import prepare_queries
+from rlhf_tutorial.device import supports_bf16
+from rlhf_tutorial.experiment import look_at
+from rlhf_tutorial.rivals import (
+    Trained,
+    best_of_n,
+    given_pairs,
+    sampled_pairs,
+    train_dpo,
+    train_online,
+    train_ppo,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "rlhf_tutorial" / "bundled" / "rivals"
+RUNS = ROOT / "runs" / "rivals"
+STEPS, BATCH = 80, 16
+N = 16  # of best-of-n, whose answers for smaller n are among them
+TRIAL_SEED, MOST_KL = 100, 10.0
+RATES: dict[str, tuple[float, ...]] = {
+    "ppo": (5e-5,),  # had its trials: docs/tuning.md
+    "ppo, all layers": (2e-5, 5e-5),
+    "rloo": (5e-5, 2e-4),
+    "grpo": (5e-5, 2e-4),
+    "dpo": (2e-5, 1e-4),
+    "dpo, given pairs": (2e-5, 1e-4),
+}
+BETA = {"rloo": 0.15, "grpo": 0.04, "dpo": 0.1, "dpo, given pairs": 0.1}
+SEEDS = range(3)
+
+
+def path_of(what: str, method: str, which: str | float) -> Path:
+    return FOLDER / f"{what}_{method.replace(', ', '_').replace(' ', '-')}_{which}.json"
+
+
+def rate_of(method: str) -> float:
+    """The learning rate that the rule takes."""
+    trials = []
+    for rate in RATES[method]:
+        path = path_of("trial", method, rate)
+        if not path.exists() and len(RATES[method]) > 1:
+            sys.exit(f"{path.name} is missing: run the trials of {method!r} first")
+        if path.exists():
+            trials.append(json.loads(path.read_text(encoding="utf-8")))
+    if not trials:
+        return RATES[method][0]
+    near = [t for t in trials if mean(t["after"]["kl"]) <= MOST_KL]
+    if near:
+        return max(near, key=lambda t: mean(t["after"]["scores"]["first"]))["learning_rate"]
+    return min(trials, key=lambda t: mean(t["after"]["kl"]))["learning_rate"]
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def train(method: str, run: Run, reward: Any, rate: float, seed: int, steps: int) -> Trained:
+    """One training of `steps` batches, or as many answers."""
+    if method.startswith("ppo"):
+        bf16 = "bf16" if supports_bf16(run.device) else "no"
+        ppo = {"learning_rate": rate, "accelerator_kwargs": {"mixed_precision": bf16}}
+        return train_ppo(run, reward, steps=steps, seed=seed, **ppo)
+    if method in ("rloo", "grpo"):
+        beta = BETA[method]
+        return train_online(
+            method, run, reward, steps=steps, learning_rate=rate, beta=beta, seed=seed
+        )
+    limit, start = steps * BATCH // 2, time.perf_counter()
+    pairs = (
+        sampled_pairs(run, reward, seed=seed, limit=limit)
+        if method == "dpo"
+        else given_pairs(run)[:limit]
+    )
+    return train_dpo(
+        run, pairs, learning_rate=rate, beta=BETA[method], seed=seed,
+        answers=2 * limit if method == "dpo" else 0, seconds=time.perf_counter() - start,
+    )  # fmt: skip
+
+
+def run_of(method: str) -> Run:
+    preset = load_preset("smollm2")
+    if method == "ppo, all layers":
+        preset = replace(preset, num_shared_layers=None)
+    return Run(preset, RUNS / method.replace(", ", "_").replace(" ", "-"))
+
+
+def one(what: str, method: str, which: str) -> None:
+    """A trial (of a rate) or a seed, looked at before and after."""
+    run = run_of(method)
+    rate, seed = (float(which), TRIAL_SEED) if what == "trial" else (rate_of(method), int(which))
+    judges = {"first": run.load_reward()}
+    split = "validation" if what == "trial" else "test"
+    queries, _ = prepare_queries(run.preferences(split), run.load_tokenizer(), run.preset.template)
+    trained = train(method, run, judges["first"], rate, seed, STEPS)
+    if what == "seed":
+        judges["second"] = run.load_second_judge()
+    untouched = run.load_policy().to(run.device)
+    reference = create_reference_model(untouched)
+    with torch.autocast(run.device.type, torch.bfloat16, enabled=supports_bf16(run.device)):
+        looks = {
+            when: look_at(policy.eval(), reference, run, judges, queries, seed, len(queries))
+            for when, policy in (("before", untouched), ("after", trained.model))
+        }
+    result = {
+        "method": method, "learning_rate": rate, "seed": seed, "answers": trained.answers,
+        "queries": queries["query"][:], **looks, "log": trained.log,
+    }  # fmt: skip
+    save(path_of(what, method, which), result)
+
+
+def best(seed: int) -> None:
+    """Best-of-n on the test prompts."""
+    run = run_of("ppo")
+    queries, _ = prepare_queries(run.preferences("test"), run.load_tokenizer(), run.preset.template)
+    answers, scores = best_of_n(run, run.load_reward(), queries, N, seed=seed)
+    second = run.load_second_judge()(queries["query"][:], answers)
+    result = {
+        "method": "best of n", "n": N, "seed": seed, "queries": queries["query"][:],
+        "answers": answers, "scores": scores, "second": second,
+    }  # fmt: skip
+    save(path_of("seed", "best of n", seed), result)
+
+
+def seconds(method: str) -> None:
+    """Seconds per step and peak memory, of two and of six steps: the difference is four steps."""
+    run = run_of(method)
+    reward, rate = run.load_reward(), RATES[method][0]
+    short, long = (train(method, run, reward, rate, 0, steps).seconds for steps in (2, 6))
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    result = {"method": method, "seconds_per_step": (long - short) / 4, "peak_bytes": memory}
+    save(path_of("seconds", method, torch.get_num_threads()), result)
+
+
+def save(path: Path, result: dict[str, Any]) -> None:
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result) + "\n", encoding="utf-8")
+
+
+def jobs() -> list[list[str]]:
+    """Everything, in an order in which each finds what it needs."""
+    trials = [
+        ["trial", method, str(rate)]
+        for method, rates in RATES.items() if len(rates) > 1 for rate in rates
+    ]  # fmt: skip
+    seeds = [["seed", method, str(seed)] for seed in SEEDS for method in (*RATES, "best of n")]
+    return trials + seeds + [["seconds", method, ""] for method in RATES]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", nargs="?", choices=["trial", "seed", "seconds"])
+    parser.add_argument("method", nargs="?", choices=[*RATES, "best of n"])
+    parser.add_argument("which", nargs="?", default="")
+    args = parser.parse_args()
+    if args.what is None:
+        for what, method, which in jobs():
+            if not path_of(what, method, which or torch.get_num_threads()).exists():
+                print(what, method, which, flush=True)
+                command = [sys.executable, __file__, what, method, which]
+                subprocess.run(command, check=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+    elif args.what == "seconds":
+        seconds(args.method)
+    elif args.method == "best of n":
+        best(int(args.which))
+    else:
+        one(args.what, args.method, args.which)
+
+
+if __name__ == "__main__":
+    main()
