@@ -27,17 +27,20 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
 
-from rlhf_tutorial import Run, create_reference_model, load_preset
+from rlhf_tutorial import Run, load_preset
 from rlhf_tutorial.data import prepare_queries
 from rlhf_tutorial.device import supports_bf16
+from rlhf_tutorial.evaluation.measures import text_measures
 from rlhf_tutorial.experiment import look_at
 from rlhf_tutorial.rivals import (
     Trained,
     best_of_n,
+    best_of_n_kl,
     given_pairs,
     sampled_pairs,
     train_dpo,
@@ -49,7 +52,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "rlhf_tutorial" / "bundled" / "rivals"
 RUNS = ROOT / "runs" / "rivals"
 STEPS, BATCH = 80, 16
-N = 16  # of best-of-n, whose answers for smaller n are among them
+BEST = ("best of 4", "best of 16")
 TRIAL_SEED, MOST_KL = 100, 10.0
 RATES: dict[str, tuple[float, ...]] = {
     "ppo": (5e-5,),  # had its trials: docs/tuning.md
@@ -78,14 +81,10 @@ def rate_of(method: str) -> float:
             trials.append(json.loads(path.read_text(encoding="utf-8")))
     if not trials:
         return RATES[method][0]
-    near = [t for t in trials if mean(t["after"]["kl"]) <= MOST_KL]
+    near = [t for t in trials if fmean(t["after"]["kl"]) <= MOST_KL]
     if near:
-        return max(near, key=lambda t: mean(t["after"]["scores"]["first"]))["learning_rate"]
-    return min(trials, key=lambda t: mean(t["after"]["kl"]))["learning_rate"]
-
-
-def mean(values: list[float]) -> float:
-    return sum(values) / len(values)
+        return max(near, key=lambda t: fmean(t["after"]["scores"]["first"]))["learning_rate"]
+    return min(trials, key=lambda t: fmean(t["after"]["kl"]))["learning_rate"]
 
 
 def train(method: str, run: Run, reward: Any, rate: float, seed: int, steps: int) -> Trained:
@@ -123,36 +122,54 @@ def one(what: str, method: str, which: str) -> None:
     run = run_of(method)
     rate, seed = (float(which), TRIAL_SEED) if what == "trial" else (rate_of(method), int(which))
     judges = {"first": run.load_reward()}
-    split = "validation" if what == "trial" else "test"
-    queries, _ = prepare_queries(run.preferences(split), run.load_tokenizer(), run.preset.template)
     trained = train(method, run, judges["first"], rate, seed, STEPS)
     if what == "seed":
         judges["second"] = run.load_second_judge()
-    untouched = run.load_policy().to(run.device)
-    reference = create_reference_model(untouched)
-    with torch.autocast(run.device.type, torch.bfloat16, enabled=supports_bf16(run.device)):
-        looks = {
-            when: look_at(policy.eval(), reference, run, judges, queries, seed, len(queries))
-            for when, policy in (("before", untouched), ("after", trained.model))
-        }
     result = {
         "method": method, "learning_rate": rate, "seed": seed, "answers": trained.answers,
-        "queries": queries["query"][:], **looks, "log": trained.log,
+        "log": trained.log, **before(run, judges, what, seed),
     }  # fmt: skip
+    with precision(run):
+        result["after"] = look_at(
+            trained.model.eval(), run.load_policy().to(run.device), run, judges,
+            held_out(run, what), seed, examples=1000,
+        )  # fmt: skip
     save(path_of(what, method, which), result)
 
 
-def best(seed: int) -> None:
-    """Best-of-n on the test prompts."""
-    run = run_of("ppo")
-    queries, _ = prepare_queries(run.preferences("test"), run.load_tokenizer(), run.preset.template)
-    answers, scores = best_of_n(run, run.load_reward(), queries, N, seed=seed)
-    second = run.load_second_judge()(queries["query"][:], answers)
-    result = {
-        "method": "best of n", "n": N, "seed": seed, "queries": queries["query"][:],
-        "answers": answers, "scores": scores, "second": second,
-    }  # fmt: skip
-    save(path_of("seed", "best of n", seed), result)
+def best(method: str, seed: int) -> None:
+    """Best-of-n on the test prompts, where it samples all it samples."""
+    run, n = run_of(method), int(method.removeprefix("best of "))
+    judges = {"first": run.load_reward(), "second": run.load_second_judge()}
+    queries = held_out(run, "seed")
+    answers, _ = best_of_n(run, judges["first"], queries, n, seed=seed)
+    texts = queries["query"][:]
+    after = {
+        "scores": {name: judge(texts, answers) for name, judge in judges.items()},
+        "kl": [best_of_n_kl(n)] * len(texts),  # at the most
+        "measures": text_measures(texts, answers),
+        "answers": answers,
+    }
+    result = {"method": method, "seed": seed, "answers": 0, **before(run, judges, "seed", seed)}
+    save(path_of("seed", method, seed), result | {"after": after})
+
+
+def held_out(run: Run, what: str) -> Any:
+    """The prompts that a trial or a seed is looked at with."""
+    rows = run.preferences("validation" if what == "trial" else "test")
+    return prepare_queries(rows, run.load_tokenizer(), run.preset.template)[0]
+
+
+def precision(run: Run) -> Any:
+    return torch.autocast(run.device.type, torch.bfloat16, enabled=supports_bf16(run.device))
+
+
+def before(run: Run, judges: dict[str, Any], what: str, seed: int) -> dict[str, Any]:
+    """The held-out prompts, and the untouched policy's answers to them."""
+    policy, queries = run.load_policy().to(run.device), held_out(run, what)
+    with precision(run):
+        at = look_at(policy, policy, run, judges, queries, seed, examples=1000)
+    return {"queries": queries["query"][:], "before": at}
 
 
 def seconds(method: str) -> None:
@@ -176,14 +193,14 @@ def jobs() -> list[list[str]]:
         ["trial", method, str(rate)]
         for method, rates in RATES.items() if len(rates) > 1 for rate in rates
     ]  # fmt: skip
-    seeds = [["seed", method, str(seed)] for seed in SEEDS for method in (*RATES, "best of n")]
+    seeds = [["seed", method, str(seed)] for seed in SEEDS for method in (*RATES, *BEST)]
     return trials + seeds + [["seconds", method, ""] for method in RATES]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", nargs="?", choices=["trial", "seed", "seconds"])
-    parser.add_argument("method", nargs="?", choices=[*RATES, "best of n"])
+    parser.add_argument("method", nargs="?", choices=[*RATES, *BEST])
     parser.add_argument("which", nargs="?", default="")
     args = parser.parse_args()
     if args.what is None:
@@ -194,8 +211,8 @@ def main() -> None:
                 subprocess.run(command, check=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
     elif args.what == "seconds":
         seconds(args.method)
-    elif args.method == "best of n":
-        best(int(args.which))
+    elif args.method in BEST:
+        best(args.method, int(args.which))
     else:
         one(args.what, args.method, args.which)
 
