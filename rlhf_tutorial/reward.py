@@ -138,7 +138,7 @@ class RewardModel:
         from transformers import AutoTokenizer
 
         folder = resolve(as_source(folder_or_id, revision or "main"))
-        with loading(folder), preserved_random_state(), _quiet_transformers():
+        with loading(folder), preserved_random_state(), quiet_transformers():
             overrides = {} if adapter is None else _tokenizer_overrides(Path(adapter))
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **overrides)
             if adapter is None:
@@ -321,7 +321,7 @@ def train_reward_model(
     bf16 = supports_bf16(device) if bf16 is None else bf16
     with (
         preserved_random_state(),
-        _quiet_transformers(),
+        quiet_transformers(),
         tempfile.TemporaryDirectory() as scratch,
     ):
         folder = Path(output) if output is not None else Path(scratch, "trained")
@@ -528,7 +528,7 @@ def preserved_random_state() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Silence its load reports: they warn of a fresh head where the adapter brings the head."""
     from transformers.utils import logging
 

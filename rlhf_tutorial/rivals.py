@@ -6,6 +6,7 @@ RLOO (Ahmadian et al. 2024, arXiv 2402.14740), GRPO (Shao et al. 2024, arXiv 240
 
 from __future__ import annotations
 
+import json
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,15 +16,17 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
+from .assets import Bundled, resolve
 from .data import last_reply
 from .device import supports_bf16
 from .errors import DataError
 from .evaluation.compare import sample_responses
 from .models import AutoModelForCausalLMWithValueHead
-from .reward import Reward, checked_scores, preserved_random_state
+from .reward import Reward, checked_scores, preserved_random_state, quiet_transformers
 from .training import train
 
 if TYPE_CHECKING:
+    import pandas as pd
     from datasets import Dataset
 
     from .run import Run
@@ -103,7 +106,7 @@ def train_online(
         return checked_scores(reward(query, answers), len(query))
 
     own = {"num_generations": num_generations, "max_completion_length": run.preset.max_new_tokens}
-    with tempfile.TemporaryDirectory() as scratch, preserved_random_state():
+    with tempfile.TemporaryDirectory() as scratch, preserved_random_state(), quiet_transformers():
         trainer = trainer_of(
             model=_policy(run),
             reward_funcs=judged,
@@ -146,7 +149,7 @@ def train_dpo(
 
     if not pairs:
         raise DataError("DPO has no pairs: give it at least one")
-    with tempfile.TemporaryDirectory() as scratch, preserved_random_state():
+    with tempfile.TemporaryDirectory() as scratch, preserved_random_state(), quiet_transformers():
         trainer = DPOTrainer(
             model=_policy(run),
             args=DPOConfig(
@@ -155,7 +158,7 @@ def train_dpo(
                 beta=beta,
                 max_length=None,
             ),
-            train_dataset=Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}]),
+            train_dataset=Dataset.from_list([{"prompt": "a", "chosen": " b", "rejected": " c"}]),
             processing_class=run.load_tokenizer(),
         )
         # TRL would tokenise texts again, and end them with EOS: answers that were cut off as well.
@@ -232,6 +235,45 @@ def best_of_n_kl(n: int) -> float:
     Stiennon et al. (2020), appendix G.3; Beirami et al. (2024, arXiv 2401.01879) prove the bound.
     """
     return float(np.log(n) - (n - 1) / n)
+
+
+def committed_rivals() -> pd.DataFrame:
+    """The runs of `scripts/rivals.py` that come with the package, a row per prompt and run.
+
+    Returns:
+        The columns of `compare`, and method, seed, learning_rate, answers (sampled in training) and
+        kl (of this answer; for best-of-n the bound).
+    """
+    import pandas as pd
+
+    tables = []
+    for path in sorted(resolve(Bundled("rivals")).glob("seed_*.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        columns: dict[str, Any] = {"query": result["queries"]}
+        for when in ("before", "after"):
+            at = result[when]
+            columns[f"response_{when}"] = at["answers"]
+            columns[f"score_{when}"] = at["scores"]["first"]
+            columns[f"second_{when}"] = at["scores"]["second"]
+        columns["kl"] = result["after"]["kl"]
+        own = {key: result.get(key) for key in ("method", "seed", "learning_rate", "answers")}
+        tables.append(pd.DataFrame(columns).assign(**own))
+    return pd.concat(tables, ignore_index=True)
+
+
+def committed_costs() -> pd.DataFrame:
+    """Seconds for 16 answers and peak memory in GiB of each method: `scripts/rivals.py seconds`."""
+    import pandas as pd
+
+    rows = {}
+    for path in sorted(resolve(Bundled("rivals")).glob("seconds_*.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        rows[result["method"]] = {
+            "seconds for 16 answers": result["seconds_per_step"],
+            "peak memory (GiB)": result["peak_bytes"] / 2**30,
+        }
+    columns = ["seconds for 16 answers", "peak memory (GiB)"]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
 
 
 def _sample(

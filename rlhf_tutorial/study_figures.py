@@ -83,6 +83,46 @@ def against_kl(
 
 
 @rc_context(STYLE)
+def methods_against_kl(
+    methods: Mapping[str, Points],
+    panels: Mapping[str, str],
+    behind: Mapping[str, Points] | None = None,
+) -> Figure:
+    """One panel per quantity, a dot per run in its method's colour, the KL to the right.
+
+    Args:
+        methods: by name, a point per run with "kl" and the panels' keys.
+        panels: keys and their titles, from left to right.
+        behind: curves of the same keys, drawn thin and grey.
+
+    Raises:
+        DataError: without a point, or for a point that lacks a key.
+    """
+    behind = behind or {}
+    _check({**behind, **methods}, ["kl", *panels])
+    fig = _figure(4.6 * len(panels) + 0.4, 4.4)
+    largest = max(float(p["kl"]) for points in methods.values() for p in points)
+    for ax, (key, title) in zip(
+        np.atleast_1d(fig.subplots(1, len(panels))), panels.items(), strict=True
+    ):
+        for points in behind.values():
+            x, y = ([float(p[k]) for p in points] for k in ("kl", key))
+            ax.plot(x, y, color=GREY, linewidth=1, alpha=0.7, zorder=1)
+        for n, (name, points) in enumerate(methods.items()):
+            x, y = ([float(p[k]) for p in points] for k in ("kl", key))
+            ax.plot(
+                x, y, "osD^vPX*"[n % 8], color=colormaps["tab10"](n % 10), markersize=8,
+                markeredgecolor="white", linestyle="none", label=name, zorder=2,
+            )  # fmt: skip
+        ax.axhline(0, color=INK, linewidth=0.8)
+        _sqrt_axis(ax, largest)
+        ax.set(title=title, xlabel="KL from the reference (nats per answer, √ scale)")
+    handles, labels = ax.get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside lower center", ncols=4)
+    return fig
+
+
+@rc_context(STYLE)
 def over_steps(curves: Mapping[str, Points], panels: Mapping[str, str], window: int = 10) -> Figure:
     """One panel per quantity, one curve per training, against the steps.
 

@@ -179,7 +179,7 @@ def seconds(method: str) -> None:
     short, long = (train(method, run, reward, rate, 0, steps).seconds for steps in (2, 6))
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     result = {"method": method, "seconds_per_step": (long - short) / 4, "peak_bytes": memory}
-    save(path_of("seconds", method, torch.get_num_threads()), result)
+    save(path_of("seconds", method, 0), result)
 
 
 def save(path: Path, result: dict[str, Any]) -> None:
@@ -194,7 +194,7 @@ def jobs() -> list[list[str]]:
         for method, rates in RATES.items() if len(rates) > 1 for rate in rates
     ]  # fmt: skip
     seeds = [["seed", method, str(seed)] for seed in SEEDS for method in (*RATES, *BEST)]
-    return trials + seeds + [["seconds", method, ""] for method in RATES]
+    return trials + seeds + [["seconds", method, "0"] for method in RATES]
 
 
 def main() -> None:
@@ -205,7 +205,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.what is None:
         for what, method, which in jobs():
-            if not path_of(what, method, which or torch.get_num_threads()).exists():
+            if not path_of(what, method, which).exists():
                 print(what, method, which, flush=True)
                 command = [sys.executable, __file__, what, method, which]
                 subprocess.run(command, check=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})

@@ -207,3 +207,38 @@ def test_a_look_at_a_policy_s_own_reference_finds_no_distance(run: Run, tmp_path
     at = look_at(policy, create_reference_model(policy), run, {"first": rule_reward}, queries)
     assert at["kl"] == pytest.approx([0.0] * 4, abs=1e-4)
     assert at == look_at(policy, policy, run, {"first": rule_reward}, queries)
+
+
+def test_the_committed_runs_are_whole_and_start_from_the_same_answers() -> None:
+    from rlhf_tutorial.rivals import committed_rivals
+
+    table = committed_rivals()
+    for (method, seed), rows in table.groupby(["method", "seed"]):
+        assert len(rows) == 128 and rows["query"].is_unique, (method, seed)
+        assert (rows[["answers"]] == (0 if method.startswith("best") else rows["answers"])).all(
+            axis=None
+        )
+    for seed, rows in table.groupby("seed"):
+        for column in ("response_before", "score_before", "second_before"):
+            same = rows.groupby("query")[column].nunique()
+            assert (same == 1).all(), f"seed {seed}: one untouched policy"
+    spent = table[~table["method"].str.startswith(("best", "dpo, given"))]["answers"]
+    assert (spent == 1280).all(), "equal budgets"
+
+
+def test_the_committed_runs_are_read_in_as_compared(monkeypatch: Any, tmp_path: Path) -> None:
+    import json
+
+    from rlhf_tutorial import rivals
+
+    at = {"scores": {"first": [1.0], "second": [2.0]}, "answers": ["a"], "kl": [0.0]}
+    after = {"scores": {"first": [3.0], "second": [1.5]}, "answers": ["b"], "kl": [0.7]}
+    result = {"method": "m", "seed": 1, "answers": 9, "queries": ["q"]}
+    (tmp_path / "seed_m_1.json").write_text(json.dumps(result | {"before": at, "after": after}))
+    (tmp_path / "trial_m_1.json").write_text("{}")
+    monkeypatch.setattr(rivals, "resolve", lambda _: tmp_path)
+    (row,) = rivals.committed_rivals().to_dict("records")
+    assert (row["response_before"], row["response_after"]) == ("a", "b")
+    assert (row["score_before"], row["score_after"]) == (1.0, 3.0)
+    assert (row["second_before"], row["second_after"]) == (2.0, 1.5)
+    assert (row["method"], row["seed"], row["answers"], row["kl"]) == ("m", 1, 9, 0.7)

@@ -167,3 +167,13 @@ def test_the_default_horizon_does_nothing_and_a_short_one_overshoots_and_returns
     assert kl.max() > 3 * target and kl[-1] < 2 * target
     weights = [step["kl_coef"] for step in steps[64]]
     assert min(weights) < 0.01 and weights[-1] > 0.2
+
+
+def test_a_middle_horizon_holds_its_target_given_time() -> None:
+    """What notebook 08 says of the committed training."""
+    name = "controller, horizon 160"
+    steps, target = study.load(name)["steps"], study.CONTROLLERS[name]["target"]
+    kl = np.convolve([step["kl"] for step in steps], np.ones(20) / 20, "valid")
+    assert 1.9 * target < kl.max() < 2.3 * target
+    assert kl[160:].max() < 1.25 * target and kl[160:].min() > 0.85 * target  # from step 160 on
+    assert np.mean([step["kl"] for step in steps[-80:]]) == pytest.approx(target, rel=0.15)

@@ -47,6 +47,17 @@ def test_curves_against_kl() -> None:
     assert not figure.axes[1].containers
 
 
+def test_methods_against_kl_are_dots_and_what_is_behind_has_no_name() -> None:
+    behind = {"β = 0.5": [{"kl": 0.0, "a": 0.0}, {"kl": 30.0, "a": 3.0}]}
+    figure = figures.methods_against_kl(CURVES, {"a": "A"}, behind)
+    (left,) = lines(figure)
+    assert left == {"β = 0": ([0.0, 9.0], [0.0, 2.0]), "β = 1": ([0.0, 4.0], [0.0, 1.0])}
+    (curve,) = (line for line in figure.axes[0].get_lines() if max(line.get_xdata()) == 30)
+    assert curve.get_label().startswith("_")
+    assert figure.axes[0].get_xlim()[1] < 10, "the methods are what is to be seen"
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [*CURVES]
+
+
 def test_curves_over_steps_are_running_means() -> None:
     points = [{"kl": float(i), "kl_coef": 0.1} for i in range(6)]
     (left, right) = lines(figures.over_steps({"x": points}, {"kl": "KL", "kl_coef": "β"}, 2))
