@@ -39,8 +39,8 @@ def path(request: pytest.FixtureRequest) -> Path:
     return request.param
 
 
-def test_there_are_eight() -> None:
-    assert [p.name[:2] for p in NOTEBOOKS] == [f"0{i}" for i in range(1, 9)]
+def test_there_are_nine() -> None:
+    assert [p.name[:2] for p in NOTEBOOKS] == [f"0{i}" for i in range(1, 10)]
 
 
 def test_committed_notebook_is_executed_top_to_bottom(path: Path) -> None:
