@@ -177,7 +177,8 @@ def seconds(method: str) -> None:
     run = run_of(method)
     reward, rate = run.load_reward(), RATES[method][0]
     short, long = (train(method, run, reward, rate, 0, steps).seconds for steps in (2, 6))
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     result = {"method": method, "seconds_per_step": (long - short) / 4, "peak_bytes": memory}
     save(path_of("seconds", method, 0), result)
 
