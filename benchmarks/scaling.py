@@ -86,6 +86,7 @@ def main() -> None:
             continue
         variant = {"python": sys.executable, "worker": "our_loop.py"}
         with worker(variant, common | case) as process:
+            ask(process)  # until it is ready
             seconds = [ask(process, "step") for _ in range(1 + args.steps)][1:]
             process.stdin.close()
             end = ask(process)
