@@ -52,7 +52,9 @@ def train_ppo(run: Run, reward: Reward, *, steps: int, **ppo: Any) -> Trained:
     trainer = run.make_trainer(**ppo)
     epochs = -(-steps // len(trainer.dataloader))
     start, log = time.perf_counter(), []
-    for stats, _ in zip(
+    # The steps first: zip would draw one more of what comes first before it stops.
+    for _, stats in zip(
+        range(steps),
         train(
             trainer,
             reward,
@@ -60,7 +62,6 @@ def train_ppo(run: Run, reward: Reward, *, steps: int, **ppo: Any) -> Trained:
             epochs=epochs,
             max_new_tokens=run.preset.max_new_tokens,
         ),
-        range(steps),
         strict=False,
     ):
         log.append({"reward": float(stats["ppo/mean_scores"]), "kl": float(stats["objective/kl"])})

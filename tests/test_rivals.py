@@ -171,7 +171,14 @@ def test_dpo_raises_the_margin_of_the_very_tokens_that_it_was_given(run: Run) ->
 
 
 def test_ppo_is_the_course_s_own(run: Run) -> None:
-    trained = train_ppo(run, rule_reward, steps=6, seed=3)
+    asked: list[int] = []
+
+    def reward(queries: list[str], responses: list[str]) -> list[float]:
+        asked.append(len(responses))
+        return rule_reward(queries, responses)
+
+    trained = train_ppo(run, reward, steps=6, seed=3)
+    assert asked == [16] * 6, "not a step more than asked, though the passes hold eight"
     queries = run.queries("test").select(range(2))
     same = experiment(run, {"first": rule_reward}, queries, steps=6, seed=3)
     assert [round(row["reward"], 4) for row in trained.log] == [s["score"] for s in same["steps"]]
