@@ -178,10 +178,11 @@ def sampled_pairs(
     queries = run.queries()
     queries = queries.select(range(min(limit or len(queries), len(queries))))
     texts, ids = queries["query"][:], queries["input_ids"][:]
+    policy = run.load_policy().to(run.device)
     drawn: list[list[torch.Tensor]] = []
     scores = []
     for i in range(2):
-        answers = _sample(run, ids, seed=2 * seed + i, keep=drawn.append)
+        answers = _sample(run, policy, ids, seed=2 * seed + i, keep=drawn.append)
         scores.append(checked_scores(reward(texts, answers), len(texts)))
     pairs = []
     for n, (first, second) in enumerate(zip(*scores, strict=True)):
@@ -224,7 +225,8 @@ def best_of_n(
         The answers, and all scores, (n, queries), so that what fewer would have given is known.
     """
     texts, ids = queries["query"][:], queries["input_ids"][:]
-    answers = [_sample(run, ids, seed=1000 * seed + i) for i in range(n)]
+    policy = run.load_policy().to(run.device)
+    answers = [_sample(run, policy, ids, seed=1000 * seed + i) for i in range(n)]
     scores = [checked_scores(reward(texts, drawn), len(texts)) for drawn in answers]
     best = np.argmax(scores, axis=0)
     return [answers[b][i] for i, b in enumerate(best)], scores
@@ -248,8 +250,7 @@ def committed_rivals() -> pd.DataFrame:
     import pandas as pd
 
     tables = []
-    for path in sorted(resolve(Bundled("rivals")).glob("seed_*.json")):
-        result = json.loads(path.read_text(encoding="utf-8"))
+    for result in _committed("seed"):
         columns: dict[str, Any] = {"query": result["queries"]}
         for when in ("before", "after"):
             at = result[when]
@@ -262,28 +263,54 @@ def committed_rivals() -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def committed_costs() -> pd.DataFrame:
-    """Seconds for 16 answers and peak memory in GiB of each method: `scripts/rivals.py seconds`."""
+def committed_trials() -> pd.DataFrame:
+    """The trials of learning rates of `scripts/rivals.py`, a row each, by method and rate.
+
+    Returns:
+        method, learning_rate, gain (mean over the validation prompts under the first judge) and kl.
+    """
     import pandas as pd
 
-    rows = {}
-    for path in sorted(resolve(Bundled("rivals")).glob("seconds_*.json")):
-        result = json.loads(path.read_text(encoding="utf-8"))
-        rows[result["method"]] = {
-            "seconds for 16 answers": result["seconds_per_step"],
+    rows = []
+    for result in _committed("trial"):
+        before, after = (np.mean(result[when]["scores"]["first"]) for when in ("before", "after"))
+        own = {"method": result["method"], "learning_rate": result["learning_rate"]}
+        rows.append(own | {"gain": after - before, "kl": np.mean(result["after"]["kl"])})
+    return pd.DataFrame(rows).sort_values(["method", "learning_rate"], ignore_index=True)
+
+
+def committed_costs() -> pd.DataFrame:
+    """Of each method, by `scripts/rivals.py seconds`: a row of seconds and peak memory in GiB.
+
+    Training is the seconds for 16 answers and all that is learnt from them; at use is the seconds
+    for answers to 16 prompts, of best-of-n and, as "one answer", of any trained policy.
+    """
+    import pandas as pd
+
+    rows = {
+        result["method"]: {
+            "training (s)": result.get("seconds_per_step"),
+            "at use (s)": result.get("seconds_at_use"),
             "peak memory (GiB)": result["peak_bytes"] / 2**30,
         }
-    columns = ["seconds for 16 answers", "peak memory (GiB)"]
-    return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
+        for result in _committed("seconds")
+    }
+    return pd.DataFrame.from_dict(rows, orient="index", dtype=float)
+
+
+def _committed(what: str) -> list[dict[str, Any]]:
+    paths = sorted(resolve(Bundled("rivals")).glob(f"{what}_*.json"))
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
 
 
 def _sample(
     run: Run,
+    policy: AutoModelForCausalLMWithValueHead,
     ids: Sequence[torch.Tensor],
     seed: int,
     keep: Callable[[list[torch.Tensor]], Any] = lambda _: None,
 ) -> list[str]:
-    """An answer of the untouched policy to each query; its tokens go to `keep`."""
+    """An answer of the policy to each query; its tokens go to `keep`."""
     tokenizer, template = run.load_tokenizer(), run.preset.template
 
     def decode(responses: list[torch.Tensor]) -> list[str]:
@@ -291,7 +318,7 @@ def _sample(
         return template.decode(tokenizer, responses)
 
     return sample_responses(
-        run.load_policy().to(run.device),
+        policy,
         tokenizer,
         list(ids),
         decode=decode,

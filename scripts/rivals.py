@@ -12,9 +12,9 @@ see docs/performance.md).
 The budget is that of the preset: 1,280 answers of 16 tokens, sampled in training or to make pairs.
 Each method has three trials of its learning rate, seed 100, on the validation prompts. (Two at
 first. The larger won everywhere, so a third followed: between the two where the larger was near the
-limit below, beyond it where it was not.) The rule, written before all of them: of the trials at a KL of at most 10 nats the one that gains more under the
-first judge; if there is none, the one with the smaller KL. The second judge and the test prompts
-are not looked at.
+limit below, beyond it where it was not.) The rule, written before all of them: of the trials at a
+KL of at most 10 nats the one that gains more under the first judge; if there is none, the one with
+the smaller KL. The second judge and the test prompts are not looked at.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "rlhf_tutorial" / "bundled" / "rivals"
 RUNS = ROOT / "runs" / "rivals"
 STEPS, BATCH = 80, 16
-BEST = ("best of 4", "best of 16")
+BEST, ONE = ("best of 4", "best of 16"), "one answer"
 TRIAL_SEED, MOST_KL = 100, 10.0
 RATES: dict[str, tuple[float, ...]] = {
     "ppo": (5e-5,),  # had its trials, three rates as well: docs/tuning.md
@@ -140,7 +140,7 @@ def one(what: str, method: str, which: str) -> None:
 
 def best(method: str, seed: int) -> None:
     """Best-of-n on the test prompts, where it samples all it samples."""
-    run, n = run_of(method), int(method.removeprefix("best of "))
+    run, n = run_of(method), of_n(method)
     judges = {"first": run.load_reward(), "second": run.load_second_judge()}
     queries = held_out(run, "seed")
     answers, _ = best_of_n(run, judges["first"], queries, n, seed=seed)
@@ -153,6 +153,15 @@ def best(method: str, seed: int) -> None:
     }
     result = {"method": method, "seed": seed, "answers": 0, **before(run, judges, "seed", seed)}
     save(path_of("seed", method, seed), result | {"after": after})
+
+
+def of_n(method: str) -> int:
+    return int(method.removeprefix("best of "))
+
+
+def no_judge(queries: list[str], responses: list[str]) -> list[float]:
+    """What a trained policy needs when it answers."""
+    return [0.0] * len(queries)
 
 
 def held_out(run: Run, what: str) -> Any:
@@ -174,14 +183,29 @@ def before(run: Run, judges: dict[str, Any], what: str, seed: int) -> dict[str, 
 
 
 def seconds(method: str) -> None:
-    """Seconds per step and peak memory, of two and of six steps: the difference is four steps."""
+    """Seconds for 16 answers, and peak memory.
+
+    In training, with all that is learnt from them; of best-of-n, and of a trained policy (any: they
+    all answer as fast as the untouched one), at use. Start and loading go out in the difference of
+    a long and a short measurement.
+    """
     run = run_of(method)
-    reward, rate = run.load_reward(), RATES[method][0]
-    short, long = (train(method, run, reward, rate, 0, steps).seconds for steps in (2, 6))
+    reward = run.load_reward()
+    if method in RATES:
+        rate = RATES[method][0]
+        short, long = (train(method, run, reward, rate, 0, steps).seconds for steps in (2, 6))
+        result = {"method": method, "seconds_per_step": (long - short) / 4}
+    else:
+        prompts, times = held_out(run, "trial"), []
+        n, judge = (1, no_judge) if method == ONE else (of_n(method), reward)
+        for rows in (32, 96):
+            start = time.perf_counter()
+            best_of_n(run, judge, prompts.select(range(rows)), n)
+            times.append(time.perf_counter() - start)
+        result = {"method": method, "seconds_at_use": (times[1] - times[0]) / 4}
     unit = 1 if sys.platform == "darwin" else 1024
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    result = {"method": method, "seconds_per_step": (long - short) / 4, "peak_bytes": memory}
-    save(path_of("seconds", method, 0), result)
+    save(path_of("seconds", method, 0), result | {"peak_bytes": memory})
 
 
 def save(path: Path, result: dict[str, Any]) -> None:
@@ -196,13 +220,13 @@ def jobs() -> list[list[str]]:
         for method, rates in RATES.items() if len(rates) > 1 for rate in rates
     ]  # fmt: skip
     seeds = [["seed", method, str(seed)] for seed in SEEDS for method in (*RATES, *BEST)]
-    return trials + seeds + [["seconds", method, "0"] for method in RATES]
+    return trials + seeds + [["seconds", method, "0"] for method in (*RATES, *BEST, ONE)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", nargs="?", choices=["trial", "seed", "seconds"])
-    parser.add_argument("method", nargs="?", choices=[*RATES, *BEST])
+    parser.add_argument("method", nargs="?", choices=[*RATES, *BEST, ONE])
     parser.add_argument("which", nargs="?", default="")
     args = parser.parse_args()
     if args.what is None:
