@@ -375,7 +375,9 @@ def token_heatmap(
 
 
 @rc_context(STYLE)
-def along_response(tokens: Sequence[str], lines: Mapping[str, Sequence[float]]) -> Figure:
+def along_response(
+    tokens: Sequence[str], lines: Mapping[str, Sequence[float]], ylabel: str | None = None
+) -> Figure:
     """Quantities along one response, a line each, with its tokens below.
 
     Args:
@@ -411,6 +413,7 @@ def along_response(tokens: Sequence[str], lines: Mapping[str, Sequence[float]]) 
     turn = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
     ax.set_xticks(np.arange(len(tokens)), labels, parse_math=False, **turn)
     ax.set_xlim(-0.4, len(tokens) - 0.6)
+    ax.set_ylabel(ylabel or "")
     ax.legend(loc="best")
     return fig
 
@@ -811,7 +814,7 @@ def _live_figure(
     top.set(ylabel="mean score", title=f"Step {len(scores)}{of_total}")
     top.legend(loc="lower right", fontsize=9)
     bottom.plot(steps, kls, color=VERMILLION, marker="o" if len(kls) == 1 else None)
-    bottom.set(ylabel="KL (nats)", xlabel="step")
+    bottom.set(ylabel="KL (nats per\nresponse)", xlabel="step")
     _step_axis(bottom, max(total_steps or 0, len(scores)))
     fig.align_ylabels()
     return fig
