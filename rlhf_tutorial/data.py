@@ -229,22 +229,30 @@ def _render_without_system(
     """The chat template's text of the messages alone.
 
     Many templates put a default system message first when none is given. Rendering with one of our
-    own, and taking its text off the front, leaves the messages.
+    own, and taking its text off the front, leaves the messages. That is so if another one would
+    have left the same; some templates write it into the first message instead.
     """
     if tokenizer.chat_template is None:
         raise DataError(
             f"the tokenizer {tokenizer.name_or_path!r} has no chat template: give the preset a "
             "template text"
         )
-    system = [{"role": "system", "content": "-"}]
 
     def render(messages: list[dict[str, str]], prompt: bool) -> str:
         return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
 
-    try:
+    def without(system_text: str) -> str | None:
+        system = [{"role": "system", "content": system_text}]
         prefix, text = render(system, False), render(system + messages, True)
-        if text.startswith(prefix):
-            return text[len(prefix) :]
+        if not text.startswith(prefix):
+            return None
+        rest, bos = text[len(prefix) :], tokenizer.bos_token
+        # What starts every text is not of the system message.
+        return bos + rest if bos and prefix.startswith(bos) and not rest.startswith(bos) else rest
+
+    try:
+        if (text := without("-")) is not None and text == without("+"):
+            return text
     except Exception:  # templates refuse a system message with errors of their own
         pass
     try:

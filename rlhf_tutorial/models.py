@@ -91,6 +91,7 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
             raise ModelError(
                 f"v_head_init_strategy is {v_head_init_strategy!r}: use None or 'normal'"
             )
+        self.v_head.to(pretrained_model.device)
         self.num_shared_layers = 0
         # A tuple, so that the two halves are not registered as submodules a second time.
         self._halves: tuple[PreTrainedModel, PreTrainedModel] | None = None
@@ -121,7 +122,7 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
         for argument in NOT_SUPPORTED.keys() & kwargs.keys():
             raise ModelError(f"{argument} is not supported: {NOT_SUPPORTED[argument]}")
         head_kwargs = {k: kwargs.pop(k) for k in list(kwargs) if k.startswith("v_head_init")}
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(0)
             if isinstance(name, PreTrainedModel):
                 return cls(name, **head_kwargs).eval()

@@ -105,8 +105,8 @@ class RewardModel:
                 f"the reward model's tokenizer has {len(tokenizer)} tokens, but the model knows "
                 f"{embeddings}: load the tokenizer that it was trained with"
             )
-        if model.config.pad_token_id is None:
-            model.config.pad_token_id = tokenizer.pad_token_id
+        # A decoder reads its score at the last token that is not this one.
+        model.config.pad_token_id = tokenizer.pad_token_id
         self.device = device_or_default(device)
         self.model = model.to(self.device).eval()
         self.tokenizer = tokenizer
@@ -519,7 +519,7 @@ def _max_length(model: Any, tokenizer: Any) -> int:
 def preserved_random_state() -> Iterator[None]:
     """Put Python's, NumPy's and torch's random states back afterwards."""
     state, numpy_state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         try:
             yield
         finally:

@@ -178,11 +178,11 @@ def sampled_pairs(
     queries = run.queries()
     queries = queries.select(range(min(limit or len(queries), len(queries))))
     texts, ids = queries["query"][:], queries["input_ids"][:]
-    policy = run.load_policy().to(run.device)
+    sample = _sampler(run)
     drawn: list[list[torch.Tensor]] = []
     scores = []
     for i in range(2):
-        answers = _sample(run, policy, ids, seed=2 * seed + i, keep=drawn.append)
+        answers = sample(ids, 2 * seed + i, keep=drawn.append)
         scores.append(checked_scores(reward(texts, answers), len(texts)))
     pairs = []
     for n, (first, second) in enumerate(zip(*scores, strict=True)):
@@ -225,8 +225,8 @@ def best_of_n(
         The answers, and all scores, (n, queries), so that what fewer would have given is known.
     """
     texts, ids = queries["query"][:], queries["input_ids"][:]
-    policy = run.load_policy().to(run.device)
-    answers = [_sample(run, policy, ids, seed=1000 * seed + i) for i in range(n)]
+    sample = _sampler(run)
+    answers = [sample(ids, 1000 * seed + i) for i in range(n)]
     scores = [checked_scores(reward(texts, drawn), len(texts)) for drawn in answers]
     best = np.argmax(scores, axis=0)
     return [answers[b][i] for i, b in enumerate(best)], scores
@@ -303,29 +303,31 @@ def _committed(what: str) -> list[dict[str, Any]]:
     return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
 
 
-def _sample(
-    run: Run,
-    policy: AutoModelForCausalLMWithValueHead,
-    ids: Sequence[torch.Tensor],
-    seed: int,
-    keep: Callable[[list[torch.Tensor]], Any] = lambda _: None,
-) -> list[str]:
-    """An answer of the policy to each query; its tokens go to `keep`."""
+def _sampler(run: Run) -> Callable[..., list[str]]:
+    """The untouched policy, loaded once: of queries and a seed, an answer to each."""
+    policy = run.load_policy().to(run.device)
     tokenizer, template = run.load_tokenizer(), run.preset.template
 
-    def decode(responses: list[torch.Tensor]) -> list[str]:
-        keep(responses)
-        return template.decode(tokenizer, responses)
+    def sample(
+        ids: Sequence[torch.Tensor],
+        seed: int,
+        keep: Callable[[list[torch.Tensor]], Any] = lambda _: None,
+    ) -> list[str]:
+        def decode(responses: list[torch.Tensor]) -> list[str]:
+            keep(responses)  # the tokens
+            return template.decode(tokenizer, responses)
 
-    return sample_responses(
-        policy,
-        tokenizer,
-        list(ids),
-        decode=decode,
-        eos_token_id=template.eos_token_ids(tokenizer),
-        max_new_tokens=run.preset.max_new_tokens,
-        seed=seed,
-    )
+        return sample_responses(
+            policy,
+            tokenizer,
+            list(ids),
+            decode=decode,
+            eos_token_id=template.eos_token_ids(tokenizer),
+            max_new_tokens=run.preset.max_new_tokens,
+            seed=seed,
+        )
+
+    return sample
 
 
 def _pair(prompt: Any, chosen: Any, rejected: Any) -> TokenPair:

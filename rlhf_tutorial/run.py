@@ -322,7 +322,6 @@ class Run:
                 )
             )
         table = compare(queries["query"][:], *answers, self.load_reward(), self.load_second_judge())
-        save_table(table, path)
         seconds = round(time.perf_counter() - start, 1)
         texts = table["query"].tolist()
         measures = {
@@ -335,6 +334,7 @@ class Run:
                 **summarise(table), "second": second, "measures": measures, "seconds": seconds
             }
         )  # fmt: skip
+        save_table(table, path)  # last: it says that the stage is done
         return table
 
     # Stage 4: perplexity -------------------------------------------------------------------------
@@ -367,7 +367,6 @@ class Run:
                 ),
             }
         result["seconds"] = round(time.perf_counter() - start, 1)
-        path.write_text(json.dumps(result), encoding="utf-8")
         # results.json holds the averages; perplexity.json also each text's value.
         keys = ("mean_perplexity", "pooled_perplexity", "truncated")
         averages = {
@@ -375,6 +374,7 @@ class Run:
             for name in ("before", "after")
         }
         self.record(perplexity={**averages, "seconds": result["seconds"]})
+        path.write_text(json.dumps(result), encoding="utf-8")  # last: it says that this is done
         return result
 
     # Headline numbers ----------------------------------------------------------------------------

@@ -18,11 +18,12 @@ def train(
     epochs: int = 1,
     max_new_tokens: int = 16,
 ) -> Iterator[dict[str, Any]]:
-    """Go through the trainer's dataset `epochs` times, and yield the stats of every step.
+    """Go through the trainer's dataset, and yield the stats of every step.
 
-    After `trainer.resume` it goes on from there.
+    It goes on from where the trainer is, after `trainer.resume` or an earlier `train`.
 
     Args:
+        epochs: passes that are complete at the end, earlier ones included.
         trainer: with a dataset of `query` (text) and `input_ids`.
         reward: scores the answers' text; it sees the bare query, not the policy's template.
     """

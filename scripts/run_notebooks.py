@@ -28,6 +28,7 @@ from rlhf_tutorial import Run, load_preset
 from rlhf_tutorial.notebook import headline
 
 ROOT = Path(__file__).resolve().parent.parent
+PACKAGE, DATA = ROOT / "rlhf_tutorial", (".jsonl", ".safetensors", ".json")
 RESULTS = ("stats.jsonl", "comparison.csv", "perplexity.json", "results.json")
 
 
@@ -40,11 +41,11 @@ def first_line(cell: nbformat.NotebookNode) -> str:
 def code_fingerprint() -> str:
     """A hash of all that decides the results: code without comments and docstrings, and data.
 
-    `--in-place` leaves it beside the committed results; a test compares, so that notebooks whose
-    outputs come from other code are noticed.
+    `--in-place` of all notebooks leaves it beside the committed results; a test compares, so that
+    notebooks whose outputs come from other code are noticed.
     """
     digest = hashlib.sha256()
-    for path in sorted((ROOT / "rlhf_tutorial").rglob("*.py")):
+    for path in sorted(PACKAGE.rglob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(
@@ -52,8 +53,8 @@ def code_fingerprint() -> str:
             ):
                 node.body = node.body[1:]
         digest.update(ast.unparse(tree).encode())
-    for path in sorted((ROOT / "rlhf_tutorial" / "bundled").rglob("*")):
-        if path.suffix in (".jsonl", ".safetensors", ".json"):
+    for path in sorted((PACKAGE / "bundled").rglob("*")):
+        if path.suffix in DATA:
             digest.update(path.read_bytes())
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         cells = nbformat.read(path, as_version=4).cells
@@ -62,10 +63,10 @@ def code_fingerprint() -> str:
 
 
 def up_to_date(executed: Path, notebook: Path) -> bool:
-    """Whether the executed copy is newer than the notebook and all of the package."""
+    """Whether the executed copy is newer than the notebook and all code and data of the package."""
     if not executed.exists():
         return False
-    sources = [notebook, *(ROOT / "rlhf_tutorial").rglob("*.py")]
+    sources = [notebook, *(p for p in PACKAGE.rglob("*") if p.suffix in (".py", *DATA))]
     return executed.stat().st_mtime > max(p.stat().st_mtime for p in sources)
 
 
@@ -127,6 +128,7 @@ def main() -> None:
         committed.mkdir(parents=True, exist_ok=True)
         for name in RESULTS:
             shutil.copy(run.folder / name, committed / name)
+    if args.in_place and not args.numbers:
         (committed / "code.sha256").write_text(code_fingerprint() + "\n", encoding="utf-8")
     minutes = (time.perf_counter() - start) / 60
     print(f"{len(paths)} notebooks in {minutes:.1f} minutes: {run.folder}")

@@ -114,11 +114,12 @@ def ask_second_judge() -> None:
     judge = Run(load_preset("smollm2"), RUNS / "study").load_second_judge()
     for path in sorted(FOLDER.glob("*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
-        for at in result.get("looks", []):
-            if "second" not in at["scores"]:
-                scores = judge(result["queries"], at["answers"])
-                at["scores"]["second"] = [round(score, 4) for score in scores]
-        path.write_text(json.dumps(result) + "\n", encoding="utf-8")
+        unasked = [at for at in result.get("looks", []) if "second" not in at["scores"]]
+        for at in unasked:
+            scores = judge(result["queries"], at["answers"])
+            at["scores"]["second"] = [round(score, 4) for score in scores]
+        if unasked:
+            path.write_text(json.dumps(result) + "\n", encoding="utf-8")
 
 
 # --- The rule of docs/tuning.md ------------------------------------------------------------------

@@ -29,7 +29,7 @@ from safetensors import safe_open
 from test_faults import refused
 from torch import Tensor
 
-from rlhf_tutorial.errors import CheckpointError
+from rlhf_tutorial.errors import CheckpointError, DataError
 from rlhf_tutorial.models import AutoModelForCausalLMWithValueHead, create_reference_model
 from rlhf_tutorial.ppo import PPOConfig, PPOTrainer, checkpoint
 from rlhf_tutorial.ppo.math import RunningMoments
@@ -843,8 +843,18 @@ def test_a_pass_uses_each_row_at_most_once_and_all_over_the_passes(n: int) -> No
     assert set(flat(flat(passes))) == set(range(n))
 
 
-def test_too_few_rows_are_no_batch() -> None:
-    assert order(n=3, passes=2) == [[], []]
+def test_too_few_rows_for_a_batch_are_refused() -> None:
+    with refused(DataError, "has 3 rows", "a step takes 4", "lower batch_size"):
+        order(n=3)
+
+
+def test_a_pass_that_was_left_is_gone_on_with() -> None:
+    data = [{"input_ids": torch.tensor([3]), "row": i} for i in range(14)]
+    loader, seen = make_trainer(dataset=data).dataloader, []
+    for part in (1, 1, 1, 2):
+        seen += [batch["row"] for batch in itertools.islice(loader, part)]
+    assert seen == order(passes=2)[0]
+    assert loader.position == (1, 0)
 
 
 def test_go_to_takes_up_any_batch_and_refuses_what_is_none() -> None:

@@ -219,6 +219,31 @@ def test_a_chat_template_gives_the_turns_and_no_system_message(prefix, tokenizer
     assert CHAT.render(tokenizer, turns) == "<user>a</><assistant>b</><user>c</><assistant>"
 
 
+# As Llama 2's: the system message goes into the first turn of the user.
+SYSTEM_IN_THE_TURN = (
+    "{% if messages[0]['role'] == 'system' %}"
+    "{% set system = '(' + messages[0]['content'] + ')' %}{% set rest = messages[1:] %}"
+    "{% else %}{% set system = '' %}{% set rest = messages %}{% endif %}"
+    "{% for m in rest %}<{{ m['role'] }}>{{ system if loop.first }}{{ m['content'] }}</>"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def test_a_system_message_inside_of_the_first_turn_is_left_out(tokenizer):
+    tokenizer = with_chat_template(tokenizer, SYSTEM_IN_THE_TURN)
+    system = [{"role": "system", "content": "-"}, {"role": "user", "content": "hi"}]
+    assert "(-)" in tokenizer.apply_chat_template(system, tokenize=False)
+    assert CHAT.render(tokenizer, [("Human", "hi")]) == "<user>hi</><assistant>"
+
+
+@pytest.mark.parametrize("prefix", ["", DEFAULT_SYSTEM])
+def test_the_token_that_starts_every_text_stays(prefix, tokenizer):
+    """As in Llama 3's template."""
+    tokenizer = with_chat_template(tokenizer, "{{ bos_token }}" + prefix + MESSAGES)
+    assert CHAT.render(tokenizer, [("Human", "hi")]) == "<bos><user>hi</><assistant>"
+
+
 def test_a_tokenizer_without_a_chat_template_is_refused(tokenizer):
     with pytest.raises(DataError, match="has no chat template") as error:
         CHAT.encode(tokenizer, "hi")

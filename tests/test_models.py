@@ -471,3 +471,9 @@ def test_states_kept_from_sampling_do_not_serve_a_batch_padded_in_another_way(ki
         policy._sampled = None
         computed = policy.trunk(sequences, mask, position_ids_from(mask))
         torch.testing.assert_close(states[mask.bool()], computed[mask.bool()])
+
+
+def test_the_value_head_is_where_the_model_in_memory_is(make_language_model) -> None:
+    model = make_language_model("llama").to("meta")
+    policy = AutoModelForCausalLMWithValueHead.from_pretrained(model)
+    assert policy.v_head.weight.device == model.device

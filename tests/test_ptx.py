@@ -150,6 +150,12 @@ def test_a_run_with_ptx_resumes_to_the_last_bit(tmp_path: Path) -> None:
 def test_a_coefficient_without_replies_and_a_negative_one_are_refused() -> None:
     with pytest.raises(ModelError, match=r"ptx_coef is 0\.3, but there is no ptx_dataset"):
         trainer_with([], ptx_coef=0.3)
+    with pytest.raises(ModelError, match=r"there is no ptx_dataset"):
+        trainer_with(None, ptx_coef=0.3)
+    nothing, something = torch.tensor([], dtype=torch.long), torch.tensor([5])
+    for pair, name in (((nothing, something), "contexts"), ((something, nothing), "replies")):
+        with pytest.raises(ModelError, match=rf"ptx_{name}\[1\] has shape \(0,\)"):
+            trainer_with([(something, something), pair], ptx_coef=0.3)
     for wrong in (-1.0, float("nan"), float("inf")):
         with pytest.raises(TutorialError, match="use 0 or more"):
             PPOConfig(ptx_coef=wrong)

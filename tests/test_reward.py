@@ -559,3 +559,19 @@ def test_the_second_judge_is_small_and_names_its_base():
     config = json.loads((SECOND / "adapter_config.json").read_text(encoding="utf-8"))
     assert config["base_model_name_or_path"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert sum(path.stat().st_size for path in SECOND.iterdir()) < 6_000_000
+
+
+def test_a_decoder_judge_pads_with_its_tokenizer_s_token(tokenizer) -> None:
+    """Else the score of a padded row would be read from its padding."""
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=264, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+        num_attention_heads=2, num_labels=1, pad_token_id=7, initializer_range=0.5,
+    )  # fmt: skip
+    judge = RewardModel(LlamaForSequenceClassification(config), tokenizer, "cpu", bf16=False)
+    queries, answers = ["a", "a longer question"], ["b", "a longer answer than that"]
+    together = judge(queries, answers)
+    alone = [judge([q], [a])[0] for q, a in zip(queries, answers, strict=True)]
+    assert together == pytest.approx(alone, abs=1e-5)

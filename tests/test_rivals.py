@@ -248,6 +248,60 @@ def test_the_committed_runs_are_read_in_as_compared(monkeypatch: Any, tmp_path: 
     assert (row["method"], row["seed"], row["answers"], row["kl"]) == ("m", 1, 9, 0.7)
 
 
+def test_the_committed_trials_and_costs_are_read(monkeypatch: Any, tmp_path: Path) -> None:
+    import json
+
+    from rlhf_tutorial import rivals
+
+    for rate, after in ((2e-4, 3.0), (5e-5, 1.5)):
+        at = {
+            "before": {"scores": {"first": [1.0, 0.0]}},
+            "after": {"scores": {"first": [after, 0]}},
+        }
+        at["after"]["kl"] = [0.5, 1.5]
+        trial = {"method": "m", "learning_rate": rate}
+        (tmp_path / f"trial_m_{rate}.json").write_text(json.dumps(trial | at))
+    for cost in (
+        {"method": "m", "seconds_per_step": 2.0, "peak_bytes": 2**31},
+        {"method": "one answer", "seconds_at_use": 0.5, "peak_bytes": 2**30},
+    ):
+        (tmp_path / f"seconds_{cost['method']}_0.json").write_text(json.dumps(cost))
+    monkeypatch.setattr(rivals, "resolve", lambda _: tmp_path)
+    assert rivals.committed_trials().to_dict("records") == [
+        {"method": "m", "learning_rate": 5e-5, "gain": 0.25, "kl": 1.0},
+        {"method": "m", "learning_rate": 2e-4, "gain": 1.0, "kl": 1.0},
+    ]
+    costs = rivals.committed_costs()
+    assert costs.loc["m", "training (s)"] == costs.loc["m", "peak memory (GiB)"] == 2
+    assert costs.loc["one answer", "at use (s)"] == 0.5 and np.isnan(costs.loc["m", "at use (s)"])
+
+
+def test_the_rule_takes_the_best_trial_within_the_limit(monkeypatch: Any, tmp_path: Path) -> None:
+    import json
+
+    from test_notebooks import load_script
+
+    script = load_script("rivals")
+    monkeypatch.setattr(script, "FOLDER", tmp_path)
+    monkeypatch.setattr(script, "RATES", {"m": (1e-5, 1e-4, 1e-3), "ppo": (5e-5,)})
+
+    def trial(rate: float, score: float, kl: float) -> None:
+        after = {"scores": {"first": [score, score]}, "kl": [kl, kl]}
+        result = {"learning_rate": rate, "after": after}
+        script.path_of("trial", "m", rate).write_text(json.dumps(result))
+
+    trial(1e-5, 0.1, 0.5)
+    trial(1e-4, 0.9, 9.9)
+    with pytest.raises(SystemExit, match="run the trials of 'm' first"):
+        script.rate_of("m")
+    trial(1e-3, 2.0, 10.1)
+    assert script.rate_of("m") == 1e-4, "the third moved too far"
+    trial(1e-5, 0.1, 12.0)
+    trial(1e-4, 0.9, 11.0)
+    assert script.rate_of("m") == 1e-3, "none is within: the nearest"
+    assert script.rate_of("ppo") == 5e-5
+
+
 def test_the_committed_runs_say_what_notebook_09_says_of_them() -> None:
     from rlhf_tutorial.rivals import committed_rivals
 

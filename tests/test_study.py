@@ -91,6 +91,37 @@ def test_the_page_says_what_the_rule_chose_and_where_the_preset_stands() -> None
     assert f"{default['gain']:.2f} ± {default['error']:.2f} at a KL of {default['kl']:.1f}" in text
 
 
+def test_the_page_says_which_later_trainings_pass_and_how_much_is_luck() -> None:
+    text = " ".join((ROOT / "docs" / "tuning.md").read_text(encoding="utf-8").split())
+
+    def at(name: str, step: int) -> dict[str, Any]:
+        settings = study.settings_of([study.load(name)], seconds_per_step=1.95)
+        return next(setting for setting in settings if setting["step"] == step)
+
+    for name, step in (("controller, horizon 10000", 80), ("lr 5e-05, KL 0", 40)):
+        later = at(name, step)
+        assert not later["worse"], name
+        assert f"{later['gain']:.2f} ± {later['error']:.2f} (KL {later['kl']:.1f})" in text
+    listed = at("lr 5e-05, KL 0.05", 80)
+    assert f"{listed['gain']:.2f} ± {listed['error']:.2f} there" in text
+    assert f"echoes {100 * listed['echoed']:.0f} points more" in text
+
+
+def test_new_answers_alone_would_scatter_the_seeds_as_notebook_06_says() -> None:
+    """The residual of prompts and runs, over the root of the prompts: two-way analysis."""
+    from rlhf_tutorial.evaluation.compare import load_table
+
+    table, scatter = load_table(study.RESULTS / "seeds.csv"), {}
+    for judge in ("score", "second"):
+        gains = table.assign(gain=table[f"{judge}_after"] - table[f"{judge}_before"])
+        grid = gains.pivot(index="query", columns="seed", values="gain").to_numpy()
+        rest = grid - grid.mean(axis=0) - grid.mean(axis=1, keepdims=True) + grid.mean()
+        degrees = (grid.shape[0] - 1) * (grid.shape[1] - 1)
+        expected = (np.square(rest).sum() / degrees / len(grid)) ** 0.5
+        scatter[judge] = f"{expected:.2f}", f"{grid.mean(axis=0).std(ddof=1):.2f}"
+    assert scatter == {"score": ("0.15", "0.14"), "second": ("0.13", "0.06")}
+
+
 def test_the_page_states_the_gains_of_the_seeds() -> None:
     text = " ".join((ROOT / "docs" / "tuning.md").read_text(encoding="utf-8").split())
     seeds = json.loads((study.FOLDER / "seeds.json").read_text(encoding="utf-8"))

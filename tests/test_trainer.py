@@ -914,6 +914,23 @@ def test_bfloat16_on_a_cpu(kind, shared, make_trainer, samples, tmp_path):
         assert torch.equal(saved.get_parameter(name), p.float()), name
 
 
+def test_the_precision_is_not_that_of_the_trainer_before(make_trainer):
+    """Accelerate keeps one for the whole process, and would hand it on in silence."""
+    make_trainer(accelerator_kwargs={"mixed_precision": "bf16"})
+    with pytest.raises(ModelError, match="'mixed_precision': 'no'.*ask for the same") as error:
+        make_trainer()
+    assert "\n" not in str(error.value)
+    again = make_trainer(accelerator_kwargs={"mixed_precision": "bf16"})
+    assert again.accelerator.mixed_precision == "bf16"
+
+
+def test_without_a_gpu_of_nvidias_the_cpu_is_used(make_trainer, monkeypatch):
+    """Apple's GPU lacks the double precision that sampling sums in."""
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert make_trainer().device.type == "cpu"
+
+
 def test_bfloat16_is_near_float32(make_trainer, samples):
     from accelerate.state import AcceleratorState
 
@@ -1027,6 +1044,13 @@ def test_the_default_reference_is_made_from_the_policy(make_policy, tokenizer, s
             "gradient_accumulation_steps = 16",
         ),
         ({"kl_penalty": "k3"}, "kl_penalty is 'k3': use one of kl, abs, mse, full"),
+        ({"learning_rate": -1e-5}, "learning_rate is -1e-05: use 0 or more"),
+        ({"init_kl_coef": float("nan")}, "init_kl_coef is nan: use 0 or more"),
+        ({"target": 0.0}, "target is 0.0: use more than 0"),
+        ({"horizon": 0}, "horizon is 0: use more than 0"),
+        ({"cliprange": -0.2}, "cliprange is -0.2: use more than 0"),
+        ({"max_grad_norm": -1.0}, "max_grad_norm is -1.0: use more than 0"),
+        ({"lam": 1.5}, "lam is 1.5: use 0 to 1"),
     ],
 )
 def test_a_setting_out_of_range_is_named_in_one_line(settings, message):

@@ -57,7 +57,7 @@ def sample_responses(
         model = AutoModelForCausalLMWithValueHead.from_pretrained(model)  # the same sampling loop
     try:
         with (
-            torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+            torch.random.fork_rng(devices=range(torch.cuda.device_count())),
             torch.autocast(device.type, torch.bfloat16, enabled=bf16),
         ):
             torch.manual_seed(seed)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import DataLoader
 
-from ..errors import CheckpointError, ModelError
+from ..errors import CheckpointError, DataError, ModelError
 from .config import PPOConfig
 from .rollout import Batch
 from .rollout import collate as lay_out
@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 class Batches:
     """Passes over a dataset in an order that follows from the seed and the number of the pass.
 
-    Nothing else is needed to go on where an earlier run stopped: see `position` and `go_to`. A last
-    batch that would be short is left out; which rows those are differs from pass to pass.
+    Nothing else is needed to go on where an earlier run stopped: see `position` and `go_to`. A pass
+    that was left before its end is gone on with. A last batch that would be short is left out;
+    which rows those are differs from pass to pass.
 
     Attributes:
         epoch: passes completed.
@@ -37,21 +38,28 @@ class Batches:
         """
         Args:
             config: its batch_size (rows per batch and process), seed, and remove_unused_columns.
+
+        Raises:
+            DataError: for a dataset that does not fill a single batch.
         """
         self.dataset = used_columns(dataset) if config.remove_unused_columns else dataset
         self.batch_size, self.seed = config.batch_size, config.seed
         self.collate, self.accelerator = collate, accelerator
-        self.epoch = self._handed_out = self._start = 0
+        self.epoch = self._handed_out = 0
+        if not len(self):
+            raise DataError(
+                f"the dataset has {len(dataset)} rows, and a step takes {self._rows_per_step}: "
+                "give it more, or lower batch_size"
+            )
 
     def __len__(self) -> int:
         """Batches in a pass."""
         return len(self.dataset) // self._rows_per_step
 
     def __iter__(self) -> Iterator[dict[str, list[Any]]]:
-        """This process's batches of one pass, or of the rest of it after `go_to`."""
+        """This process's batches of one pass, or of the rest of it."""
         from accelerate.utils import send_to_device
 
-        self._handed_out, self._start = self._start, 0
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
         rows = self._order()[: len(self) * self._rows_per_step]
         rows = rows.view(-1, processes, self.batch_size)[self._handed_out :, rank]
@@ -82,8 +90,7 @@ class Batches:
                 f"{rows} rows of the pass have been used, which is no whole number of batches of "
                 f"{self._rows_per_step}: use the batch size of the run that was interrupted"
             )
-        self.epoch, self._start = epoch, rows // self._rows_per_step
-        self._handed_out = self._start
+        self.epoch, self._handed_out = epoch, rows // self._rows_per_step
 
     @property
     def _rows_per_step(self) -> int:
@@ -113,7 +120,7 @@ class Replies:
         Raises:
             ModelError: if there is none although `config.ptx_coef` asks for them.
         """
-        if config.ptx_coef and not len(dataset):
+        if config.ptx_coef and not dataset:
             raise ModelError(
                 f"ptx_coef is {config.ptx_coef}, but there is no ptx_dataset: give the trainer "
                 "pairs of context and reply, or set ptx_coef to 0"

@@ -21,9 +21,14 @@ logger = logging.getLogger(__name__)
 
 
 def check_arguments(
-    model: Any, ref_model: Any, tokenizer: Any, num_shared_layers: Any, training_data_collator: Any
+    model: Any,
+    ref_model: Any,
+    tokenizer: Any,
+    num_shared_layers: Any,
+    training_data_collator: Any,
+    ptx_dataset: Any,
 ) -> None:
-    """Raise ModelError for models or a tokenizer that PPO cannot use, and for what TRL took."""
+    """Raise ModelError for models, tokenizer or replies that PPO cannot use, and for TRL's own."""
     for name, given in {"model": model, "ref_model": ref_model or model}.items():
         if not isinstance(given, AutoModelForCausalLMWithValueHead):
             raise ModelError(
@@ -52,6 +57,9 @@ def check_arguments(
             "training_data_collator is not supported: a batch is laid out in one way, queries "
             "padded on the left and responses on the right"
         )
+    if ptx_dataset:
+        contexts, replies = zip(*ptx_dataset, strict=True)
+        check_tokens(model.config, ptx_contexts=contexts, ptx_replies=replies)
 
 
 def check_sizes(batch_size: int, **lists: Sequence[Any]) -> None:

@@ -139,8 +139,17 @@ class PPOConfig:
                 f"PPOConfig.batch_size {self.batch_size} is not a multiple of mini_batch_size x "
                 f"gradient_accumulation_steps = {update}: change one of the three"
             )
-        if not 0 <= self.ptx_coef < float("inf"):
-            raise TutorialError(f"PPOConfig.ptx_coef is {self.ptx_coef}: use 0 or more")
+        for name in ("learning_rate", "init_kl_coef", "vf_coef", "ptx_coef"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise TutorialError(f"PPOConfig.{name} is {getattr(self, name)}: use 0 or more")
+        limits = ("target", "horizon", "cliprange", "cliprange_value", "ratio_threshold")
+        for name in (*limits, "target_kl", "max_grad_norm", "score_clip"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise TutorialError(f"PPOConfig.{name} is {value}: use more than 0")
+        for name in ("gamma", "lam"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise TutorialError(f"PPOConfig.{name} is {getattr(self, name)}: use 0 to 1")
         if self.kl_penalty not in KL_KINDS:
             raise TutorialError(
                 f"PPOConfig.kl_penalty is {self.kl_penalty!r}: use one of {', '.join(KL_KINDS)}"

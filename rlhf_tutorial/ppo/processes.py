@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..device import default_device
+from ..errors import ModelError
 from .config import PPOConfig
 from .stats import start_trackers
 
@@ -17,7 +19,12 @@ if TYPE_CHECKING:
 
 
 def make_accelerator(config: PPOConfig) -> Accelerator:
-    """Accelerate's handle on device, precision and processes, with the config's settings."""
+    """Accelerate's handle on device, precision and processes, with the config's settings.
+
+    Raises:
+        ModelError: if an earlier trainer of this Python process computes on another device or in
+            another precision: accelerate has one of each for all.
+    """
     from accelerate import Accelerator
     from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
 
@@ -25,12 +32,25 @@ def make_accelerator(config: PPOConfig) -> Accelerator:
     accumulation = GradientAccumulationPlugin(
         num_steps=config.gradient_accumulation_steps, sync_with_dataloader=False
     )
-    accelerator = Accelerator(
-        gradient_accumulation_plugin=accumulation,
-        log_with=config.log_with,
-        project_config=ProjectConfiguration(**config.project_kwargs),
-        **{"cpu": _several_without_gpu()} | config.accelerator_kwargs,
-    )
+    # Left unset, the precision would be that of whatever trainer came before.
+    own = {
+        "cpu": default_device().type == "cpu",
+        "mixed_precision": os.environ.get("ACCELERATE_MIXED_PRECISION", "no"),
+    }
+    try:
+        accelerator = Accelerator(
+            gradient_accumulation_plugin=accumulation,
+            log_with=config.log_with,
+            project_config=ProjectConfiguration(**config.project_kwargs),
+            **own | config.accelerator_kwargs,
+        )
+    except ValueError as error:
+        if "already been initialized" not in str(error):
+            raise
+        raise ModelError(
+            f"this trainer asks accelerate for {own | config.accelerator_kwargs}, and an earlier "
+            "one in this process for something else: ask for the same, or start a new process"
+        ) from error
     start_trackers(accelerator, config)
     return accelerator
 
@@ -77,9 +97,4 @@ def main_process_first() -> AbstractContextManager[None]:
     """Within, the first process goes ahead, and the others find what it made."""
     from accelerate import PartialState
 
-    return PartialState(cpu=_several_without_gpu()).main_process_first()
-
-
-def _several_without_gpu() -> bool:
-    """Whether accelerate must be told to use the CPU: it would leave each process by itself."""
-    return int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.cuda.is_available()
+    return PartialState(cpu=default_device().type == "cpu").main_process_first()

@@ -93,7 +93,7 @@ class PPOTrainer:
             ptx_dataset: for `config.ptx_coef`: token ids of contexts, and of the replies to them.
         """
         checks.check_arguments(
-            model, ref_model, tokenizer, num_shared_layers, training_data_collator
+            model, ref_model, tokenizer, num_shared_layers, training_data_collator, ptx_dataset
         )
         self.config, self.model_config, self.tokenizer = config, model.config, tokenizer
         self.kl_coef, self.logged, self.score_moments = config.init_kl_coef, 0, RunningMoments()
@@ -158,10 +158,10 @@ class PPOTrainer:
             "length_sampler": length_sampler,
             **generation_kwargs,
         }
-        cuda = [self.device] if self.device.type == "cuda" else []
+        gpus = range(torch.cuda.device_count())  # manual_seed seeds all of them
         results = []
         for model in [self.model, self.ref_model] if generate_ref_response else [self.model]:
-            with torch.random.fork_rng(devices=cuda), self.accelerator.autocast():
+            with torch.random.fork_rng(devices=gpus), self.accelerator.autocast():
                 # The generators of all processes are in one state: the index tells them apart.
                 seed = int(torch.randint(2**31, (), generator=self.random))
                 torch.manual_seed(seed + self.accelerator.process_index)
