@@ -111,7 +111,7 @@ def methods_against_kl(
         for n, (name, points) in enumerate(methods.items()):
             x, y = ([float(p[k]) for p in points] for k in ("kl", key))
             ax.plot(
-                x, y, "osD^vPX*"[n % 8], color=colormaps["tab10"](n % 10), markersize=8,
+                x, y, "osD^vPX*h"[n % 9], color=colormaps["tab10"](n % 10), markersize=8,
                 markeredgecolor="white", linestyle="none", label=name, zorder=2,
             )  # fmt: skip
         ax.axhline(0, color=INK, linewidth=0.8)
