@@ -310,9 +310,38 @@ def test_the_committed_runs_say_what_notebook_09_says_of_them() -> None:
     table["second"] = table["second_after"] - table["second_before"]
     of = table.groupby("method")[["first", "second", "kl"]].mean()
     trained = of.drop(index=["best of 4", "best of 16"])
+    others = trained.drop(index="ppo, all layers")
+    assert (table.groupby("method")["seed"].nunique() == 3).all()
     assert of.loc["best of 4", "first"] > of.loc["ppo", "first"]
     assert of.loc["best of 16", "first"] > trained["first"].max()
+    assert abs(of.loc["best of 16", "second"] - of.loc["ppo", "second"]) < 0.1
+    assert of.loc["ppo, all layers", "second"] > 0.1 + others["second"].max()
+    for judge in ("first", "second"):
+        scores = table.pivot(index=["query", "seed"], columns="method", values=judge)
+        lead = (scores["ppo, all layers"] - scores["ppo"]).groupby("query").mean()
+        assert lead.mean() > 2 * lead.std() / len(lead) ** 0.5, judge
     online = of.loc[["rloo", "grpo", "ppo"]]
     assert online["first"].idxmax() == online["kl"].idxmax() == "grpo"
     assert online["second"].idxmin() == "grpo"
-    assert of.loc["dpo", "kl"] < 1.5 and of.loc["dpo, given pairs", "second"] < 0
+    each = table.groupby(["method", "seed"])[["first", "second", "kl"]].mean()
+    assert (each.loc["dpo", "second"] < 0).all() and each.loc["dpo", "kl"].min() > 10
+    assert of.loc["dpo, smaller rate", "kl"] < 1.5 and of.loc["dpo, smaller rate", "second"] > 0
+    assert of.loc["dpo, given pairs", "second"] < 0.1
+    assert each["first"].groupby("method").agg(np.ptp).max() == pytest.approx(0.6, abs=0.05)
+    answers = table[(table["method"] == "grpo") & (table["seed"] == 1)]["response_after"]
+    assert f"{answers.str.startswith('Here').mean():.0%}" == "96%"
+
+
+def test_dpo_pushed_down_the_chosen_answers_as_well() -> None:
+    """What notebook 09 says of its log: beta times the log-ratio, in the last four batches."""
+    from rlhf_tutorial.rivals import _committed
+
+    runs = [r for r in _committed("seed") if r["method"] == "dpo"]
+    assert len(runs) == 3
+    for run in runs:
+        last = [row for row in run["log"] if "rewards/chosen" in row][-4:]
+        chosen, rejected = (
+            np.mean([row[f"rewards/{side}"] for row in last]) / 0.1
+            for side in ("chosen", "rejected")
+        )
+        assert -12.5 < chosen < -10.5 and -15.5 < rejected < -12.5
