@@ -332,6 +332,24 @@ def test_the_committed_runs_say_what_notebook_09_says_of_them() -> None:
     assert f"{answers.str.startswith('Here').mean():.0%}" == "96%"
 
 
+def test_the_readme_states_the_gains_of_the_rivals() -> None:
+    from rlhf_tutorial.rivals import committed_rivals
+
+    table = committed_rivals()
+    table["first"] = table["score_after"] - table["score_before"]
+    table["other"] = table["second_after"] - table["second_before"]
+    gains = table.groupby("method")[["first", "other"]].mean()
+    readme = Path(__file__).resolve().parent.parent / "README.md"
+    text = " ".join(readme.read_text(encoding="utf-8").split())
+    for method, stated in {
+        "best of 4": "best of 4 samples", "best of 16": "best of 16", "dpo": "DPO",
+        "rloo": "RLOO", "grpo": "GRPO", "ppo": "PPO with the preset's settings",
+        "ppo, all layers": "PPO with all layers trained, at three times the seconds,",
+    }.items():  # fmt: skip
+        first, other = gains.loc[method]
+        assert f"{stated} {first:.2f} / {other:.2f}" in text, method
+
+
 def test_dpo_pushed_down_the_chosen_answers_as_well() -> None:
     """What notebook 09 says of its log: beta times the log-ratio, in the last four batches."""
     from rlhf_tutorial.rivals import _committed
