@@ -102,6 +102,7 @@ def methods_against_kl(
     _check({**behind, **methods}, ["kl", *panels])
     fig = _figure(4.6 * len(panels) + 0.4, 4.4)
     largest = max(float(p["kl"]) for points in methods.values() for p in points)
+    colours = [colour for n, colour in enumerate(colormaps["tab10"].colors) if n != 7]  # not grey
     for ax, (key, title) in zip(
         np.atleast_1d(fig.subplots(1, len(panels))), panels.items(), strict=True
     ):
@@ -111,7 +112,7 @@ def methods_against_kl(
         for n, (name, points) in enumerate(methods.items()):
             x, y = ([float(p[k]) for p in points] for k in ("kl", key))
             ax.plot(
-                x, y, "osD^vPX*h"[n % 9], color=colormaps["tab10"](n % 10), markersize=8,
+                x, y, "osD^vPXph"[n % 9], color=colours[n % 9], markersize=9,
                 markeredgecolor="white", linestyle="none", label=name, zorder=2,
             )  # fmt: skip
         ax.axhline(0, color=INK, linewidth=0.8)
