@@ -12,6 +12,7 @@ import torch
 
 from rlhf_tutorial import Run, load_preset
 from rlhf_tutorial.errors import DataError
+from rlhf_tutorial.evaluation.compare import bootstrap_interval
 from rlhf_tutorial.experiment import experiment
 from rlhf_tutorial.reward import rule_reward
 from rlhf_tutorial.rivals import (
@@ -320,6 +321,10 @@ def test_the_committed_runs_say_what_notebook_09_says_of_them() -> None:
         scores = table.pivot(index=["query", "seed"], columns="method", values=judge)
         lead = (scores["ppo, all layers"] - scores["ppo"]).groupby("query").mean()
         assert lead.mean() > 2 * lead.std() / len(lead) ** 0.5, judge
+    scores = table.pivot(index=["query", "seed"], columns="method", values="second")
+    lead = (scores["ppo, all layers"] - scores["rloo"]).groupby("query").mean()
+    low, high = bootstrap_interval(lead)
+    assert (f"{lead.mean():.2f}", f"{low:.2f}", f"{high:.2f}") == ("0.19", "0.05", "0.33")
     online = of.loc[["rloo", "grpo", "ppo"]]
     assert online["first"].idxmax() == online["kl"].idxmax() == "grpo"
     assert online["second"].idxmin() == "grpo"
