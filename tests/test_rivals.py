@@ -355,6 +355,21 @@ def test_the_readme_states_the_gains_of_the_rivals() -> None:
         assert f"{stated} {first:.2f} / {other:.2f}" in text, method
 
 
+def test_the_pages_say_how_little_the_second_judge_sees_of_best_of_16() -> None:
+    from rlhf_tutorial.evaluation.compare import summarise
+    from rlhf_tutorial.rivals import committed_rivals
+
+    table, root = committed_rivals(), Path(__file__).resolve().parent.parent
+    rows, seen = table[table["method"] == "best of 16"], []
+    for judge in ("score", "second"):
+        numbers = summarise(rows, judge)
+        seen.append(f"{numbers['mean_gain'] / numbers['std_before']:.2f}")
+    readme = " ".join((root / "README.md").read_text(encoding="utf-8").split())
+    notebook = (root / "notebooks" / "06_before_and_after.ipynb").read_text(encoding="utf-8")
+    assert f"gains {seen[0]} under the one and {seen[1]} under the other" in readme
+    assert f"gains {seen[0]} standard deviations under it and {seen[1]} under" in notebook
+
+
 def test_dpo_pushed_down_the_chosen_answers_as_well() -> None:
     """What notebook 09 says of its log: beta times the log-ratio, in the last four batches."""
     from rlhf_tutorial.rivals import _committed

@@ -107,6 +107,29 @@ def test_the_page_says_which_later_trainings_pass_and_how_much_is_luck() -> None
     assert f"echoes {100 * listed['echoed']:.0f} points more" in text
 
 
+def test_notebook_07_lists_how_far_perplexity_rose_in_each_run() -> None:
+    text = (ROOT / "notebooks" / "07_perplexity.ipynb").read_text(encoding="utf-8")
+    runs = json.loads((study.FOLDER / "seeds.json").read_text(encoding="utf-8"))["runs"]
+    for kind in ("whole_text", "last_reply"):
+        before, after = (
+            [run["perplexity"][when][kind]["mean_perplexity"] for run in runs]
+            for when in ("before", "after")
+        )
+        rises = [f"{100 * (a / b - 1):.1f}%" for a, b in zip(after, before, strict=True)]
+        assert f"{', '.join(rises[:-1])} and {rises[-1]}" in text
+        assert after[0] == min(after), "the mildest"
+
+
+def test_notebook_08_says_how_far_the_second_judge_fell_from_step_40() -> None:
+    scores = {at["step"]: at["scores"] for at in study.load("lr 5e-05, KL 0")["looks"]}
+    change = np.subtract(scores[240]["second"], scores[40]["second"])
+    scale = np.std(scores[0]["second"], ddof=1)
+    error = change.std(ddof=1) / len(change) ** 0.5
+    stated = f"it is {change.mean() / scale:.2f} ± {error / scale:.2f}"
+    text = (ROOT / "notebooks" / "08_overoptimisation.ipynb").read_text(encoding="utf-8")
+    assert stated in text
+
+
 def test_new_answers_alone_would_scatter_the_seeds_as_notebook_06_says() -> None:
     """The residual of prompts and runs, over the root of the prompts: two-way analysis."""
     from rlhf_tutorial.evaluation.compare import load_table
