@@ -926,7 +926,7 @@ def test_the_precision_is_not_that_of_the_trainer_before(make_trainer):
 
 def test_without_a_gpu_of_nvidias_the_cpu_is_used(make_trainer, monkeypatch):
     """Apple's GPU lacks the double precision that sampling sums in."""
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr("accelerate.state.is_mps_available", lambda *args, **kwargs: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert make_trainer().device.type == "cpu"
 
