@@ -18,7 +18,7 @@ import scoring
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from rlhf_tutorial.plotting import BLUE, INK, ORANGE, STYLE
+from rlhf_tutorial.figures.style import BLUE, INK, ORANGE, STYLE
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from rlhf_tutorial import PPOConfig, PPOTrainer, Run, create_reference_model, load_preset, train
-from rlhf_tutorial.evaluation.compare import sample_responses
+from rlhf_tutorial.evaluation.sampling import sample_responses
 
 VARIANTS = {
     "frozen trunk, bf16": {"shared": 22, "precision": "bf16"},

@@ -54,7 +54,8 @@ def inputs(model: str, batch_size: int) -> dict[str, Any]:
     """Queries, tokenizer and checkpoint that all variants get."""
     from rlhf_tutorial import load_preset, load_tokenizer, prepare_queries
     from rlhf_tutorial.assets import SMOLLM2, resolve
-    from rlhf_tutorial.data import CHAT, load_preferences
+    from rlhf_tutorial.data import load_preferences
+    from rlhf_tutorial.template import CHAT
 
     preset = load_preset("smollm2")
     if model == "smollm2":

@@ -18,11 +18,11 @@ import stat
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
-from .errors import AssetError, ModelError, TutorialError
+from .errors import AssetError, TutorialError, reason
+from .quiet import quiet_transformers
 
 
 @dataclass(frozen=True)
@@ -137,28 +137,6 @@ def resolve(source: Source) -> Path:
             f"{str(path)!r} cannot be looked up ({reason(error)}): {remedy}"
         ) from error
     raise AssetError(f"{str(path)!r} does not exist: {remedy}")
-
-
-def reason(error: BaseException) -> str:
-    """The first sentence of another library's error, for a message of ours in one line."""
-    if isinstance(error, OSError) and error.strerror:  # without the path, which we say ourselves
-        return error.strerror
-    lines = str(error).strip().splitlines()
-    return lines[0].split(". ")[0].strip(" .:") if lines else type(error).__name__
-
-
-@contextlib.contextmanager
-def loading(what: str | Path) -> Iterator[None]:
-    """Say in one line that a checkpoint cannot be loaded: transformers raises a dozen types."""
-    try:
-        yield
-    except TutorialError:
-        raise
-    except Exception as error:
-        raise ModelError(
-            f"cannot load {what} ({type(error).__name__}: {reason(error)}): fetch it again, as it "
-            "may be damaged, or give another checkpoint"
-        ) from error
 
 
 def _say(line: str) -> None:
@@ -405,7 +383,7 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
 
     # bfloat16 is the dtype of the Hub's own checkpoint. A dequantised 4-bit weight has more digits
     # than bfloat16 keeps: each is rounded by at most 2^-8 of itself, far below what 4 bits lost.
-    with _quiet_transformers():
+    with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):
         tokenizer = AutoTokenizer.from_pretrained(
             gguf.parent, gguf_file=gguf.name, trust_remote_code=False
         )
@@ -420,20 +398,3 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
         model.save_pretrained(folder)
     del model, tokenizer
     gc.collect()  # lets go of the memory-mapped GGUF, which Windows would not delete otherwise
-
-
-@contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Hold back transformers' warnings and progress bars, then put its logging back as it was."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

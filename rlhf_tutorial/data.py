@@ -15,15 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .assets import Hub, Source, as_source, reason, resolve
-from .errors import DataError
+from .assets import Hub, Source, as_source, resolve
+from .errors import DataError, reason
+from .template import PromptTemplate, Turn
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-Turn = tuple[str, str]  # ("Human" or "Assistant", text)
 
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 
@@ -161,107 +160,6 @@ def _parse_row(line: bytes) -> dict[str, Any]:
                 f"{name!r} holds half a character (a lone surrogate): mend or delete the line"
             ) from error
     return row
-
-
-@dataclass(frozen=True)
-class PromptTemplate:
-    """How an instruction is put to a policy, and how its answer is read back.
-
-    Attributes:
-        text: with "{instruction}" in it; None for the tokenizer's own chat template, of which only
-            the user turn is used: no system message, not even the template's default one.
-        end: the string that ends an answer, where that is not the tokenizer's EOS.
-    """
-
-    text: str | None = None
-    end: str | None = None
-
-    def __post_init__(self) -> None:
-        try:
-            there = self.text is None or "?" in self.text.format(instruction="?")
-        except (KeyError, IndexError, ValueError, AttributeError):
-            there = False
-        if not there or (self.text is not None and "{instruction}" not in self.text):
-            raise DataError(
-                f"the template {self.text!r} must hold {{instruction}} and no other field: write "
-                "other braces twice"
-            )
-
-    def render(self, tokenizer: PreTrainedTokenizerBase, turns: list[Turn]) -> str:
-        """The text of a dialogue that ends with a human turn, ready for the answer.
-
-        A template of text knows instruction and answer only: earlier turns become part of the
-        instruction, one per line.
-        """
-        if self.text is not None:
-            return self.text.format(instruction="\n".join(turn for _, turn in turns))
-        roles = {"Human": "user", "Assistant": "assistant"}
-        messages = [{"role": roles[role], "content": turn} for role, turn in turns]
-        return _render_without_system(tokenizer, messages)
-
-    def encode(self, tokenizer: PreTrainedTokenizerBase, turns: list[Turn] | str) -> list[int]:
-        """Token ids of the rendered dialogue, or of a single instruction."""
-        turns = [("Human", turns)] if isinstance(turns, str) else turns
-        return tokenizer(self.render(tokenizer, turns), add_special_tokens=False)["input_ids"]
-
-    def eos_token_ids(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-        """The tokens that end an answer: EOS, and `end` where that is a single token."""
-        ids = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-        if self.end is not None:
-            end = tokenizer.encode(self.end, add_special_tokens=False)
-            if len(end) == 1:
-                ids.insert(0, end[0])
-        return list(dict.fromkeys(ids))
-
-    def decode(self, tokenizer: PreTrainedTokenizerBase, responses: list[Tensor]) -> list[str]:
-        """The answers as text, without special tokens and without anything from `end` on."""
-        texts = tokenizer.batch_decode(responses, skip_special_tokens=True)
-        return [(t if self.end is None else t.split(self.end)[0]).strip() for t in texts]
-
-
-CHAT = PromptTemplate()
-DLITE = PromptTemplate("\n### Instruction:\n{instruction}\n### Response:\n", end="### End")
-
-
-def _render_without_system(
-    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]
-) -> str:
-    """The chat template's text of the messages alone.
-
-    Many templates put a default system message first when none is given. Rendering with one of our
-    own, and taking its text off the front, leaves the messages. That is so if another one would
-    have left the same; some templates write it into the first message instead.
-    """
-    if tokenizer.chat_template is None:
-        raise DataError(
-            f"the tokenizer {tokenizer.name_or_path!r} has no chat template: give the preset a "
-            "template text"
-        )
-
-    def render(messages: list[dict[str, str]], prompt: bool) -> str:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
-
-    def without(system_text: str) -> str | None:
-        system = [{"role": "system", "content": system_text}]
-        prefix, text = render(system, False), render(system + messages, True)
-        if not text.startswith(prefix):
-            return None
-        rest, bos = text[len(prefix) :], tokenizer.bos_token
-        # What starts every text is not of the system message.
-        return bos + rest if bos and prefix.startswith(bos) and not rest.startswith(bos) else rest
-
-    try:
-        if (text := without("-")) is not None and text == without("+"):
-            return text
-    except Exception:  # templates refuse a system message with errors of their own
-        pass
-    try:
-        return render(messages, True)
-    except Exception as error:
-        raise DataError(
-            f"the chat template of {tokenizer.name_or_path!r} fails ({reason(error)}): give the "
-            "preset a template text"
-        ) from error
 
 
 @dataclass(frozen=True)

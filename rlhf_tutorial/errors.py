@@ -1,5 +1,11 @@
 """Errors meant for the reader: one line that says what is wrong, where, and what to do about it."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 
 class TutorialError(Exception):
     """Base of every error this package raises on purpose."""
@@ -27,3 +33,25 @@ class CheckpointError(TutorialError):
 
 class TrainingError(TutorialError):
     """An update that would not leave the policy with finite weights."""
+
+
+def reason(error: BaseException) -> str:
+    """The first sentence of another library's error, for a message of ours in one line."""
+    if isinstance(error, OSError) and error.strerror:  # without the path, which we say ourselves
+        return error.strerror
+    lines = str(error).strip().splitlines()
+    return lines[0].split(". ")[0].strip(" .:") if lines else type(error).__name__
+
+
+@contextmanager
+def loading(what: str | Path) -> Iterator[None]:
+    """Say in one line that a checkpoint cannot be loaded: transformers raises a dozen types."""
+    try:
+        yield
+    except TutorialError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"cannot load {what} ({type(error).__name__}: {reason(error)}): fetch it again, as it "
+            "may be damaged, or give another checkpoint"
+        ) from error

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .assets import as_source, loading, resolve
-from .errors import ModelError
+from .assets import as_source, resolve
+from .errors import ModelError, loading
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase

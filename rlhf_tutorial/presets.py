@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .assets import MINILM, SMOLLM2, Bundled, Hub, Source, as_source
-from .data import CHAT, DLITE, PromptTemplate
 from .errors import TutorialError
+from .template import CHAT, DLITE, PromptTemplate
 
 
 @dataclass(frozen=True)

@@ -17,17 +17,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .assets import Source, loading, reason, resolve
+from .assets import Source, resolve
 from .data import last_reply, load_preferences, load_queries, prepare_queries
 from .device import default_device, supports_bf16
-from .errors import TutorialError
+from .errors import TutorialError, loading, reason
 from .interruption import Interruption
 from .models import AutoModelForCausalLMWithValueHead, create_reference_model, load_tokenizer
 from .ppo import PPOConfig, PPOTrainer
 from .ppo.processes import anywhere, main_process_first
 from .ppo.stats import scalars
 from .presets import Preset
-from .reward import Reward, RewardModel, rule_of_variety, rule_reward
+from .reward import RewardModel, rule_of_variety, rule_reward
+from .scores import Reward
 from .training import train
 
 if TYPE_CHECKING:
@@ -287,14 +288,9 @@ class Run:
 
     def compare(self) -> pd.DataFrame:
         """The same held-out prompts answered before and after, with both judges' scores."""
-        from .evaluation.compare import (
-            compare,
-            load_table,
-            sample_responses,
-            save_table,
-            summarise,
-        )
+        from .evaluation.compare import compare, load_table, save_table, summarise
         from .evaluation.measures import text_measures
+        from .evaluation.sampling import sample_responses
 
         path = self.folder / "comparison.csv"
         if path.exists():

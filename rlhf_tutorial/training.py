@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from .data import PromptTemplate
 from .ppo import PPOTrainer
-from .reward import Reward
+from .scores import Reward
+from .template import PromptTemplate
 
 
 def train(

@@ -10,7 +10,8 @@ import json
 from pathlib import Path
 
 from rlhf_tutorial.errors import DataError
-from rlhf_tutorial.plotting import plan_diagram, reward_curve
+from rlhf_tutorial.figures.plan import plan_diagram
+from rlhf_tutorial.figures.training import reward_curve
 from rlhf_tutorial.presets import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -21,7 +21,7 @@ import numpy as np
 from rlhf_tutorial import assets
 from rlhf_tutorial.data import parse_dialogue
 from rlhf_tutorial.errors import DataError, TutorialError
-from rlhf_tutorial.reward import accuracy_interval
+from rlhf_tutorial.evaluation.intervals import accuracy_interval
 
 PREFERENCES = Path(assets.__file__).parent / "bundled" / "preferences"
 SPLITS = ("train", "validation", "test")

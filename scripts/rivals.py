@@ -38,8 +38,8 @@ from rlhf_tutorial import Run, load_preset
 from rlhf_tutorial.data import prepare_queries
 from rlhf_tutorial.device import supports_bf16
 from rlhf_tutorial.evaluation.measures import text_measures
-from rlhf_tutorial.experiment import look_at
-from rlhf_tutorial.rivals import (
+from rlhf_tutorial.studies.looks import look_at
+from rlhf_tutorial.studies.rivals import (
     Trained,
     best_of_n,
     best_of_n_kl,

@@ -25,15 +25,11 @@ import pandas as pd
 
 from rlhf_tutorial import Run, load_preset
 from rlhf_tutorial.data import prepare_queries
-from rlhf_tutorial.evaluation.compare import (
-    bootstrap_interval,
-    gains_by_seed,
-    save_table,
-    summarise,
-)
+from rlhf_tutorial.evaluation.compare import gains_by_seed, save_table, summarise
+from rlhf_tutorial.evaluation.intervals import bootstrap_interval
 from rlhf_tutorial.evaluation.measures import echoed
-from rlhf_tutorial.experiment import experiment, progress
-from rlhf_tutorial.study_figures import against_kl
+from rlhf_tutorial.figures.studies import against_kl
+from rlhf_tutorial.studies.looks import experiment, progress
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "notebooks" / "results" / "smollm2"

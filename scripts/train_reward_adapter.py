@@ -29,12 +29,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from rlhf_tutorial import assets  # noqa: E402
-from rlhf_tutorial.reward import (  # noqa: E402
-    Pair,
-    Reward,
-    accuracy_interval,
-    train_reward_model,
-)
+from rlhf_tutorial.evaluation.intervals import accuracy_interval  # noqa: E402
+from rlhf_tutorial.reward import train_reward_model  # noqa: E402
+from rlhf_tutorial.reward.training import Pair  # noqa: E402
+from rlhf_tutorial.scores import Reward  # noqa: E402
 
 BASE_NAME = "sentence-transformers/all-MiniLM-L6-v2"
 HH_DIRS = ("helpful-rejection-sampled", "helpful-online")

@@ -34,16 +34,13 @@ from train_reward_adapter import (
 )
 
 from rlhf_tutorial import assets, load_tokenizer
-from rlhf_tutorial.data import CHAT
 from rlhf_tutorial.device import default_device, supports_bf16
-from rlhf_tutorial.evaluation.compare import sample_responses
+from rlhf_tutorial.evaluation.sampling import sample_responses
 from rlhf_tutorial.models import AutoModelForCausalLMWithValueHead
-from rlhf_tutorial.reward import (
-    Pair,
-    Reward,
-    RewardModel,
-    train_reward_model,
-)
+from rlhf_tutorial.reward import RewardModel, train_reward_model
+from rlhf_tutorial.reward.training import Pair
+from rlhf_tutorial.scores import Reward
+from rlhf_tutorial.template import CHAT
 
 BASE_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 LAYERS = range(14, 30)  # the lower half stays as it is: no backward pass through it

@@ -13,15 +13,15 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from rlhf_tutorial.errors import DataError, RewardError
 from rlhf_tutorial.evaluation.compare import (
-    bootstrap_interval,
     compare,
     format_examples,
     gains_by_seed,
     load_table,
-    sample_responses,
     save_table,
     summarise,
 )
+from rlhf_tutorial.evaluation.intervals import bootstrap_interval
+from rlhf_tutorial.evaluation.sampling import sample_responses
 from rlhf_tutorial.models import AutoModelForCausalLMWithValueHead
 
 

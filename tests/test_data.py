@@ -7,9 +7,6 @@ import pytest
 import torch
 
 from rlhf_tutorial.data import (
-    CHAT,
-    DLITE,
-    PromptTemplate,
     first_prompt,
     last_reply,
     load_preferences,
@@ -18,6 +15,7 @@ from rlhf_tutorial.data import (
     prepare_queries,
 )
 from rlhf_tutorial.errors import AssetError, DataError
+from rlhf_tutorial.template import CHAT, DLITE, PromptTemplate
 
 TURNS = (
     "\n\nHuman: How do I\nbake bread?  \n\nAssistant: With flour.\n\nIt takes an hour."

@@ -10,8 +10,8 @@ import torch
 
 from rlhf_tutorial import Run, load_preset
 from rlhf_tutorial.evaluation.measures import text_measures
-from rlhf_tutorial.experiment import experiment, look
 from rlhf_tutorial.reward import rule_of_variety, rule_reward
+from rlhf_tutorial.studies.looks import experiment, look
 
 JUDGES = {"first": rule_reward, "second": rule_of_variety}
 

@@ -44,25 +44,22 @@ from test_reward import QUERIES, RESPONSES, load, tiny_config, tiny_tokenizer, t
 from transformers import BertForSequenceClassification, BertModel
 
 from rlhf_tutorial import assets
-from rlhf_tutorial.assets import Hub, cache_dir, reason, resolve
-from rlhf_tutorial.data import (
-    CHAT,
-    DLITE,
-    PromptTemplate,
-    load_preferences,
-    load_queries,
-    prepare_queries,
-)
+from rlhf_tutorial.assets import Hub, cache_dir, resolve
+from rlhf_tutorial.data import load_preferences, load_queries, prepare_queries
 from rlhf_tutorial.device import device_or_default
-from rlhf_tutorial.errors import AssetError, DataError, ModelError, RewardError, TutorialError
-from rlhf_tutorial.evaluation.compare import compare
-from rlhf_tutorial.reward import (
-    RewardModel,
-    checked_scores,
-    pairwise_accuracy,
-    rule_reward,
-    train_reward_model,
+from rlhf_tutorial.errors import (
+    AssetError,
+    DataError,
+    ModelError,
+    RewardError,
+    TutorialError,
+    reason,
 )
+from rlhf_tutorial.evaluation.compare import compare
+from rlhf_tutorial.reward import RewardModel, rule_reward, train_reward_model
+from rlhf_tutorial.reward.training import pairwise_accuracy
+from rlhf_tutorial.scores import checked_scores
+from rlhf_tutorial.template import CHAT, DLITE, PromptTemplate
 
 ROOT = Path(__file__).resolve().parent.parent
 __all__ = ["hub_cache", "pip"]  # fixtures of test_assets, used here too

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rlhf_tutorial.ppo import fused
-from rlhf_tutorial.ppo.fused import logprobs_and_entropy
+from rlhf_tutorial.ppo import token_stats as fused
+from rlhf_tutorial.ppo.token_stats import logprobs_and_entropy
 
 
 def case(dtype: torch.dtype, vocabulary: int = 5000) -> tuple[torch.Tensor, ...]:

@@ -30,7 +30,6 @@ from test_data import dialogue
 from rlhf_tutorial import __main__ as command_line
 from rlhf_tutorial.assets import Bundled, Hub, _extract, as_source, cache_dir, resolve
 from rlhf_tutorial.data import (
-    PromptTemplate,
     first_prompt,
     last_reply,
     load_preferences,
@@ -39,7 +38,8 @@ from rlhf_tutorial.data import (
 )
 from rlhf_tutorial.errors import AssetError, DataError, RewardError, TutorialError
 from rlhf_tutorial.presets import OVERRIDES, PRESETS, load_preset
-from rlhf_tutorial.reward import checked_scores
+from rlhf_tutorial.scores import checked_scores
+from rlhf_tutorial.template import PromptTemplate
 
 PLANNED = 10_000
 ASKED = int(os.environ.get("RLHF_FUZZ", PLANNED))

@@ -21,7 +21,7 @@ from rlhf_tutorial import (
     prepare_queries,
     train,
 )
-from rlhf_tutorial.data import DLITE
+from rlhf_tutorial.template import DLITE
 
 END_KEY = "### End"
 GEN_LEN = 16
@@ -178,7 +178,8 @@ def test_the_packages_own_loop_is_the_same_three_calls(paths, tokenizer, dataset
 
 
 def test_the_comparison_is_printed_in_the_originals_form(paths, tokenizer, dataset, reward_model):
-    from rlhf_tutorial.evaluation.compare import compare, format_examples, sample_responses
+    from rlhf_tutorial.evaluation.compare import compare, format_examples
+    from rlhf_tutorial.evaluation.sampling import sample_responses
 
     queries = dataset.select(range(8))
     answers = [

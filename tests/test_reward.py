@@ -21,18 +21,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from rlhf_tutorial import reward as rewards
 from rlhf_tutorial.device import default_device, supports_bf16
 from rlhf_tutorial.errors import DataError, ModelError, RewardError
-from rlhf_tutorial.reward import (
-    RewardModel,
-    accuracy_interval,
-    cut_pair,
-    cut_words,
-    pairwise_accuracy,
-    rule_reward,
-    train_reward_model,
-)
+from rlhf_tutorial.evaluation.intervals import accuracy_interval
+from rlhf_tutorial.reward import RewardModel, cut_pair, rule_reward, train_reward_model
+from rlhf_tutorial.reward import training as rewards
+from rlhf_tutorial.reward.training import cut_words, pairwise_accuracy
 
 ROOT = Path(__file__).resolve().parent.parent
 ADAPTER = ROOT / "rlhf_tutorial" / "bundled" / "reward_adapter"

@@ -12,10 +12,10 @@ import torch
 
 from rlhf_tutorial import Run, load_preset
 from rlhf_tutorial.errors import DataError
-from rlhf_tutorial.evaluation.compare import bootstrap_interval
-from rlhf_tutorial.experiment import experiment
+from rlhf_tutorial.evaluation.intervals import bootstrap_interval
 from rlhf_tutorial.reward import rule_reward
-from rlhf_tutorial.rivals import (
+from rlhf_tutorial.studies.looks import experiment
+from rlhf_tutorial.studies.rivals import (
     best_of_n,
     best_of_n_kl,
     given_pairs,
@@ -209,7 +209,7 @@ def test_the_kl_of_best_of_n_is_bounded_as_stated() -> None:
 
 def test_a_look_at_a_policy_s_own_reference_finds_no_distance(run: Run, tmp_path: Path) -> None:
     from rlhf_tutorial import create_reference_model
-    from rlhf_tutorial.experiment import look_at
+    from rlhf_tutorial.studies.looks import look_at
 
     policy, queries = run.load_policy(), run.queries("test").select(range(4))
     at = look_at(policy, create_reference_model(policy), run, {"first": rule_reward}, queries)
@@ -218,7 +218,7 @@ def test_a_look_at_a_policy_s_own_reference_finds_no_distance(run: Run, tmp_path
 
 
 def test_the_committed_runs_are_whole_and_start_from_the_same_answers() -> None:
-    from rlhf_tutorial.rivals import committed_rivals
+    from rlhf_tutorial.studies.committed import committed_rivals
 
     table = committed_rivals()
     for (method, seed), rows in table.groupby(["method", "seed"]):
@@ -234,7 +234,7 @@ def test_the_committed_runs_are_whole_and_start_from_the_same_answers() -> None:
 def test_the_committed_runs_are_read_in_as_compared(monkeypatch: Any, tmp_path: Path) -> None:
     import json
 
-    from rlhf_tutorial import rivals
+    from rlhf_tutorial.studies import committed as rivals
 
     at = {"scores": {"first": [1.0], "second": [2.0]}, "answers": ["a"], "kl": [0.0]}
     after = {"scores": {"first": [3.0], "second": [1.5]}, "answers": ["b"], "kl": [0.7]}
@@ -252,7 +252,7 @@ def test_the_committed_runs_are_read_in_as_compared(monkeypatch: Any, tmp_path: 
 def test_the_committed_trials_and_costs_are_read(monkeypatch: Any, tmp_path: Path) -> None:
     import json
 
-    from rlhf_tutorial import rivals
+    from rlhf_tutorial.studies import committed as rivals
 
     for rate, after in ((2e-4, 3.0), (5e-5, 1.5)):
         at = {
@@ -304,7 +304,7 @@ def test_the_rule_takes_the_best_trial_within_the_limit(monkeypatch: Any, tmp_pa
 
 
 def test_the_committed_runs_say_what_notebook_09_says_of_them() -> None:
-    from rlhf_tutorial.rivals import committed_rivals
+    from rlhf_tutorial.studies.committed import committed_rivals
 
     table = committed_rivals()
     table["first"] = table["score_after"] - table["score_before"]
@@ -338,7 +338,7 @@ def test_the_committed_runs_say_what_notebook_09_says_of_them() -> None:
 
 
 def test_the_readme_states_the_gains_of_the_rivals() -> None:
-    from rlhf_tutorial.rivals import committed_rivals
+    from rlhf_tutorial.studies.committed import committed_rivals
 
     table = committed_rivals()
     table["first"] = table["score_after"] - table["score_before"]
@@ -357,7 +357,7 @@ def test_the_readme_states_the_gains_of_the_rivals() -> None:
 
 def test_the_pages_say_how_little_the_second_judge_sees_of_best_of_16() -> None:
     from rlhf_tutorial.evaluation.compare import summarise
-    from rlhf_tutorial.rivals import committed_rivals
+    from rlhf_tutorial.studies.committed import committed_rivals
 
     table, root = committed_rivals(), Path(__file__).resolve().parent.parent
     rows, seen = table[table["method"] == "best of 16"], []
@@ -372,7 +372,7 @@ def test_the_pages_say_how_little_the_second_judge_sees_of_best_of_16() -> None:
 
 def test_dpo_pushed_down_the_chosen_answers_as_well() -> None:
     """What notebook 09 says of its log: beta times the log-ratio, in the last four batches."""
-    from rlhf_tutorial.rivals import _committed
+    from rlhf_tutorial.studies.committed import _committed
 
     runs = [r for r in _committed("seed") if r["method"] == "dpo"]
     assert len(runs) == 3

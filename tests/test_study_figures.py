@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from rlhf_tutorial import study_figures as figures
+from rlhf_tutorial import figures
 from rlhf_tutorial.errors import DataError
 
 pytestmark = pytest.mark.filterwarnings("error::UserWarning")

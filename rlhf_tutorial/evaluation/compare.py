@@ -1,77 +1,17 @@
-"""The same prompts through the policy before and after training: answers, scores, intervals."""
+"""The same prompts answered before and after training: scores, gains, and their intervals."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from ..device import supports_bf16
 from ..errors import DataError
-from ..models import AutoModelForCausalLMWithValueHead
-from ..ppo.rollout import generate_responses
-from ..reward import Reward, checked_scores
+from ..scores import Reward, checked_scores
+from .intervals import bootstrap_interval
 
 if TYPE_CHECKING:
     import pandas as pd
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-def sample_responses(
-    model: AutoModelForCausalLMWithValueHead | PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    queries: list[Tensor],
-    *,
-    decode: Callable[[list[Tensor]], list[str]],
-    batch_size: int = 32,
-    seed: int = 0,
-    eos_token_id: int | list[int] | None = None,
-    bf16: bool | None = None,
-    **generation_kwargs: Any,
-) -> list[str]:
-    """Sample one response to each query, the same ones for the same seed and batch size.
-
-    Args:
-        model: a policy, or any causal language model of transformers.
-        tokenizer: gives the pad token, and the end-of-sequence token unless `eos_token_id` does.
-        queries: 1-d tensors of token ids, of any lengths.
-        decode: turns response tokens into text. Take the one that the training loop used: a judge
-            should see the answers in the form that it scored in training.
-        bf16: compute in bfloat16; by default where the device has it in hardware.
-        generation_kwargs: for `transformers`' generate; unless they say otherwise, sampling is pure
-            (temperature 1, no top-k, no top-p).
-
-    Returns:
-        One text per query, in the caller's order. The caller's random state is left as it was.
-    """
-    device = next(model.parameters()).device
-    bf16 = supports_bf16(device) if bf16 is None else bf16
-    was_training = model.training
-    model.eval()  # dropout would change the policy that is sampled from
-    if not isinstance(model, AutoModelForCausalLMWithValueHead):
-        model = AutoModelForCausalLMWithValueHead.from_pretrained(model)  # the same sampling loop
-    try:
-        with (
-            torch.random.fork_rng(devices=range(torch.cuda.device_count())),
-            torch.autocast(device.type, torch.bfloat16, enabled=bf16),
-        ):
-            torch.manual_seed(seed)
-            responses = generate_responses(
-                model,
-                [query.to(device) for query in queries],
-                pad_token_id=tokenizer.pad_token_id,
-                eos_token_id=tokenizer.eos_token_id if eos_token_id is None else eos_token_id,
-                batch_size=batch_size,
-                **generation_kwargs,
-            )
-    finally:
-        model.train(was_training)
-    return decode(responses)
 
 
 def save_table(table: pd.DataFrame, path: Path) -> None:
@@ -174,40 +114,6 @@ def gains_by_seed(table: pd.DataFrame, judge: str = "score") -> pd.Series:
     """
     gains = table[f"{judge}_after"] - table[f"{judge}_before"]
     return gains.groupby(table["seed"]).mean()
-
-
-def bootstrap_interval(
-    values: Sequence[float] | np.ndarray,
-    *,
-    statistic: Callable[..., np.ndarray] = np.mean,
-    resamples: int = 10_000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """Percentile bootstrap interval (Efron & Tibshirani 1993, section 13.3).
-
-    Args:
-        values: (n,) independent observations; for a paired comparison, their differences.
-        statistic: called as `statistic(samples, axis=1)` on (resamples, n), as NumPy's reductions.
-        level: the share of the resampled statistics between the two ends.
-
-    Raises:
-        DataError: without a single value.
-    """
-    values = np.asarray(values, dtype=float)
-    if values.ndim != 1 or not len(values):
-        raise DataError(f"values has shape {values.shape}: give at least one, in one dimension")
-    rng = np.random.default_rng(seed)
-    # In blocks: all resamples of a few thousand values at once would fill hundreds of megabytes.
-    block = max(1, 1_000_000 // len(values))
-    statistics = []
-    for start in range(0, resamples, block):
-        rows = min(block, resamples - start)
-        indices = rng.integers(len(values), size=(rows, len(values)))
-        statistics.append(statistic(values[indices], axis=1))
-    tail = (1 - level) / 2
-    low, high = np.quantile(np.concatenate(statistics), [tail, 1 - tail])
-    return float(low), float(high)
 
 
 def format_examples(

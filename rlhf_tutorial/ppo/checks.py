@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import ModelError, RewardError, TrainingError
 from ..models import AutoModelForCausalLMWithValueHead
-from ..reward import checked_scores
+from ..scores import checked_scores
 from .math import masked_mean
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..device import default_device
 from ..errors import ModelError
 from .config import PPOConfig
-from .stats import start_trackers
+from .trackers import start_trackers
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

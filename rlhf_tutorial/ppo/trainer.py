@@ -21,7 +21,6 @@ from ..models import (
 from . import checkpoint, checks
 from .batches import Batches, Replies, collate_columns
 from .config import PPOConfig
-from .fused import logprobs_and_entropy
 from .gradient import clip_gradient
 from .math import (
     RunningMoments,
@@ -36,7 +35,9 @@ from .math import (
 )
 from .processes import everywhere, make_accelerator, prepare, rows_everywhere
 from .rollout import Batch, Experience, Outputs, collate, generate_responses
-from .stats import Clock, log_stats, minibatch_stats, scalars, step_stats
+from .stats import Clock, minibatch_stats, scalars, step_stats
+from .token_stats import logprobs_and_entropy
+from .trackers import log_stats
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -6,7 +6,6 @@ RLOO (Ahmadian et al. 2024, arXiv 2402.14740), GRPO (Shao et al. 2024, arXiv 240
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,20 +15,21 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from .assets import Bundled, resolve
-from .data import last_reply
-from .device import supports_bf16
-from .errors import DataError
-from .evaluation.compare import sample_responses
-from .models import AutoModelForCausalLMWithValueHead
-from .reward import Reward, checked_scores, preserved_random_state, quiet_transformers
-from .training import train
+from ..data import last_reply
+from ..device import supports_bf16
+from ..errors import DataError
+from ..evaluation.sampling import sample_responses
+from ..models import AutoModelForCausalLMWithValueHead
+from ..quiet import quiet_transformers
+from ..randomness import preserved_random_state
+from ..scores import Reward, checked_scores
+from ..training import train
 
 if TYPE_CHECKING:
-    import pandas as pd
     from datasets import Dataset
 
-    from .run import Run
+    from ..run import Run
+
 
 TokenPair = dict[str, list[int]]  # {"prompt_ids", "chosen_ids", "rejected_ids"}
 
@@ -238,69 +238,6 @@ def best_of_n_kl(n: int) -> float:
     Stiennon et al. (2020), appendix G.3; Beirami et al. (2024, arXiv 2401.01879) prove the bound.
     """
     return float(np.log(n) - (n - 1) / n)
-
-
-def committed_rivals() -> pd.DataFrame:
-    """The runs of `scripts/rivals.py` that come with the package, a row per prompt and run.
-
-    Returns:
-        The columns of `compare`, and method, seed, learning_rate, answers (sampled in training) and
-        kl (of this answer; for best-of-n the bound).
-    """
-    import pandas as pd
-
-    tables = []
-    for result in _committed("seed"):
-        columns: dict[str, Any] = {"query": result["queries"]}
-        for when in ("before", "after"):
-            at = result[when]
-            columns[f"response_{when}"] = at["answers"]
-            columns[f"score_{when}"] = at["scores"]["first"]
-            columns[f"second_{when}"] = at["scores"]["second"]
-        columns["kl"] = result["after"]["kl"]
-        own = {key: result.get(key) for key in ("method", "seed", "learning_rate", "answers")}
-        tables.append(pd.DataFrame(columns).assign(**own))
-    return pd.concat(tables, ignore_index=True)
-
-
-def committed_trials() -> pd.DataFrame:
-    """The trials of learning rates of `scripts/rivals.py`, a row each, by method and rate.
-
-    Returns:
-        method, learning_rate, gain (mean over the validation prompts under the first judge) and kl.
-    """
-    import pandas as pd
-
-    rows = []
-    for result in _committed("trial"):
-        before, after = (np.mean(result[when]["scores"]["first"]) for when in ("before", "after"))
-        own = {"method": result["method"], "learning_rate": result["learning_rate"]}
-        rows.append(own | {"gain": after - before, "kl": np.mean(result["after"]["kl"])})
-    return pd.DataFrame(rows).sort_values(["method", "learning_rate"], ignore_index=True)
-
-
-def committed_costs() -> pd.DataFrame:
-    """Of each method, by `scripts/rivals.py seconds`: a row of seconds and peak memory in GiB.
-
-    Training is the seconds for 16 answers and all that is learnt from them; at use is the seconds
-    for answers to 16 prompts, of best-of-n and, as "one answer", of any trained policy.
-    """
-    import pandas as pd
-
-    rows = {
-        result["method"]: {
-            "training (s)": result.get("seconds_per_step"),
-            "at use (s)": result.get("seconds_at_use"),
-            "peak memory (GiB)": result["peak_bytes"] / 2**30,
-        }
-        for result in _committed("seconds")
-    }
-    return pd.DataFrame.from_dict(rows, orient="index", dtype=float)
-
-
-def _committed(what: str) -> list[dict[str, Any]]:
-    paths = sorted(resolve(Bundled("rivals")).glob(f"{what}_*.json"))
-    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
 
 
 def _sampler(run: Run) -> Callable[..., list[str]]:

@@ -11,8 +11,8 @@ from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .errors import DataError
-from .plotting import BLUE, GREY, INK, STYLE, VERMILLION, _figure, _finish, moving_mean
+from ..errors import DataError
+from .style import BLUE, GREY, INK, STYLE, VERMILLION, finish, moving_mean, new_figure
 
 Points = Sequence[Mapping[str, Any]]
 
@@ -61,7 +61,7 @@ def against_kl(
         DataError: without a point, or for a point that lacks a key.
     """
     _check(curves, ["kl", *panels])
-    fig = _figure(4.6 * len(panels) + 0.4, 4.2)
+    fig = new_figure(4.6 * len(panels) + 0.4, 4.2)
     axes = np.atleast_1d(fig.subplots(1, len(panels)))
     largest = max(float(p["kl"]) for points in curves.values() for p in points)
     for ax, (key, title) in zip(axes, panels.items(), strict=True):
@@ -79,7 +79,7 @@ def against_kl(
         ax.set(title=title, xlabel="KL from the reference (nats per answer, √ scale)")
     handles, labels = axes[0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)))
-    return _finish(fig, path)
+    return finish(fig, path)
 
 
 @rc_context(STYLE)
@@ -100,7 +100,7 @@ def methods_against_kl(
     """
     behind = behind or {}
     _check({**behind, **methods}, ["kl", *panels])
-    fig = _figure(4.6 * len(panels) + 0.4, 4.4)
+    fig = new_figure(4.6 * len(panels) + 0.4, 4.4)
     largest = max(float(p["kl"]) for points in methods.values() for p in points)
     colours = [colour for n, colour in enumerate(colormaps["tab10"].colors) if n != 7]  # not grey
     for ax, (key, title) in zip(
@@ -135,7 +135,7 @@ def over_steps(curves: Mapping[str, Points], panels: Mapping[str, str], window: 
         DataError: without a point, or for a point that lacks a key.
     """
     _check(curves, list(panels))
-    fig = _figure(4.6 * len(panels) + 0.4, 3.9)
+    fig = new_figure(4.6 * len(panels) + 0.4, 3.9)
     for ax, (key, title) in zip(
         np.atleast_1d(fig.subplots(1, len(panels))), panels.items(), strict=True
     ):
@@ -160,7 +160,7 @@ def gains_of_seeds(judges: Mapping[str, Mapping[str, Any]]) -> Figure:
     """
     if not judges:
         raise DataError("gains_of_seeds got no judges: give at least one")
-    fig = _figure(7.5, 1.1 + 0.8 * len(judges))
+    fig = new_figure(7.5, 1.1 + 0.8 * len(judges))
     ax = fig.add_subplot()
     for y, result in enumerate(judges.values()):
         gains, (low, high) = result["gain_by_seed"], result["mean_gain_interval"]

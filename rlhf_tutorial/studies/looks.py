@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import time
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
@@ -11,15 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from .assets import Bundled, resolve
-from .evaluation.measures import text_measures
-from .models import AutoModelForCausalLMWithValueHead, shares_trunk
-from .ppo import PPOTrainer
-from .ppo.math import logprobs_from_logits
-from .ppo.rollout import collate, generate_responses
-from .reward import Reward, checked_scores
-from .run import Run
-from .training import train
+from ..evaluation.measures import text_measures
+from ..models import AutoModelForCausalLMWithValueHead, shares_trunk
+from ..ppo import PPOTrainer
+from ..ppo.math import logprobs_from_logits
+from ..ppo.rollout import collate, generate_responses
+from ..run import Run
+from ..scores import Reward, checked_scores
+from ..training import train
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -116,15 +114,6 @@ def progress(result: Mapping[str, Any]) -> list[dict[str, float]]:
             row[f"{judge}_std"] = float(np.std(first["scores"][judge], ddof=1))
         rows.append(row)
     return rows
-
-
-def committed_experiments() -> dict[str, dict[str, Any]]:
-    """The results of `scripts/study.py` that come with the package, by the experiment's name."""
-    folder = resolve(Bundled("experiments"))
-    results = (
-        json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))
-    )
-    return {result["name"]: result for result in results if "name" in result}
 
 
 def look(

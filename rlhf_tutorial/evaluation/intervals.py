@@ -1,0 +1,54 @@
+"""95% intervals: the bootstrap for a mean, Wilson's for a share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from ..errors import DataError
+
+
+def bootstrap_interval(
+    values: Sequence[float] | np.ndarray,
+    *,
+    statistic: Callable[..., np.ndarray] = np.mean,
+    resamples: int = 10_000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval (Efron & Tibshirani 1993, section 13.3).
+
+    Args:
+        values: (n,) independent observations; for a paired comparison, their differences.
+        statistic: called as `statistic(samples, axis=1)` on (resamples, n), as NumPy's reductions.
+        level: the share of the resampled statistics between the two ends.
+
+    Raises:
+        DataError: without a single value.
+    """
+    values = np.asarray(values, dtype=float)
+    if values.ndim != 1 or not len(values):
+        raise DataError(f"values has shape {values.shape}: give at least one, in one dimension")
+    rng = np.random.default_rng(seed)
+    # In blocks: all resamples of a few thousand values at once would fill hundreds of megabytes.
+    block = max(1, 1_000_000 // len(values))
+    statistics = []
+    for start in range(0, resamples, block):
+        rows = min(block, resamples - start)
+        indices = rng.integers(len(values), size=(rows, len(values)))
+        statistics.append(statistic(values[indices], axis=1))
+    tail = (1 - level) / 2
+    low, high = np.quantile(np.concatenate(statistics), [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def accuracy_interval(correct: int, n: int) -> tuple[float, float]:
+    """Wilson's 95% score interval for `correct` successes in `n` trials (Wilson 1927)."""
+    if not 0 <= correct <= n or n == 0:
+        raise DataError(f"{correct} correct of {n}: need 0 <= correct <= n and n > 0")
+    z = 1.959963984540054  # the normal distribution's 97.5% quantile
+    centre = (correct + z**2 / 2) / (n + z**2)
+    half = z / (n + z**2) * math.sqrt(correct * (n - correct) / n + z**2 / 4)
+    return max(0.0, centre - half), min(1.0, centre + half)

@@ -1,0 +1,28 @@
+"""The course's figures, each a function that returns a `matplotlib.figure.Figure`."""
+
+from .plan import plan_diagram
+from .scores import before_after, length_histogram, perplexity_bars, score_histogram
+from .step import along_response, batch_layout, clipped_objective, token_heatmap
+from .studies import against_kl, gains_of_seeds, methods_against_kl, over_steps
+from .style import STYLE
+from .training import LiveCurve, diagnostics, reward_curve
+
+__all__ = [
+    "STYLE",
+    "LiveCurve",
+    "against_kl",
+    "along_response",
+    "batch_layout",
+    "before_after",
+    "clipped_objective",
+    "diagnostics",
+    "gains_of_seeds",
+    "length_histogram",
+    "methods_against_kl",
+    "over_steps",
+    "perplexity_bars",
+    "plan_diagram",
+    "reward_curve",
+    "score_histogram",
+    "token_heatmap",
+]

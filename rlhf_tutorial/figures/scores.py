@@ -1,0 +1,208 @@
+"""Scores, lengths and perplexities: how they are spread, and what training changed of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from ..errors import DataError
+from .style import (
+    BLUE,
+    CYCLE,
+    GREY,
+    INK,
+    SKY,
+    STYLE,
+    VERMILLION,
+    columns_of,
+    finite,
+    headroom,
+    new_figure,
+    signed,
+)
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+
+@rc_context(STYLE)
+def before_after(table: DataFrame) -> Figure:
+    """The scores before and after training, and the gain of each prompt, sorted.
+
+    Args:
+        table: one row per prompt with "score_before" and "score_after" (see `compare`).
+
+    Raises:
+        DataError: for a missing column, no rows, or scores that are not finite.
+    """
+    columns = columns_of(table, ("score_before", "score_after"), what="comparison table")
+    before, after = (finite(columns[name], name) for name in ("score_before", "score_after"))
+    gains = np.sort(after - before)
+    fig = new_figure(11.0, 4.2)
+    left, right = fig.subplots(1, 2, width_ratios=(1, 1.1))
+
+    edges = _bin_edges(np.concatenate([before, after]), bins=int(np.clip(len(gains) // 4, 8, 30)))
+    for name, values, colour in (("before", before, GREY), ("after", after, BLUE)):
+        label = f"{name}: mean {signed(values.mean())}"
+        left.hist(values, edges, color=colour, alpha=0.45, label=label)
+        left.hist(values, edges, color=colour, histtype="step", linewidth=1.5)
+        left.axvline(values.mean(), ymax=0.86, color=colour, linewidth=2, linestyle="--")
+    left.set(xlabel="score by the reward model", ylabel="prompts", title="Scores")
+    headroom(left, 1.25)
+    left.legend(loc="upper left", ncols=2)
+    left.grid(axis="x", visible=False)
+
+    colours = np.where(gains > 0, BLUE, np.where(gains < 0, VERMILLION, GREY))
+    right.bar(np.arange(1, len(gains) + 1), gains, width=1.0 if len(gains) > 60 else 0.8,
+              color=colours)  # fmt: skip
+    right.axhline(0, color=INK, linewidth=0.8)
+    right.axhline(gains.mean(), color=INK, linewidth=1.5, linestyle="--",
+                  label=f"mean gain {signed(gains.mean())}")  # fmt: skip
+    better, worse = (gains > 0).sum(), (gains < 0).sum()
+    title = f"Gain of each prompt: {better} better, {worse} worse"
+    if tied := len(gains) - better - worse:
+        title += f", {tied} tied"
+    right.set(xlabel="prompts, sorted by gain", ylabel="score after − before", title=title)
+    right.legend(loc="upper left")
+    right.grid(axis="x", visible=False)
+    return fig
+
+
+@rc_context(STYLE)
+def score_histogram(
+    groups: Mapping[str, Sequence[float]],
+    title: str = "Scores by the reward model",
+    xlabel: str = "score",
+) -> Figure:
+    """One strip per group of answers on a common axis: do good answers score above bad ones?
+
+    Args:
+        groups: name to scores, drawn from top to bottom. Bars are shares of the group.
+
+    Raises:
+        DataError: for no groups, an empty group, or scores that are not finite.
+    """
+    if not groups:
+        raise DataError("score_histogram got no groups: give at least one list of scores")
+    scores = {name: finite(values, f"group {name!r}") for name, values in groups.items()}
+    edges = _bin_edges(np.concatenate(list(scores.values())), bins=32)
+    fig = new_figure(8.0, 0.9 + 0.95 * len(scores))
+    axes = np.atleast_1d(fig.subplots(len(scores), 1, sharex=True, sharey=True))
+    for i, (ax, (name, values)) in enumerate(zip(axes, scores.items(), strict=True)):
+        colour = CYCLE[i % len(CYCLE)]
+        shares = np.full(len(values), 1 / len(values))
+        ax.hist(values, edges, weights=shares, color=colour, alpha=0.55)
+        ax.axvline(values.mean(), color=colour, linewidth=2.2)
+        ax.set_ylabel(
+            f"{name}\nn = {len(values)}", rotation=0, ha="right", va="center", parse_math=False
+        )
+        ax.set_yticks([])
+        ax.spines["left"].set_visible(False)
+        ax.annotate(
+            f"mean {signed(values.mean())}",
+            (1, 0.98),
+            xycoords="axes fraction",
+            ha="right",
+            va="top",
+            fontsize=10,
+        )
+    headroom(axes[0], 1.15)
+    axes[0].set_title(title)
+    axes[-1].set_xlabel(f"{xlabel} (line: the group's mean)")
+    return fig
+
+
+@rc_context(STYLE)
+def perplexity_bars(
+    rows: Sequence[Mapping[str, Any]], xlabel: str = "perplexity (lower: less surprised)"
+) -> Figure:
+    """Bars with intervals, one per row of the perplexity table.
+
+    Args:
+        rows: {"label", "value", "low", "high"} each, drawn from top to bottom.
+
+    Raises:
+        DataError: for no rows, a missing field, or an interval that does not hold its value.
+    """
+    if not rows:
+        raise DataError("perplexity_bars got no rows: give at least one {label, value, low, high}")
+    for row in rows:
+        if missing := [key for key in ("label", "value", "low", "high") if key not in row]:
+            raise DataError(f"perplexity_bars row {dict(row)} has no {missing[0]!r}")
+        if not row["low"] <= row["value"] <= row["high"]:
+            raise DataError(
+                f"perplexity_bars row {row['label']!r}: the interval {row['low']} to {row['high']} "
+                f"does not hold the value {row['value']}"
+            )
+    values, low, high = (np.array([float(r[k]) for r in rows]) for k in ("value", "low", "high"))
+    y = np.arange(len(rows))
+    fig = new_figure(7.5, 0.9 + 0.5 * len(rows))
+    ax = fig.add_subplot()
+    ax.barh(y, values, height=0.62, color=SKY)
+    ax.errorbar(
+        values, y, xerr=(values - low, high - values), fmt="none", ecolor=INK, capsize=4, lw=1.4
+    )
+    for place, end, value in zip(y, high, values, strict=True):
+        ax.annotate(f"{value:.2f}", (end, place), (7, 0), textcoords="offset points", va="center")
+    ax.set_yticks(y, [str(row["label"]) for row in rows], parse_math=False)
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+    ax.set_xlim(0, 1.12 * high.max())
+    ax.set_xlabel(f"{xlabel}; lines: the interval")
+    ax.tick_params(axis="y", length=0)
+    ax.grid(axis="y", visible=False)
+    return fig
+
+
+@rc_context(STYLE)
+def length_histogram(
+    lengths: Sequence[int],
+    limit: int = 100,
+    xlabel: str = "length of the prompt (characters)",
+    ylabel: str = "prompts",
+) -> Figure:
+    """How long the prompts are, and how many are shorter than the limit and therefore kept.
+
+    Args:
+        lengths: one per prompt, before any is dropped. Beyond five times the limit they are only
+            counted.
+
+    Raises:
+        DataError: for no lengths or a limit below 1.
+    """
+    if limit < 1:
+        raise DataError(f"length_histogram got limit={limit}: use 1 or more")
+    lengths = finite(lengths, "lengths")
+    width = max(1, limit // 20)
+    top = np.clip(lengths.max() + 1, 1.15 * limit, 5 * limit)
+    # The limit is the edge of a bar, so that no bar is half kept.
+    first = limit % width - width
+    edges = np.arange(first, top + width, width)
+    beyond = int((lengths >= edges[-1]).sum())
+    kept = lengths < limit
+    fig = new_figure(8.0, 3.6)
+    ax = fig.add_subplot()
+    for values, colour, name in (
+        (lengths[kept], BLUE, f"kept: {kept.sum():,} shorter than {limit}"),
+        (lengths[~kept], GREY, f"dropped: {(~kept).sum():,}"),
+    ):
+        shown = values[values < edges[-1]]
+        ax.hist(shown, edges, color=colour, edgecolor="white", linewidth=0.5, label=name)
+    ax.axvline(limit, color=VERMILLION, linewidth=2, linestyle="--", label=f"limit: {limit}")
+    if beyond:
+        xlabel += f"; {beyond:,} of {int(edges[-1])} or more not shown"
+    ax.set(xlabel=xlabel, ylabel=ylabel, xlim=(0, edges[-1]))
+    headroom(ax, 1.35)
+    ax.grid(axis="x", visible=False)
+    ax.legend(loc="upper right" if edges[-1] > 1.6 * limit else "upper left")
+    return fig
+
+
+def _bin_edges(values: np.ndarray, bins: int) -> np.ndarray:
+    low, high = values.min(), values.max()
+    if low == high:
+        low, high = low - 0.5, high + 0.5
+    return np.linspace(low, high, bins + 1)

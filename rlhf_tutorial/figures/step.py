@@ -1,0 +1,253 @@
+"""One PPO step taken apart: numbers under tokens, along a response, in a batch, at the clip."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from ..errors import DataError
+from .style import (
+    BLUE,
+    CYCLE,
+    GREY,
+    INK,
+    ORANGE,
+    SKY,
+    STYLE,
+    VERMILLION,
+    finite,
+    new_figure,
+    signed,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+
+@rc_context(STYLE)
+def token_heatmap(
+    tokens: Sequence[str],
+    rows: Mapping[str, Sequence[float]],
+    centers: Mapping[str, float] | None = None,
+    tokens_per_line: int = 16,
+) -> Figure:
+    """The tokens of one response with one or more numbers each, coloured and printed.
+
+    Each row has its own scale: white at its centre, blue above, red below, full colour at the
+    largest distance from the centre in that row.
+
+    Args:
+        tokens: T decoded tokens.
+        rows: name of the quantity to its T values. NaN leaves a cell empty.
+        centers: name to the value that is white; 0 where not given.
+        tokens_per_line: a longer response is broken into several lines.
+
+    Raises:
+        DataError: for no tokens, no rows, rows of another length, or an unknown name in `centers`.
+    """
+    centers = dict(centers or {})
+    if not tokens or not rows:
+        raise DataError("token_heatmap needs at least one token and one row of values")
+    for name, values in rows.items():
+        if len(values) != len(tokens):
+            raise DataError(
+                f"token_heatmap row {name!r} has {len(values)} values for {len(tokens)} tokens: "
+                "give one value per token"
+            )
+    if unknown := sorted(centers.keys() - rows.keys()):
+        raise DataError(f"token_heatmap centers name {unknown[0]!r}, which is not among the rows")
+
+    from matplotlib import colormaps
+
+    cmap = colormaps["RdBu"]
+    values = np.array([np.asarray(row, dtype=float) for row in rows.values()])
+    offsets = values - np.array([[centers.get(name, 0.0)] for name in rows])
+    spans = np.array([np.abs(row[np.isfinite(row)]).max(initial=0.0) for row in offsets])
+    # 0.85: the ends of the colour map are too dark for the printed number.
+    shades = 0.5 + 0.5 * 0.85 * offsets / np.where(spans > 0, spans, 1.0)[:, None]
+
+    labels = [_printable(token) for token in tokens]
+    steep = max(map(len, labels)) > 8
+    lines = -(-len(tokens) // tokens_per_line)
+    columns = min(len(tokens), tokens_per_line)
+    height = lines * (0.42 * len(rows) + (0.95 if steep else 0.55)) + 0.1
+    fig = new_figure(max(3.0, 0.72 * columns + 0.095 * max(map(len, rows)) + 0.3), height)
+    for line, ax in enumerate(np.atleast_1d(fig.subplots(lines, 1))):
+        here = range(line * tokens_per_line, min((line + 1) * tokens_per_line, len(tokens)))
+        block = cmap(shades[:, here.start : here.stop])
+        block[~np.isfinite(values[:, here.start : here.stop])] = 1.0
+        ax.pcolormesh(block, edgecolors="white", linewidth=1.5)
+        for y, x in np.ndindex(len(rows), len(here)):
+            value = values[y, here.start + x]
+            dark = block[y, x, :3] @ (0.299, 0.587, 0.114) < 0.55
+            ax.text(
+                x + 0.5,
+                y + 0.5,
+                signed(value) if np.isfinite(value) else "–",
+                ha="center",
+                va="center",
+                fontsize=10,
+                color="white" if dark else INK,
+            )
+        ax.set(xlim=(0, columns), ylim=(len(rows), 0))
+        ax.xaxis.tick_top()
+        turn = {"rotation": 40, "ha": "left", "rotation_mode": "anchor"} if steep else {}
+        ax.set_xticks(
+            np.arange(len(here)) + 0.5, [labels[i] for i in here], parse_math=False, **turn
+        )
+        ax.set_yticks(np.arange(len(rows)) + 0.5, list(rows), parse_math=False)
+        ax.tick_params(length=0)
+        ax.grid(False)
+        ax.spines[:].set_visible(False)
+    return fig
+
+
+@rc_context(STYLE)
+def along_response(
+    tokens: Sequence[str], lines: Mapping[str, Sequence[float]], ylabel: str | None = None
+) -> Figure:
+    """Quantities along one response, a line each, with its tokens below.
+
+    Args:
+        tokens: T decoded tokens.
+        lines: name of the quantity to its T values; the first is drawn thick.
+
+    Raises:
+        DataError: for no tokens, no lines, or lines of another length.
+    """
+    if not tokens or not lines:
+        raise DataError("along_response needs at least one token and one line of values")
+    fig = new_figure(max(5.0, 0.62 * len(tokens) + 1.2), 3.4)
+    ax = fig.subplots()
+    ax.axhline(0, color=GREY, linewidth=0.8)
+    looks = ("-", "--", "-", ":")
+    for i, (name, values) in enumerate(lines.items()):
+        values = finite(values, name)
+        if len(values) != len(tokens):
+            raise DataError(
+                f"along_response line {name!r} has {len(values)} values for {len(tokens)} tokens: "
+                "give one value per token"
+            )
+        ax.plot(
+            values,
+            looks[i % len(looks)],
+            color=CYCLE[i % len(CYCLE)],
+            linewidth=2.4 if i == 0 else 1.6,
+            marker="o",
+            markersize=5 if i == 0 else 3.5,
+            label=name,
+        )
+    labels = [_printable(token) for token in tokens]
+    turn = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
+    ax.set_xticks(np.arange(len(tokens)), labels, parse_math=False, **turn)
+    ax.set_xlim(-0.4, len(tokens) - 0.6)
+    ax.set_ylabel(ylabel or "")
+    ax.legend(loc="best")
+    return fig
+
+
+@rc_context(STYLE)
+def batch_layout(attention_mask: ArrayLike, mask: ArrayLike) -> Figure:
+    """How queries and responses lie side by side in a PPO batch (see `ppo.rollout.collate`).
+
+    Args:
+        attention_mask: (B, Q + T), 1 at real tokens.
+        mask: (B, T), 1 at the response tokens that count.
+
+    Raises:
+        DataError: if the shapes do not fit together.
+    """
+    attention, counts = np.asarray(attention_mask), np.asarray(mask)
+    if attention.ndim != 2 or counts.ndim != 2 or len(attention) != len(counts):
+        raise DataError(
+            f"batch_layout got masks of shapes {attention.shape} and {counts.shape}: "
+            "use the attention_mask and mask of one batch"
+        )
+    start = attention.shape[1] - counts.shape[1]
+    kinds = np.where(attention > 0, 1, 0)
+    kinds[:, start:] = np.where(counts > 0, 2, 3 * kinds[:, start:])
+
+    from matplotlib.colors import ListedColormap
+    from matplotlib.patches import Patch
+
+    names = ("padding", "query", "response, trained on", "response, read but not trained on")
+    colours = ("#ECECEC", SKY, BLUE, ORANGE)
+    present = [kind for kind in range(4) if (kinds == kind).any()]
+    fig = new_figure(9.0, 1.2 + 0.2 * len(kinds))
+    ax = fig.add_subplot()
+    ax.pcolormesh(
+        kinds, cmap=ListedColormap(colours), vmin=-0.5, vmax=3.5, edgecolors="white", linewidth=0.8
+    )
+    ax.axvline(start, color=VERMILLION, linewidth=2)
+    ax.set(xlabel="column", ylabel="row", ylim=(len(kinds), 0))
+    ax.set_yticks(np.arange(len(kinds))[::5] + 0.5, np.arange(len(kinds))[::5])
+    ax.grid(False)
+    ax.legend(
+        handles=[Patch(facecolor=colours[kind], label=names[kind]) for kind in present],
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=len(present),
+    )
+    return fig
+
+
+@rc_context(STYLE)
+def clipped_objective(
+    ratio: Sequence[float], advantages: Sequence[float], cliprange: float
+) -> Figure:
+    """PPO's loss of one token against its probability ratio, and where a batch's tokens lie on it.
+
+    One panel for tokens of positive and one for tokens of negative advantage, both for an advantage
+    of size 1. Orange dots lie where the clip acts: the curve is flat, the token pushes no further.
+
+    Args:
+        ratio, advantages: one per response token, padding left out.
+        cliprange: eps.
+
+    Raises:
+        DataError: for no tokens, lists of unequal length, or values that are not finite.
+    """
+    ratio, advantages = finite(ratio, "ratio"), finite(advantages, "advantages")
+    if len(ratio) != len(advantages):
+        raise DataError(
+            f"{len(ratio)} ratios but {len(advantages)} advantages: give one of each per token"
+        )
+    reach = max(2 * cliprange, 1.05 * np.abs(ratio - 1).max())
+    low, high = max(0.0, 1 - reach), 1 + reach
+    grid = np.linspace(low, high, 400)
+    fig = new_figure(10.0, 3.8)
+    panels = ((1, "advantage above 0: make likelier"), (-1, "advantage below 0: make less likely"))
+    for ax, (sign, title) in zip(fig.subplots(1, 2), panels, strict=True):
+
+        def loss(r: np.ndarray, sign: int = sign) -> np.ndarray:
+            return np.maximum(-sign * r, -sign * r.clip(1 - cliprange, 1 + cliprange))
+
+        here = ratio[np.sign(advantages) == sign]
+        flat = here > 1 + cliprange if sign > 0 else here < 1 - cliprange
+        ax.axvspan(1 - cliprange, 1 + cliprange, color="#F4F4F4", zorder=0)
+        ax.plot(grid, -sign * grid, color=GREY, linewidth=1.2, linestyle="--", label="no clip")
+        ax.plot(grid, loss(grid), color=INK, linewidth=1.8, label="clipped")
+        for dots, colour, name in ((here[~flat], BLUE, "moving"), (here[flat], ORANGE, "stopped")):
+            label = f"{len(dots)} token{'' if len(dots) == 1 else 's'}, {name}"
+            ax.plot(dots, loss(dots), "o", color=colour, markersize=6, alpha=0.6, mew=0,
+                    label=label)  # fmt: skip
+        ax.set(xlabel="ratio, new / old probability", title=title, xlim=(low, high))
+        ax.legend(loc="best", fontsize=9)
+        if sign > 0:
+            ax.set_ylabel("loss for an advantage of size 1")
+    return fig
+
+
+def _printable(token: str, longest: int = 14) -> str:
+    """The token on one line, white space and characters the font lacks made visible."""
+    from matplotlib.font_manager import findfont, get_font
+
+    font = get_font(findfont("DejaVu Sans"))
+    text = token.strip(" ") or "␣" * len(token) or "∅"
+    text = text.replace("\n", "↵").replace("\t", "⇥")
+    text = "".join(c if c.isprintable() and font.get_char_index(ord(c)) else "▯" for c in text)
+    return text if len(text) <= longest else text[: longest - 1] + "…"

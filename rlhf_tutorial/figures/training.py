@@ -1,0 +1,255 @@
+"""How a training goes: the reward curve, six diagnostics, and a curve that grows meanwhile."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ..errors import DataError
+from .style import (
+    BLUE,
+    GREY,
+    SKY,
+    STYLE,
+    VERMILLION,
+    Stats,
+    columns_of,
+    finish,
+    moving_mean,
+    new_figure,
+    png_bytes,
+    signed,
+)
+
+SCORE_KEY, STD_KEY, KL_KEY = "ppo/mean_scores", "ppo/std_scores", "objective/kl"
+
+DIAGNOSTICS = (
+    (SCORE_KEY, "Score by the reward model"),
+    (KL_KEY, "KL from the reference (nats per response)"),
+    ("ppo/policy/entropy", "Entropy of the policy (nats per token)"),
+    ("ppo/policy/clipfrac", "Share of tokens where the clip acted"),
+    ("ppo/val/var_explained", "Value head: share of variance explained"),
+    ("tokens/responses_len_mean", "Response length (tokens)"),
+)
+
+
+class LiveCurve:
+    """A reward curve that grows in place below a notebook cell while the loop runs.
+
+    It shows each batch's mean score (thin), the mean of the last `window` batches (thick), and the
+    KL from the reference below. Outside a notebook it draws and prints nothing, so that the same
+    loop runs in a script. The picture is replaced, not added to: a saved notebook holds one.
+
+        with LiveCurve(total_steps=96) as curve:
+            for batch in trainer.dataloader:
+                ...
+                curve.update(trainer.step(queries, responses, scores))
+    """
+
+    def __init__(
+        self, total_steps: int | None = None, window: int = 10, min_seconds: float = 2.0
+    ) -> None:
+        """
+        Args:
+            total_steps: length of the step axis; without it the axis grows.
+            window: batches in the moving mean.
+            min_seconds: least time between two drawings. The last state is drawn in any case.
+        """
+        moving_mean([], window)  # refuse a wrong window before the training, not after
+        self.total_steps, self.window, self.min_seconds = total_steps, window, min_seconds
+        self.scores: list[float] = []
+        self.kls: list[float] = []
+        self._handle: Any = None
+        self._drawn_at, self._drawn_steps = -float("inf"), 0
+
+    def __enter__(self) -> LiveCurve:
+        return self
+
+    def update(self, stats: Mapping[str, Any]) -> None:
+        """Take in one step's stats, and draw if the last drawing is old enough.
+
+        Raises:
+            DataError: if the stats lack the mean score or the KL.
+        """
+        columns = columns_of([stats], (SCORE_KEY, KL_KEY))
+        self.scores.append(columns[SCORE_KEY].item())
+        self.kls.append(columns[KL_KEY].item())
+        if time.monotonic() - self._drawn_at >= self.min_seconds:
+            self._show()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._drawn_steps < len(self.scores):
+            self._show()
+
+    def figure(self) -> Figure:
+        """The curve as it stands.
+
+        Raises:
+            DataError: before the first update.
+        """
+        if not self.scores:
+            raise DataError("the live curve has no step yet: call update(stats) first")
+        return _live_figure(self.scores, self.kls, self.total_steps, self.window)
+
+    def _show(self) -> None:
+        if not _in_notebook():
+            return
+        from IPython.display import Image, display
+
+        width, height = 720, 400
+        image = Image(
+            png_bytes(self.figure(), dpi=150),
+            format="png",
+            width=width,
+            height=height,
+            alt=f"Mean score and KL over {len(self.scores)} PPO steps",
+        )
+        if self._handle is None:
+            self._handle = display(image, display_id=True)
+        else:
+            self._handle.update(image)
+        # Measured from the end of the drawing, so that drawing never takes most of the time.
+        self._drawn_at, self._drawn_steps = time.monotonic(), len(self.scores)
+
+
+@rc_context(STYLE)
+def reward_curve(
+    stats: Stats,
+    window: int = 10,
+    path: str | Path | None = None,
+    batch_size: int | None = None,
+) -> Figure:
+    """Figure 2: the mean score of each batch and the mean over the last `window` batches.
+
+    Args:
+        stats: what `PPOTrainer.step` returned, one mapping a step, or a DataFrame of the same.
+        path: a PNG to write as well, 1600 pixels wide.
+        batch_size: responses per step. Given, each batch's mean gets a band of plus and minus one
+            standard error, std / sqrt(batch_size): what a rise must be held against.
+
+    Raises:
+        DataError: for no steps, or steps without the scores.
+    """
+    keys = (SCORE_KEY,) if batch_size is None else (SCORE_KEY, STD_KEY)
+    columns = columns_of(stats, keys)
+    scores = columns[SCORE_KEY]
+    smooth = moving_mean(scores, window)
+    steps = np.arange(1, len(scores) + 1)
+    fig = new_figure(8.0, 4.2)
+    ax = fig.add_subplot()
+    if batch_size is not None:
+        if batch_size < 1:
+            raise DataError(f"reward_curve got batch_size={batch_size}: use 1 or more")
+        error = columns[STD_KEY] / np.sqrt(batch_size)
+        ax.fill_between(
+            steps,
+            scores - error,
+            scores + error,
+            color=SKY,
+            alpha=0.28,
+            linewidth=0,
+            label="± 1 standard error of the batch mean",
+        )
+    _score_lines(ax, steps, scores, smooth, window)
+    ax.set(xlabel="step", ylabel="mean score by the reward model")
+    _step_axis(ax, len(scores))
+    ax.legend(loc="lower right")
+    return finish(fig, path)
+
+
+@rc_context(STYLE)
+def diagnostics(stats: Stats, window: int = 10) -> Figure:
+    """Six panels that tell a healthy run from a sick one; the stats' keys are in small type.
+
+    Args:
+        stats: as in `reward_curve`.
+        window: batches in the thick moving mean.
+
+    Raises:
+        DataError: for no steps, or steps without one of the six numbers.
+    """
+    columns = columns_of(stats, [key for key, _ in DIAGNOSTICS])
+    fig = new_figure(12.0, 6.2)
+    fig.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
+    for ax, (key, title) in zip(fig.subplots(2, 3).flat, DIAGNOSTICS, strict=True):
+        values = columns[key]
+        steps = np.arange(1, len(values) + 1)
+        marker = "o" if len(values) == 1 else None
+        ax.plot(steps, values, color=GREY, linewidth=0.9, alpha=0.8, marker=marker)
+        ax.plot(steps, moving_mean(values, window), color=BLUE, linewidth=2.2, marker=marker)
+        ax.set_title(title, fontsize=10.5, pad=20)
+        ax.text(0, 1.03, key, transform=ax.transAxes, fontsize=8.5, color=GREY, family="monospace")
+        ax.set_xlabel("step")
+        ax.ticklabel_format(axis="y", useOffset=False)  # it would be printed over the key
+        _step_axis(ax, len(values))
+        if key == "ppo/val/var_explained":
+            _explained_axis(ax, values)
+    return fig
+
+
+def _in_notebook() -> bool:
+    """Whether a Jupyter kernel runs this; a terminal, even IPython's, can show no picture."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return getattr(shell, "kernel", None) is not None
+
+
+def _step_axis(ax: Axes, total: int) -> None:
+    ax.set_xlim(0.5, max(total, 2) + 0.5)
+    ax.xaxis.get_major_locator().set_params(integer=True)
+
+
+def _score_lines(
+    ax: Axes, steps: np.ndarray, scores: np.ndarray, smooth: np.ndarray, window: int
+) -> None:
+    marker = "o" if len(steps) == 1 else None  # a line through one point shows nothing
+    ax.plot(steps, scores, color=SKY, linewidth=1.0, marker=marker, label="each batch")
+    ax.plot(
+        steps,
+        smooth,
+        color=BLUE,
+        linewidth=2.6,
+        marker=marker,
+        label=f"mean of the last {window} batches (now {signed(smooth[-1])})",
+    )
+
+
+@rc_context(STYLE)
+def _live_figure(
+    scores: list[float], kls: list[float], total_steps: int | None, window: int
+) -> Figure:
+    steps = np.arange(1, len(scores) + 1)
+    fig = new_figure(7.2, 4.0)
+    top, bottom = fig.subplots(2, 1, sharex=True, height_ratios=(2.6, 1))
+    _score_lines(top, steps, np.array(scores), moving_mean(scores, window), window)
+    of_total = f" of {total_steps}" if total_steps else ""
+    top.set(ylabel="mean score", title=f"Step {len(scores)}{of_total}")
+    top.legend(loc="lower right", fontsize=9)
+    bottom.plot(steps, kls, color=VERMILLION, marker="o" if len(kls) == 1 else None)
+    bottom.set(ylabel="KL (nats per\nresponse)", xlabel="step")
+    _step_axis(bottom, max(total_steps or 0, len(scores)))
+    fig.align_ylabels()
+    return fig
+
+
+def _explained_axis(ax: Axes, values: np.ndarray) -> None:
+    """From -1 to 1: an untrained value head can start at -50, which would flatten all the rest."""
+    ax.axhline(0, color=GREY, linewidth=0.8, linestyle="--")
+    ax.set_ylim(max(-1.0, min(np.nanmin(values, initial=0.0) - 0.1, -0.1)), 1.0)
+    if below := int((values < -1).sum()):
+        text = f"{below} step{'s' if below > 1 else ''} below −1"
+        ax.text(0.98, 0.04, text, transform=ax.transAxes, ha="right", fontsize=9, color=GREY)

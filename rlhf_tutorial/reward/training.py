@@ -1,0 +1,239 @@
+"""How a judge is trained: Bradley-Terry on preference pairs, in full or by low-rank adapters."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..assets import Hub, as_source, resolve
+from ..device import device_or_default, supports_bf16
+from ..errors import DataError, loading
+from ..quiet import quiet_transformers
+from ..randomness import preserved_random_state
+from ..scores import Reward, checked_scores
+from .judge import RewardModel, encode, load_classifier
+
+Pair = dict[str, str]  # {"prompt", "chosen", "rejected"}
+
+
+def pairwise_accuracy(reward: Reward, pairs: Sequence[Pair]) -> float:
+    """Share of pairs in which `reward` puts the chosen response above the rejected one."""
+    _check_pairs(pairs)
+    prompts = [pair["prompt"] for pair in pairs]
+    responses = [pair["chosen"] for pair in pairs] + [pair["rejected"] for pair in pairs]
+    scores = checked_scores(reward(prompts + prompts, responses), len(responses))
+    wins = sum(c > r for c, r in zip(scores[: len(pairs)], scores[len(pairs) :], strict=True))
+    return wins / len(pairs)
+
+
+def _check_pairs(pairs: Sequence[Pair]) -> None:
+    if not len(pairs):
+        raise DataError("there are no preference pairs: give at least one")
+    for i, pair in enumerate(pairs):
+        for name in ("prompt", "chosen", "rejected"):
+            if not isinstance(pair.get(name), str):
+                raise DataError(f"pair {i} has no text as its {name!r}: give the three texts")
+
+
+def cut_pair(pair: Pair, rng: random.Random, shortest: int = 8, longest: int = 25) -> Pair:
+    """Both responses cut to the same number of words, drawn evenly from shortest..longest.
+
+    PPO's answers stop after a fixed number of tokens, often in mid-sentence. A judge that has seen
+    only whole answers marks them down for that.
+    """
+    words = rng.randint(shortest, longest)
+    return pair | {side: cut_words(pair[side], words) for side in ("chosen", "rejected")}
+
+
+def cut_words(text: str, words: int) -> str:
+    """The first `words` words of `text`, its spacing kept."""
+    match = re.match(rf"\s*(?:\S+\s+){{0,{words - 1}}}\S+", text)
+    return match.group() if match else ""
+
+
+def train_reward_model(
+    pairs: Sequence[Pair],
+    base: str | Path,
+    *,
+    output: str | Path | None = None,
+    lora: bool = True,
+    rank: int = 8,
+    layers: Sequence[int] | None = None,
+    epochs: int = 1,
+    batch_size: int = 32,
+    learning_rate: float = 1e-3,
+    max_tokens: int = 128,
+    cut_share: float = 0.6,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    bf16: bool | None = None,
+    log: Callable[[int, dict[str, float]], None] | None = None,
+) -> RewardModel:
+    """Train a Bradley-Terry reward model on preference pairs with `trl.RewardTrainer`.
+
+    The loss is -log sigmoid(r(x, chosen) - r(x, rejected)): Bradley & Terry (1952) as used by
+    Christiano et al. (2017) and in eq. 1 of Ouyang et al. (2022); a small penalty on the sum of the
+    two scores keeps them around zero, where the loss alone leaves their level open.
+
+    Args:
+        pairs: dictionaries of plain strings `prompt`, `chosen`, `rejected`.
+        base: model to start from, a folder or hub id; it gets a fresh head with one logit.
+        output: folder to leave the trained adapter (or, with `lora=False`, checkpoint) in.
+        lora: train low-rank adapters (Hu et al. 2021) of this `rank`, or else every weight.
+        layers: numbers of the layers that get adapters; all by default.
+        max_tokens: prompt and response together are cut to this many tokens.
+        cut_share: share of the pairs seen with both responses cut short, see `cut_pair`.
+        log: called as `log(step, {"loss", "accuracy", ...})` every ten optimiser steps.
+
+    Raises DataError when there are no pairs. The caller's random state is left as it was.
+    """
+    from transformers import AutoTokenizer, PrinterCallback
+    from trl import RewardConfig, RewardTrainer
+
+    _check_pairs(pairs)
+    device = device_or_default(device)
+    source = as_source(base)
+    base = resolve(source)
+    # trl's collator makes no token_type_ids; saved with the model, this tells the scorer so.
+    inputs = {"model_input_names": ["input_ids", "attention_mask"]}
+    with loading(base):
+        tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False, **inputs)
+    rows = _training_rows(pairs, tokenizer, epochs, batch_size, max_tokens, cut_share, seed)
+    bf16 = supports_bf16(device) if bf16 is None else bf16
+    with (
+        preserved_random_state(),
+        quiet_transformers(),
+        tempfile.TemporaryDirectory() as scratch,
+    ):
+        folder = Path(output) if output is not None else Path(scratch, "trained")
+        torch.manual_seed(seed)
+        with loading(base):
+            model, untrained = load_classifier(base)
+        trainer = RewardTrainer(
+            model=model,
+            args=RewardConfig(
+                output_dir=scratch,
+                per_device_train_batch_size=batch_size,
+                num_train_epochs=1,  # the rows hold every epoch, in the order to be seen
+                train_sampling_strategy="sequential",
+                learning_rate=learning_rate,
+                lr_scheduler_type="cosine",
+                warmup_steps=0.1,  # a share of all steps
+                center_rewards_coefficient=0.01,
+                max_length=None,
+                use_cpu=device.type == "cpu",
+                bf16=bf16,
+                activation_checkpointing=False,
+                save_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+                dataloader_pin_memory=device.type == "cuda",
+                seed=seed,
+            ),
+            train_dataset=rows,
+            processing_class=tokenizer,
+            peft_config=_lora_config(model, rank, layers, untrained) if lora else None,
+            callbacks=[_log_callback(log)] if log else None,
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+        # Score with what was saved: mixed precision leaves the trained module's forward patched.
+        trainer.model.save_pretrained(folder)
+        if lora:
+            Path(folder, "tokenizer_config.json").write_text(json.dumps(inputs, indent=2) + "\n")
+            name = source.repo_id if isinstance(source, Hub) else base.resolve().name
+            _name_base(folder, base, name)
+            return RewardModel.from_pretrained(base, folder, device=device, bf16=bf16)
+        tokenizer.save_pretrained(folder)
+        return RewardModel.from_pretrained(folder, device=device, bf16=bf16)
+
+
+def _training_rows(
+    pairs: Sequence[Pair],
+    tokenizer: Any,
+    epochs: int,
+    batch_size: int,
+    max_tokens: int,
+    cut_share: float,
+    seed: int,
+) -> Any:
+    """Token ids of every pair in every epoch, in batches of like length, the batches shuffled."""
+    from datasets import Dataset
+
+    rng = random.Random(seed)
+    rows: list[dict[str, list[int]]] = []
+    for _ in range(epochs):
+        seen = [cut_pair(pair, rng) if rng.random() < cut_share else pair for pair in pairs]
+        prompts = [pair["prompt"] for pair in seen]
+        ids = [
+            encode(tokenizer, prompts, [pair[side] for pair in seen], max_tokens)["input_ids"]
+            for side in ("chosen", "rejected")
+        ]
+        epoch = [{"chosen_ids": c, "rejected_ids": r} for c, r in zip(*ids, strict=True)]
+        rng.shuffle(epoch)
+        # Sorted only within 16 batches at a time, so that a batch's company changes by epoch.
+        batches = []
+        for start in range(0, len(epoch), 16 * batch_size):
+            group = sorted(epoch[start : start + 16 * batch_size], key=_longer_side)
+            batches += [group[i : i + batch_size] for i in range(0, len(group), batch_size)]
+        rng.shuffle(batches)
+        # A batch short of rows would shift the rest of the epoch out of its grouping.
+        batches.sort(key=lambda batch: len(batch) < batch_size)
+        rows += [row for batch in batches for row in batch]
+    return Dataset.from_list(rows)
+
+
+def _longer_side(row: dict[str, list[int]]) -> int:
+    return max(len(row["chosen_ids"]), len(row["rejected_ids"]))
+
+
+def _lora_config(model: Any, rank: int, layers: Sequence[int] | None, untrained: list[str]) -> Any:
+    """LoRA on every linear layer of these `layers`, by default of all of them.
+
+    Modules without trained weights, as a fresh head, train in full.
+    """
+    from peft import LoraConfig
+
+    linear = {
+        name.rpartition(".")[2]
+        for name, module in model.base_model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
+    return LoraConfig(
+        task_type="SEQ_CLS",
+        r=rank,
+        lora_alpha=2 * rank,
+        target_modules="all-linear" if layers is None else sorted(linear),
+        layers_to_transform=None if layers is None else list(layers),
+        modules_to_save=untrained or None,
+    )
+
+
+def _name_base(adapter: Path, base: Path, name: str) -> None:
+    """Put the base's name where PEFT wrote its local path, which is nobody else's business."""
+    path = adapter / "adapter_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = name
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    card = adapter / "README.md"
+    if card.exists():
+        text = card.read_text(encoding="utf-8").replace(str(base), name)
+        card.write_text(text, encoding="utf-8")
+
+
+def _log_callback(log: Callable[[int, dict[str, float]], None]) -> Any:
+    from transformers import TrainerCallback
+
+    class LogCallback(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            if logs and "loss" in logs:
+                log(state.global_step, {name: float(value) for name, value in logs.items()})
+
+    return LogCallback()

@@ -1,0 +1,85 @@
+"""The results of the long studies, which come with the package."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..assets import Bundled, resolve
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def committed_experiments() -> dict[str, dict[str, Any]]:
+    """The results of `scripts/study.py` that come with the package, by the experiment's name."""
+    folder = resolve(Bundled("experiments"))
+    results = (
+        json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))
+    )
+    return {result["name"]: result for result in results if "name" in result}
+
+
+def committed_rivals() -> pd.DataFrame:
+    """The runs of `scripts/rivals.py` that come with the package, a row per prompt and run.
+
+    Returns:
+        The columns of `compare`, and method, seed, learning_rate, answers (sampled in training) and
+        kl (of this answer; for best-of-n the bound).
+    """
+    import pandas as pd
+
+    tables = []
+    for result in _committed("seed"):
+        columns: dict[str, Any] = {"query": result["queries"]}
+        for when in ("before", "after"):
+            at = result[when]
+            columns[f"response_{when}"] = at["answers"]
+            columns[f"score_{when}"] = at["scores"]["first"]
+            columns[f"second_{when}"] = at["scores"]["second"]
+        columns["kl"] = result["after"]["kl"]
+        own = {key: result.get(key) for key in ("method", "seed", "learning_rate", "answers")}
+        tables.append(pd.DataFrame(columns).assign(**own))
+    return pd.concat(tables, ignore_index=True)
+
+
+def committed_trials() -> pd.DataFrame:
+    """The trials of learning rates of `scripts/rivals.py`, a row each, by method and rate.
+
+    Returns:
+        method, learning_rate, gain (mean over the validation prompts under the first judge) and kl.
+    """
+    import pandas as pd
+
+    rows = []
+    for result in _committed("trial"):
+        before, after = (np.mean(result[when]["scores"]["first"]) for when in ("before", "after"))
+        own = {"method": result["method"], "learning_rate": result["learning_rate"]}
+        rows.append(own | {"gain": after - before, "kl": np.mean(result["after"]["kl"])})
+    return pd.DataFrame(rows).sort_values(["method", "learning_rate"], ignore_index=True)
+
+
+def committed_costs() -> pd.DataFrame:
+    """Of each method, by `scripts/rivals.py seconds`: a row of seconds and peak memory in GiB.
+
+    Training is the seconds for 16 answers and all that is learnt from them; at use is the seconds
+    for answers to 16 prompts, of best-of-n and, as "one answer", of any trained policy.
+    """
+    import pandas as pd
+
+    rows = {
+        result["method"]: {
+            "training (s)": result.get("seconds_per_step"),
+            "at use (s)": result.get("seconds_at_use"),
+            "peak memory (GiB)": result["peak_bytes"] / 2**30,
+        }
+        for result in _committed("seconds")
+    }
+    return pd.DataFrame.from_dict(rows, orient="index", dtype=float)
+
+
+def _committed(what: str) -> list[dict[str, Any]]:
+    paths = sorted(resolve(Bundled("rivals")).glob(f"{what}_*.json"))
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
