@@ -14,13 +14,12 @@ import json
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from rlhf_tutorial import PPOConfig, PPOTrainer, Run, create_reference_model, load_preset, train
-from rlhf_tutorial.evaluation.sampling import sample_responses
+from rlhf_tutorial import PPOTrainer, Run, load_preset, train
+from rlhf_tutorial.evaluation.sampling import sample_answers
 
 VARIANTS = {
     "frozen trunk, bf16": {"shared": 22, "precision": "bf16"},
@@ -29,35 +28,17 @@ VARIANTS = {
 }
 
 
-def make_trainer(run: Run, shared: int | None, precision: str) -> PPOTrainer:
-    """As `Run.make_trainer`, with another trunk or precision."""
-    model, preset = run.load_policy(), run.preset
-    if run.device.type == "cpu":
-        model.pretrained_model.set_attn_implementation("eager")
-    config = PPOConfig(accelerator_kwargs={"mixed_precision": precision}, **preset.ppo)
-    reference = create_reference_model(model, shared)
-    groups = [
-        {"params": [p for p in model.pretrained_model.parameters() if p.requires_grad]},
-        {"params": list(model.v_head.parameters()), "lr": preset.value_head_learning_rate},
-    ]
-    optimizer = torch.optim.Adam(groups, lr=config.learning_rate, fused=True)
-    tokenizer = run.load_tokenizer()
-    return PPOTrainer(config, model, reference, tokenizer, run.queries(), optimizer=optimizer)
-
-
 def held_out_score(run: Run, trainer: PPOTrainer, reward: Any, prompts: int) -> float:
     """Mean score of an answer to each of the held-out prompts, from the same random numbers."""
-    queries, template = run.queries("test").select(range(prompts)), run.preset.template
-    answers = sample_responses(
-        trainer.accelerator.unwrap_model(trainer.model),
-        trainer.tokenizer,
+    queries = run.queries("test").select(range(prompts))
+    answers = sample_answers(
+        trainer.policy,
+        run.load_template(),
         queries["input_ids"][:],
-        decode=lambda responses: template.decode(trainer.tokenizer, responses),
-        eos_token_id=template.eos_token_ids(trainer.tokenizer),
         max_new_tokens=run.preset.max_new_tokens,
         bf16=trainer.accelerator.mixed_precision == "bf16",
     )
-    scores = reward(queries["query"][:], answers)
+    scores = reward(queries["query"][:], answers.texts)
     return sum(scores) / len(scores)
 
 
@@ -67,8 +48,10 @@ def measure(variant: dict[str, Any], every: int, prompts: int, steps: int | None
 
     AcceleratorState._reset_state(reset_partial_state=True)  # or the precision would stay
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(load_preset("smollm2"), folder)
-        reward, trainer = run.load_reward(), make_trainer(run, **variant)
+        preset = replace(load_preset("smollm2"), num_shared_layers=variant["shared"])
+        run = Run(preset, folder)
+        reward = run.load_reward()
+        trainer = run.make_trainer(accelerator_kwargs={"mixed_precision": variant["precision"]})
         held_out, seconds = [[0, 0.0, held_out_score(run, trainer, reward, prompts)]], 0.0
         start = time.perf_counter()
         for _ in train(trainer, reward, run.preset.template, epochs=run.preset.epochs):

@@ -21,6 +21,7 @@ from rlhf_tutorial import (
     PPOTrainer,
     create_reference_model,
 )
+from rlhf_tutorial.models import set_training_attention
 
 
 def load(folder: str | None, shape: dict[str, Any] | None) -> AutoModelForCausalLMWithValueHead:
@@ -41,8 +42,7 @@ def main() -> None:
     tokenizer.pad_token = tokenizer.eos_token
     n = settings["batch_size"]
     model = load(settings["folder"], settings["shape"])
-    if settings["device"] == "cpu":
-        model.pretrained_model.set_attn_implementation("eager")  # as `Run.make_trainer` does
+    set_training_attention(model.pretrained_model, torch.device(settings["device"]))
     precision = {"mixed_precision": settings["precision"], "cpu": settings["device"] == "cpu"}
     config = PPOConfig(batch_size=n, mini_batch_size=n, accelerator_kwargs=precision)
     trainer = PPOTrainer(

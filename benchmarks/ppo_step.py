@@ -66,7 +66,7 @@ def inputs(model: str, batch_size: int) -> dict[str, Any]:
         folder = make_tiny_policy(Path(tempfile.mkdtemp()), ["Some text to learn bytes from."])
     tokenizer = load_tokenizer(folder)
     preferences = load_preferences(preset.data, "train")
-    queries, _ = prepare_queries(preferences, tokenizer, CHAT, limit=8 * batch_size)
+    queries, _ = prepare_queries(preferences, CHAT.bind(tokenizer), limit=8 * batch_size)
     # The tokens of a look-alike's own vocabulary: only the lengths matter.
     return {
         "folder": str(folder) if model == "smollm2" else None,

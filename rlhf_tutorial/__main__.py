@@ -12,6 +12,7 @@ from .errors import TutorialError
 from .notebook import headline
 from .presets import PRESETS, load_preset
 from .run import Run
+from .training import batches_of
 
 
 def prepare(run: Run) -> None:
@@ -23,7 +24,7 @@ def prepare(run: Run) -> None:
 def train(run: Run) -> None:
     """Train the policy with PPO."""
     trainer = run.make_trainer()
-    total, main = run.preset.epochs * len(trainer.dataloader), trainer.accelerator.is_main_process
+    total, main = run.preset.epochs * len(batches_of(trainer)), trainer.accelerator.is_main_process
     with tqdm(total=total, desc="PPO", unit="step", disable=not main) as bar:
         for stats in run.train(trainer):
             bar.set_postfix(score=stats["ppo/mean_scores"], kl=stats["objective/kl"])

@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from .assets import Hub, Source, as_source, resolve
 from .errors import DataError, reason
-from .template import PromptTemplate, Turn
+from .template import BoundTemplate, Turn
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase
 
 
 _TURN = re.compile(r"\n\n(Human|Assistant):")
@@ -198,8 +197,7 @@ class PromptReport:
 
 def prepare_queries(
     preferences: Dataset,
-    tokenizer: PreTrainedTokenizerBase,
-    template: PromptTemplate,
+    template: BoundTemplate,
     *,
     max_chars: int = 100,
     limit: int | None = None,
@@ -247,7 +245,7 @@ def prepare_queries(
         elif limit is not None and len(rows) == limit:
             dropped["beyond_limit"] += 1
         else:
-            ids = template.encode(tokenizer, prompt)
+            ids = template.encode(prompt)
             if context_length is not None and len(ids) + max_new_tokens > context_length:
                 dropped["no_room"] += 1
             else:

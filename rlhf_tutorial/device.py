@@ -1,6 +1,9 @@
-"""Which device to compute on, and whether it computes in bfloat16."""
+"""Which device to compute on, and in which precision."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -13,7 +16,11 @@ def default_device() -> torch.device:
 
 
 def device_or_default(device: torch.device | str | None) -> torch.device:
-    """The device asked for, else the default one. Raises ModelError where there is none such."""
+    """The device asked for; without one, the default device.
+
+    Raises:
+        ModelError: if torch does not know the device, or this machine does not have that GPU.
+    """
     if device is None:
         return default_device()
     try:
@@ -29,15 +36,26 @@ def device_or_default(device: torch.device | str | None) -> torch.device:
 
 
 def supports_bf16(device: torch.device | str) -> bool:
-    """Whether `device` has bfloat16 arithmetic in hardware (emulated, it is slower than float32).
+    """Whether `device` has bfloat16 arithmetic in hardware; emulated, it is slower than float32.
 
-    On a CPU that means AVX512-BF16 or AMX; on a GPU, NVIDIA's Ampere generation or later.
+    A CPU has it with AVX512-BF16 or AMX, an NVIDIA GPU from the Ampere generation on.
     """
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":
         return False
-    # torch before 2.13 has no public list of what the processor can do.
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    # torch before 2.13 has no public list of what the processor can do: an empty one instead.
+    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def trains_in_bf16(device: torch.device | str, frozen_trunk: bool) -> bool:
+    """Whether the course trains a policy in bfloat16 (autocast; the weights stay float32).
+
+    It does if the device `supports_bf16` and the policy's lowest layers, its trunk, are frozen. A
+    policy of which all layers are trained is trained in float32, as in the original experiment.
+    What trains no policy (sampling for an evaluation, judges) uses bfloat16 on every device that
+    supports it.
+    """
+    return frozen_trunk and supports_bf16(device)

@@ -18,15 +18,16 @@ class Interruption:
     """
 
     def __init__(
-        self, save: Callable[[], Any], together: Callable[[bool], bool] | None = None
+        self, save: Callable[[], Any], any_process: Callable[[bool], bool] | None = None
     ) -> None:
         """
         Args:
-            together: of several processes, which save as one: whether any of them was asked to
-                stop. They then stop at the end of busy work only.
+            save: leaves the work where it can be taken up again.
+            any_process: where several processes save together: of whether this one was asked to
+                stop, whether any of them was. They then stop at the end of busy work only.
         """
         self.asked_for: int | None = None
-        self._save, self._together, self._busy = save, together, False
+        self._save, self._any_process, self._busy = save, any_process, False
         self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Interruption:
@@ -51,8 +52,17 @@ class Interruption:
         finally:
             self._busy = False
         asked = self.asked_for is not None
-        if self._together(asked) if self._together else asked:
+        if self._any_process(asked) if self._any_process else asked:
             self._stop()
+
+    def between(self, steps: Iterator[Any]) -> Iterator[Any]:
+        """The steps, each of them busy work: a wish to stop waits until one is complete."""
+        while True:
+            with self.busy():
+                step = next(steps, None)
+                if step is None:
+                    break
+            yield step
 
     def _stop(self) -> None:
         """Save, and let the signal do what it would have done."""
@@ -68,5 +78,5 @@ class Interruption:
         if twice:
             self.__exit__()
             signal.raise_signal(number)
-        elif not self._busy and self._together is None:
+        elif not self._busy and self._any_process is None:
             self._stop()

@@ -1,4 +1,4 @@
-"""The policy with its value head, the frozen reference, and the trunk that both can share."""
+"""The policy with its value head, and the frozen reference."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from .assets import as_source, resolve
 from .errors import ModelError, loading
+from .randomness import seeded
+from .trunk import Halves, TrunkStates, freeze_below, trunk_version, upper_cache
 
 if TYPE_CHECKING:
-    from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 VALUE_HEAD_FILE = "value_head.safetensors"
 
@@ -94,10 +96,7 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
         self.v_head.to(pretrained_model.device)
         self.num_shared_layers = 0
         # A tuple, so that the two halves are not registered as submodules a second time.
-        self._halves: tuple[PreTrainedModel, PreTrainedModel] | None = None
-        # What was last sampled (ids, mask, positions), the trunk's states of it, and the version of
-        # its weights then: see `sample` and `trunk`.
-        self._sampled: tuple[tuple[Tensor, Tensor, Tensor], Tensor, int] | None = None
+        self.halves: Halves | None = None
 
     @classmethod
     def from_pretrained(
@@ -122,8 +121,7 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
         for argument in NOT_SUPPORTED.keys() & kwargs.keys():
             raise ModelError(f"{argument} is not supported: {NOT_SUPPORTED[argument]}")
         head_kwargs = {k: kwargs.pop(k) for k in list(kwargs) if k.startswith("v_head_init")}
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            torch.manual_seed(0)
+        with seeded(0):
             if isinstance(name, PreTrainedModel):
                 return cls(name, **head_kwargs).eval()
             folder = resolve(as_source(name, revision))
@@ -139,26 +137,23 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
                 model.v_head.load_state_dict(head)
         return model.eval()
 
+    @property
+    def split(self) -> Halves:
+        """Trunk and top. Raises ModelError where no layers are frozen."""
+        if self.halves is None:
+            raise ModelError("the model has no frozen trunk: create_reference_model makes one")
+        return self.halves
+
     def trunk(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
         """Hidden states after the frozen layers, (B, L, hidden), in float32 and without gradient.
 
         They depend on nothing that PPO trains: computed once per batch, they serve the reference
-        and every pass of the policy. Of tokens that `sample` has just drawn they are known.
+        and every pass of the policy.
         """
-        if self._halves is None:
-            raise ModelError("the model has no frozen trunk: create_reference_model makes one")
-        if self._sampled is not None:
-            kept, states, version = self._sampled
-            read, width = (input_ids, attention_mask, position_ids), input_ids.shape[1]
-            if kept[0][:, :width].shape == input_ids.shape and states.shape[1] >= width:
-                # The same tokens in the same places; padding after an answer's end is not read.
-                same = torch.stack([a[:, :width] == b for a, b in zip(kept, read, strict=True)])
-                same = same.all(dim=0) | (attention_mask == 0)
-                if same.all() and version == self._trunk_version():
-                    return states[:, :width]
+        trunk = self.split.trunk.base_model
         inputs = {"attention_mask": attention_mask, "position_ids": position_ids}
         with torch.no_grad():
-            return self._halves[0].base_model(input_ids, use_cache=False, **inputs)[0].float()
+            return trunk(input_ids, use_cache=False, **inputs)[0].float()
 
     def forward(
         self,
@@ -179,7 +174,7 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
         if trunk_states is None:
             model, inputs = self.pretrained_model, {"input_ids": input_ids}
         else:
-            model, inputs = self._halves[1], {"inputs_embeds": trunk_states}
+            model, inputs = self.split.top, {"inputs_embeds": trunk_states}
         if logits_to_keep is not None:
             inputs["logits_to_keep"] = logits_to_keep
         output = model(
@@ -203,33 +198,35 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
         max_new_tokens: int,
         eos_token_ids: list[int],
         pad_token_id: int,
-    ) -> Tensor:
+    ) -> tuple[Tensor, TrunkStates | None]:
         """Continue each row by draws from the model's whole distribution, softmax(z).
 
         That is what `transformers`' generate does with do_sample, temperature 1, top_k 0 and top_p
-        1, in less time. The trunk's states are kept on the way: see `trunk`.
+        1, in less time.
 
         Args:
             input_ids, attention_mask: (B, Q), padded on the left.
 
         Returns:
-            (B, Q + T), T up to `max_new_tokens`; after its first EOS a row holds padding.
+            (B, Q + T), T up to `max_new_tokens`; after its first EOS a row holds padding. And what
+            the frozen trunk, if there is one, made of these tokens on the way.
         """
         from transformers import DynamicCache
 
-        caches = (DynamicCache(), _upper_cache(self.num_shared_layers))
+        caches = (DynamicCache(), upper_cache(self.num_shared_layers))
         sequences, new, positions = input_ids, input_ids, position_ids_from(attention_mask)
         going_on = torch.ones_like(input_ids[:, 0], dtype=torch.bool)
         ends = torch.tensor(eos_token_ids, device=input_ids.device)
-        states = []
+        hidden: list[Tensor] = []
         for _ in range(max_new_tokens):
             inputs = {"attention_mask": attention_mask, "position_ids": positions}
-            if self._halves is None:
+            if self.halves is None:
                 model, inputs["input_ids"], cache = self.pretrained_model, new, caches[0]
             else:
-                lower, model = self._halves
-                states.append(lower.base_model(new, past_key_values=caches[0], **inputs)[0].float())
-                inputs["inputs_embeds"], cache = states[-1], caches[1]
+                trunk, model = self.halves
+                states = trunk.base_model(new, past_key_values=caches[0], **inputs)[0].float()
+                hidden.append(states)
+                inputs["inputs_embeds"], cache = states, caches[1]
             logits = model(past_key_values=cache, logits_to_keep=1, **inputs).logits[:, -1]
             tokens = torch.where(going_on, draw(logits), pad_token_id)
             going_on = going_on & ~torch.isin(tokens, ends)
@@ -238,14 +235,14 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
             attention_mask = torch.cat([attention_mask, torch.ones_like(new)], dim=1)
             if not going_on.any():
                 break
-        if states:
-            read = sequences, attention_mask, position_ids_from(attention_mask)
-            self._sampled = read, torch.cat(states, dim=1), self._trunk_version()
-        return sequences
+        if self.halves is None:
+            return sequences, None
+        read = sequences, attention_mask, position_ids_from(attention_mask)
+        return sequences, TrunkStates(*read, torch.cat(hidden, dim=1), self.trunk_version())
 
-    def _trunk_version(self) -> int:
+    def trunk_version(self) -> int:
         """Changes when frozen weights are written to, as by load_state_dict."""
-        return sum(p._version for p in self._halves[0].parameters() if not p.requires_grad)
+        return trunk_version(self.split.trunk)
 
     def generate(self, *args: Any, **kwargs: Any) -> Tensor:
         """`transformers`' own generate, on the language model."""
@@ -291,21 +288,12 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
     def freeze_lowest_layers(self, k: int) -> None:
         """Freeze the embeddings and the lowest k layers, and split the model there.
 
-        A tied output head is the embedding matrix, so it is frozen too. The upper layers, the final
-        norm, an untied head and the value head stay trainable.
+        What is above, and the value head, stays trainable: see `trunk.freeze_below`.
 
         Raises:
             ModelError: if the model has not k layers, or cannot be split.
         """
-        trunk, top = _split(self.pretrained_model, k)
-        trainable = {id(p) for p in _layers(top.base_model)[1].parameters()}
-        trainable |= {id(p) for p in _final_norm(top.base_model)[1].parameters()}
-        head = self.pretrained_model.get_output_embeddings()
-        if head.weight is not self.pretrained_model.get_input_embeddings().weight:
-            trainable |= {id(p) for p in head.parameters()}
-        for parameter in self.pretrained_model.parameters():
-            parameter.requires_grad_(id(parameter) in trainable)
-        self.num_shared_layers, self._halves = k, (trunk, top)
+        self.halves, self.num_shared_layers = freeze_below(self.pretrained_model, k), k
 
 
 def upload(
@@ -334,7 +322,7 @@ def _saved_value_head(folder: Path) -> dict[str, Tensor] | None:
     if (folder / VALUE_HEAD_FILE).exists():
         return load_file(folder / VALUE_HEAD_FILE)
     names = {f"v_head.summary.{name}": name for name in ("weight", "bias")}
-    head = {}
+    head: dict[str, Tensor] = {}
     for path in sorted(folder.glob("model*.safetensors")):
         with safe_open(path, "pt") as file:
             head |= {names[k]: file.get_tensor(k) for k in file.keys() if k in names}  # noqa: SIM118
@@ -372,11 +360,10 @@ def create_reference_model(
     return reference.requires_grad_(False).eval()
 
 
-def cast_frozen_matrices(*models: nn.Module) -> None:
-    """Frozen matrices to bfloat16, in place: autocast would cast them again at every call."""
-    for parameter in (p for model in models for p in model.parameters()):
-        if not parameter.requires_grad and parameter.ndim >= 2:
-            parameter.data = parameter.data.bfloat16()
+def set_training_attention(model: PreTrainedModel, device: torch.device) -> None:
+    """Eager attention on a CPU: torch's fused one is slow backwards on short sequences there."""
+    if device.type == "cpu":
+        model.set_attn_implementation("eager")
 
 
 def shares_trunk(
@@ -394,22 +381,6 @@ def shares_trunk(
     )
 
 
-def _layers(base_model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The name and the list of the transformer blocks."""
-    for name, child in base_model.named_children():
-        if isinstance(child, nn.ModuleList):
-            return name, child
-    raise ModelError(f"{type(base_model).__name__} has no list of layers to split: share none")
-
-
-def _final_norm(base_model: nn.Module) -> tuple[str, nn.Module]:
-    """The name of the norm after the last block, and the norm."""
-    norms = [(n, m) for n, m in base_model.named_children() if type(m).__name__.endswith("Norm")]
-    if not norms:
-        raise ModelError(f"{type(base_model).__name__} has no final norm to split at: share none")
-    return norms[-1]
-
-
 def draw(logits: Tensor) -> Tensor:
     """One token per row, (B,), from softmax(logits), (B, V): where the cumulated sum passes u.
 
@@ -418,77 +389,3 @@ def draw(logits: Tensor) -> Tensor:
     cumulated = logits.float().softmax(dim=-1).cumsum(dim=-1, dtype=torch.double)
     u = torch.rand_like(cumulated[:, :1]) * cumulated[:, -1:]
     return torch.searchsorted(cumulated, u, right=True).squeeze(1).clamp(max=logits.shape[1] - 1)
-
-
-class _NoPositions(nn.Module):
-    """Stands for a learned position embedding in the upper half, where it was added already."""
-
-    def forward(self, position_ids: Tensor) -> Tensor:
-        return torch.zeros((), device=position_ids.device)
-
-
-def _upper_cache(offset: int) -> Cache:
-    """A cache of keys and values for layers that are numbered from `offset` on."""
-    from transformers import DynamicCache
-
-    class UpperCache(DynamicCache):
-        def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args: Any) -> Any:
-            return super().update(keys, values, layer_idx - offset, *args)
-
-    return UpperCache()
-
-
-def _shallow(module: nn.Module) -> nn.Module:
-    """A copy with the same submodules and parameters whose submodules can be replaced freely."""
-    clone = copy.copy(module)
-    clone._modules = dict(module._modules)
-    return clone
-
-
-def _split(model: PreTrainedModel, k: int) -> tuple[PreTrainedModel, PreTrainedModel]:
-    """Two views of one model: layers below k without the final norm, and layers from k on.
-
-    Both views hold the model's own tensors. upper(inputs_embeds=lower(ids)) equals model(ids);
-    that is checked here on a few tokens, so that an architecture for which it fails is refused.
-    """
-    name, layers = _layers(model.base_model)
-    if not 0 < k < len(layers):
-        raise ModelError(
-            f"num_shared_layers is {k}, but the model has {len(layers)} layers: "
-            f"use 1 to {len(layers) - 1}, or None for a full copy"
-        )
-    halves = []
-    for part in (layers[:k], layers[k:]):
-        half, base = _shallow(model), _shallow(model.base_model)
-        setattr(base, name, part)
-        setattr(half, model.base_model_prefix, base)
-        halves.append(half)
-    lower, upper = halves
-    setattr(lower.base_model, _final_norm(model.base_model)[0], nn.Identity())
-    embeddings = model.get_input_embeddings()
-    for child_name, child in model.base_model.named_children():
-        if isinstance(child, nn.Embedding) and child is not embeddings:
-            setattr(upper.base_model, child_name, _NoPositions())
-    layer_types = getattr(model.config, "layer_types", None)
-    if layer_types is not None:  # some models look up the kind of attention by layer number
-        upper.config = upper.base_model.config = copy.deepcopy(model.config)
-        upper.config.layer_types = layer_types[k:]
-    _check_split(model, lower, upper)
-    return lower, upper
-
-
-@torch.no_grad()
-def _check_split(model: PreTrainedModel, lower: PreTrainedModel, upper: PreTrainedModel) -> None:
-    was_training = model.training
-    for module in (model, lower, upper):
-        module.eval()  # dropout would make the two differ
-    ids = torch.arange(4, device=model.device).unsqueeze(0) % model.config.vocab_size
-    states = lower.base_model(ids, use_cache=False).last_hidden_state
-    expected = model(ids, use_cache=False).logits
-    actual = upper(inputs_embeds=states, use_cache=False).logits
-    model.train(was_training)
-    if not torch.allclose(actual, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item()):
-        raise ModelError(
-            f"{type(model).__name__} cannot be split into a trunk and a top: "
-            "use num_shared_layers=None"
-        )

@@ -25,27 +25,29 @@ class Preset:
     """Preference dialogues with a "train" and a "test" split."""
     template: PromptTemplate
     reward_adapter: Source | None = None
-    """A LoRA adapter that makes the judge out of an encoder, if it is one."""
+    """A LoRA adapter that turns `reward_model` into the judge; None if it is one by itself."""
     second_judge: Source | None = None
-    """Another judge, for evaluation alone; None for `reward.rule_of_variety`."""
+    """Another judge, used only to evaluate; None for `reward.rule_of_variety`."""
     second_adapter: Source | None = None
-    """The second judge's LoRA adapter, if it is one."""
+    """A LoRA adapter that turns `second_judge` into a judge; None if it is one by itself."""
     data_dir: str | None = None
+    """The subfolder of `data` that is read; None for all of it."""
     prompts: int | None = None
-    """How many training prompts to keep; all by default."""
+    """How many training prompts to keep; None for all."""
     max_new_tokens: int = 16
+    """The longest answer, in tokens."""
     epochs: int = 1
     """How many times each training prompt is used."""
     num_shared_layers: int | None = None
     """Frozen layers shared with the reference; None trains every layer against a full copy."""
     value_head_learning_rate: float | None = None
-    """Of the value head, which starts from nothing; as the policy's by default."""
+    """The value head's own, as it starts untrained; None for that of the policy."""
     ppo: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of `PPOConfig`; what is not named has TRL 0.11.4's default."""
+    """Fields of `PPOConfig`; a field not named here has the default of TRL 0.11.4."""
     comparison_prompts: int = 128
-    """Held-out prompts answered before and after."""
+    """How many held-out prompts are answered before and after training."""
     perplexity_texts: int | None = None
-    """Held-out dialogues for the perplexity; all by default."""
+    """How many held-out dialogues the perplexity is measured on; None for all."""
 
 
 PRESETS = {
@@ -107,18 +109,19 @@ OVERRIDES = {
     "second_judge": "RLHF_SECOND_JUDGE",
     "data": "RLHF_DATA",
 }
-"""Environment variables that replace a preset's sources by a hub id or a local folder."""
+"""Field of the preset to the environment variable that replaces it (see `load_preset`)."""
 
 
 def load_preset(name: str | None = None) -> Preset:
-    """The preset of that name; by default the one RLHF_PRESET names, else `smollm2`.
+    """The preset of that name; without one, the preset that RLHF_PRESET names, else `smollm2`.
 
     RLHF_POLICY, RLHF_REWARD_MODEL, RLHF_SECOND_JUDGE and RLHF_DATA replace its policy, judges and
-    data by a local folder, "org/name" or "org/name@revision". A judge put in this way is a whole
-    reward model, without the preset's adapter.
+    data by a local folder, "org/name" or "org/name@revision". A judge given in this way is used as
+    it is, without the preset's adapter.
 
     Raises:
-        TutorialError: for an unknown name. AssetError: for an override that is not to be found.
+        TutorialError: for an unknown name.
+        AssetError: for a path that does not exist.
     """
     name = name or os.environ.get("RLHF_PRESET") or "smollm2"
     if name not in PRESETS:
@@ -126,7 +129,8 @@ def load_preset(name: str | None = None) -> Preset:
     preset = PRESETS[name]
     for field_name, variable in OVERRIDES.items():
         if value := os.environ.get(variable):
-            preset = replace(preset, **{field_name: as_source(value)})
+            changed: dict[str, Any] = {field_name: as_source(value)}
+            preset = replace(preset, **changed)
             if field_name == "reward_model":
                 preset = replace(preset, reward_adapter=None)
             if field_name == "second_judge":

@@ -11,6 +11,14 @@ import torch
 
 
 @contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """torch's generators, of all devices, start from `seed`, and are put back afterwards."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # all that it seeds
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
 def preserved_random_state() -> Iterator[None]:
     """Put Python's, NumPy's and torch's random states back afterwards."""
     state, numpy_state = random.getstate(), np.random.get_state()

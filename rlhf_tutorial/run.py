@@ -19,17 +19,22 @@ import torch
 
 from .assets import Source, resolve
 from .data import last_reply, load_preferences, load_queries, prepare_queries
-from .device import default_device, supports_bf16
+from .device import default_device, trains_in_bf16
 from .errors import TutorialError, loading, reason
 from .interruption import Interruption
-from .models import AutoModelForCausalLMWithValueHead, create_reference_model, load_tokenizer
+from .models import (
+    AutoModelForCausalLMWithValueHead,
+    create_reference_model,
+    load_tokenizer,
+    set_training_attention,
+)
 from .ppo import PPOConfig, PPOTrainer
-from .ppo.processes import anywhere, main_process_first
-from .ppo.stats import scalars
+from .ppo.processes import any_process, main_process_first
 from .presets import Preset
 from .reward import RewardModel, rule_of_variety, rule_reward
 from .scores import Reward
-from .training import train
+from .template import BoundTemplate
+from .training import batches_of, train
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -86,6 +91,10 @@ class Run:
         """The policy's tokenizer."""
         return load_tokenizer(self._policy_folder())
 
+    def load_template(self) -> BoundTemplate:
+        """The preset's template with the policy's tokenizer."""
+        return self.preset.template.bind(self.load_tokenizer())
+
     def load_policy(self) -> AutoModelForCausalLMWithValueHead:
         """The policy before training."""
         return AutoModelForCausalLMWithValueHead.from_pretrained(self._policy_folder())
@@ -108,12 +117,10 @@ class Run:
         """The queries of a split; training queries are limited to the preset's number."""
         folder = self.folder / "prompts" / split
         if not folder.exists():
-            tokenizer = self.load_tokenizer()
             config = self._policy_config()
             queries, report = prepare_queries(
                 self.preferences(split),
-                tokenizer,
-                self.preset.template,
+                self.load_template(),
                 limit=self.preset.prompts if split == "train" else None,
                 max_new_tokens=self.preset.max_new_tokens,
                 context_length=getattr(config, "max_position_embeddings", None),
@@ -129,13 +136,13 @@ class Run:
         A reply ends with the token that ends an answer; it is cut to 64 tokens, and so is the
         dialogue before it, from the front.
         """
-        tokenizer, template = self.load_tokenizer(), self.preset.template
-        end, replies = template.eos_token_ids(tokenizer)[:1], []
+        template, replies = self.load_template(), []
+        end = template.eos_token_ids[:1]
         for text in self.preferences("train")["chosen"][:]:
             if isinstance(text, str) and (parts := last_reply(text)) is not None:
                 turns, reply = parts
-                ids = tokenizer(reply, add_special_tokens=False)["input_ids"] + end
-                context = template.encode(tokenizer, turns)[-64:]
+                ids = template.tokenizer(reply, add_special_tokens=False)["input_ids"] + end
+                context = template.encode(turns)[-64:]
                 replies.append((torch.tensor(context), torch.tensor(ids[:64])))
         return replies
 
@@ -152,11 +159,9 @@ class Run:
         with main_process_first():
             queries = self.queries()
             model = model or self.load_policy()
-        if self.device.type == "cpu":
-            # Of short sequences: torch's fused attention is slow backwards on a CPU.
-            model.pretrained_model.set_attn_implementation("eager")
+        set_training_attention(model.pretrained_model, self.device)
         ref_model = create_reference_model(model, preset.num_shared_layers)
-        bf16 = preset.num_shared_layers is not None and supports_bf16(self.device)
+        bf16 = trains_in_bf16(self.device, preset.num_shared_layers is not None)
         own = {
             "model_name": preset.name,
             "accelerator_kwargs": {"mixed_precision": "bf16" if bf16 else "no"},
@@ -164,11 +169,11 @@ class Run:
         config = PPOConfig(**{**own, **preset.ppo, **ppo})
         body = [p for p in model.pretrained_model.parameters() if p.requires_grad]
         head_lr = preset.value_head_learning_rate or config.learning_rate
-        optimizer = torch.optim.Adam(
-            [{"params": body}, {"params": list(model.v_head.parameters()), "lr": head_lr}],
-            lr=config.learning_rate,
-            fused=True,
-        )
+        groups: list[dict[str, Any]] = [
+            {"params": body},
+            {"params": list(model.v_head.parameters()), "lr": head_lr},
+        ]
+        optimizer = torch.optim.Adam(groups, lr=config.learning_rate, fused=True)
         return PPOTrainer(
             config,
             model,
@@ -176,7 +181,7 @@ class Run:
             self.load_tokenizer(),
             queries,
             optimizer=optimizer,
-            ptx_dataset=self.chosen_replies() if config.ptx_coef else None,
+            ptx_dataset=self.chosen_replies() if config.ptx_coef else (),
         )
 
     def train(
@@ -198,22 +203,15 @@ class Run:
         trainer = trainer or self.make_trainer()
         with main_process_first():
             reward = reward or self.load_reward()
-        main, checkpoints = trainer.accelerator.is_main_process, self.folder / "checkpoints"
+        checkpoints = self.folder / "checkpoints"
         if not trainer.resume(checkpoints) and trainer.history:
             raise TutorialError(
                 f"this trainer has taken {len(trainer.history)} steps, and {self.folder} has no "
                 "checkpoint to put it back to: make a new one with run.make_trainer()"
             )
+        main = trainer.accelerator.is_main_process
         if main:
-            for stale in ("comparison.csv", "perplexity.json", "results.json"):
-                (self.folder / stale).unlink(missing_ok=True)
-            for stale in ("policy", "checkpoints.old"):
-                shutil.rmtree(self.folder / stale, ignore_errors=True)
-        history = trainer.history
-        log_file = self.folder / "stats.jsonl" if main else Path(os.devnull)
-        start = time.perf_counter() - (history[-1]["time/elapsed"] if history else 0)
-        alone = trainer.accelerator.num_processes == 1
-        together = None if alone else partial(anywhere, trainer.accelerator)
+            self._delete_results()
         steps = train(
             trainer,
             reward,
@@ -221,44 +219,53 @@ class Run:
             epochs=self.preset.epochs,
             max_new_tokens=self.preset.max_new_tokens,
         )
+        alone = trainer.accelerator.num_processes == 1
         with (
-            log_file.open("w", encoding="utf-8") as log,
-            Interruption(lambda: trainer.save_checkpoint(checkpoints), together) as interruption,
+            StepLog(self.folder / "stats.jsonl" if main else Path(os.devnull), trainer) as log,
+            Interruption(
+                lambda: trainer.save_checkpoint(checkpoints),
+                None if alone else partial(any_process, trainer.accelerator),
+            ) as interruption,
         ):
-            log.writelines(json.dumps(numbers) + "\n" for numbers in history)
-            yield from list(history)
-            while True:
-                with interruption.busy():
-                    if (stats := next(steps, None)) is None:
-                        break
-                    stats["time/elapsed"] = time.perf_counter() - start
-                    history[-1] = scalars(stats)
-                    log.write(json.dumps(history[-1]) + "\n")
-                    log.flush()
-                    if len(history) % CHECKPOINT_EVERY == 0:
-                        trainer.save_checkpoint(checkpoints)
-                yield stats
+            yield from list(trainer.history)
+            yield from interruption.between(with_checkpoints(log.add(steps), trainer, checkpoints))
         if main:
-            with _made_whole(self.folder / "policy") as partial_policy:
-                trainer.save_pretrained(partial_policy)
-            self.record(
-                training={
-                    "steps": len(history),
-                    "prompts": len(trainer.dataloader.dataset),
-                    "epochs": self.preset.epochs,
-                    "mean_score_first_10_batches": _mean(history[:10], "ppo/mean_scores"),
-                    "mean_score_last_10_batches": _mean(history[-10:], "ppo/mean_scores"),
-                    "kl_last_10_batches": _mean(history[-10:], "objective/kl"),
-                    "seconds": round(history[-1]["time/elapsed"], 1),
-                    "seed": trainer.config.seed,
-                    "precision": trainer.accelerator.mixed_precision,
-                }
-            )
-            if checkpoints.exists():  # a short run has none
-                # All of them or none, should this be stopped as well.
-                done = checkpoints.rename(checkpoints.with_name("checkpoints.old"))
-                shutil.rmtree(done, ignore_errors=True)
+            self._leave_policy(trainer)
+            self._delete_checkpoints()
         trainer.accelerator.wait_for_everyone()
+
+    def _delete_results(self) -> None:
+        """What a finished training left, and what was measured on its policy."""
+        for name in ("comparison.csv", "perplexity.json", "results.json"):
+            (self.folder / name).unlink(missing_ok=True)
+        for name in ("policy", "checkpoints.old"):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+
+    def _leave_policy(self, trainer: PPOTrainer) -> None:
+        """The trained policy, and the training in numbers."""
+        with _made_whole(self.folder / "policy") as folder:
+            trainer.save_pretrained(folder)
+        history = trainer.history
+        self.record(
+            training={
+                "steps": len(history),
+                "prompts": len(batches_of(trainer).dataset),
+                "epochs": self.preset.epochs,
+                "mean_score_first_10_batches": _mean(history[:10], "ppo/mean_scores"),
+                "mean_score_last_10_batches": _mean(history[-10:], "ppo/mean_scores"),
+                "kl_last_10_batches": _mean(history[-10:], "objective/kl"),
+                "seconds": round(history[-1]["time/elapsed"], 1),
+                "seed": trainer.config.seed,
+                "precision": trainer.accelerator.mixed_precision,
+            }
+        )
+
+    def _delete_checkpoints(self) -> None:
+        """All of them or none, should this be stopped as well."""
+        checkpoints = self.folder / "checkpoints"
+        if checkpoints.exists():  # a short run has none
+            done = checkpoints.rename(self.folder / "checkpoints.old")
+            shutil.rmtree(done, ignore_errors=True)
 
     def trained_policy(self, progress: Callable[..., Any] | None = None) -> Path:
         """The folder of the trained policy, trained now if it is not there."""
@@ -267,7 +274,7 @@ class Run:
             from tqdm import tqdm
 
             trainer = self.make_trainer()
-            steps = self.preset.epochs * len(trainer.dataloader)
+            steps = self.preset.epochs * len(batches_of(trainer))
             for _ in (progress or tqdm)(self.train(trainer), total=steps, desc="PPO"):
                 pass
         return folder
@@ -290,7 +297,7 @@ class Run:
         """The same held-out prompts answered before and after, with both judges' scores."""
         from .evaluation.compare import compare, load_table, save_table, summarise
         from .evaluation.measures import text_measures
-        from .evaluation.sampling import sample_responses
+        from .evaluation.sampling import sample_answers
 
         path = self.folder / "comparison.csv"
         if path.exists():
@@ -298,26 +305,23 @@ class Run:
 
         trained = self.trained_policy()
         start = time.perf_counter()
-        tokenizer, template = self.load_tokenizer(), self.preset.template
-        queries = self.queries("test")
+        template, queries = self.load_template(), self.queries("test")
         queries = queries.select(range(min(self.preset.comparison_prompts, len(queries))))
-        answers = []
-        for model in (
-            self.load_policy(),
-            AutoModelForCausalLMWithValueHead.from_pretrained(trained),
-        ):
-            answers.append(
-                sample_responses(
-                    model.to(self.device),
-                    tokenizer,
-                    queries["input_ids"][:],
-                    decode=lambda responses: template.decode(tokenizer, responses),
-                    eos_token_id=template.eos_token_ids(tokenizer),
-                    max_new_tokens=self.preset.max_new_tokens,
-                    seed=self.preset.ppo.get("seed", 0),
-                )
-            )
-        table = compare(queries["query"][:], *answers, self.load_reward(), self.load_second_judge())
+
+        def answers(policy: AutoModelForCausalLMWithValueHead) -> list[str]:
+            return sample_answers(
+                policy.to(self.device),
+                template,
+                queries["input_ids"][:],
+                max_new_tokens=self.preset.max_new_tokens,
+                seed=self.preset.ppo.get("seed", 0),
+            ).texts
+
+        before = answers(self.load_policy())
+        after = answers(AutoModelForCausalLMWithValueHead.from_pretrained(trained))
+        table = compare(
+            queries["query"][:], before, after, self.load_reward(), self.load_second_judge()
+        )
         seconds = round(time.perf_counter() - start, 1)
         texts = table["query"].tolist()
         measures = {
@@ -346,16 +350,19 @@ class Run:
         start = time.perf_counter()
         texts = self.preferences("test")["chosen"][: self.preset.perplexity_texts]
         texts = [t for t in texts if isinstance(t, str) and t.strip()]
-        tokenizer = self.load_tokenizer()
+        template = self.load_template()
         pairs = [pair for text in texts if (pair := last_reply(text)) is not None]
-        contexts = [self.preset.template.encode(tokenizer, turns) for turns, _ in pairs]
+        contexts = [template.encode(turns) for turns, _ in pairs]
         metric = Perplexity(keep_in_memory=True)
         result: dict[str, Any] = {}
         for name, model in (
             ("before", self.load_policy()),
             ("after", AutoModelForCausalLMWithValueHead.from_pretrained(trained)),
         ):
-            with_model = {"model": model.pretrained_model.to(self.device), "tokenizer": tokenizer}
+            with_model = {
+                "model": model.pretrained_model.to(self.device),
+                "tokenizer": template.tokenizer,
+            }
             result[name] = {
                 "whole_text": metric.compute(predictions=texts, **with_model),
                 "last_reply": metric.compute(
@@ -417,6 +424,45 @@ class Run:
         folder = self._policy_folder()
         with loading(folder):
             return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+
+
+class StepLog:
+    """A training's log, a line of JSON per step, with the seconds since its start.
+
+    Of a training that was taken up it begins with the steps that were done, and their seconds.
+    """
+
+    def __init__(self, path: Path, trainer: PPOTrainer) -> None:
+        self.path, self.trainer = path, trainer
+
+    def __enter__(self) -> StepLog:
+        history = self.trainer.history
+        self._start = time.perf_counter() - (history[-1]["time/elapsed"] if history else 0)
+        self._file = self.path.open("w", encoding="utf-8")
+        self._file.writelines(json.dumps(numbers) + "\n" for numbers in history)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def add(self, steps: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """The steps, each one written down as it comes by."""
+        for stats in steps:
+            elapsed = time.perf_counter() - self._start
+            self.trainer.annotate(stats, **{"time/elapsed": elapsed})
+            self._file.write(json.dumps(self.trainer.history[-1]) + "\n")
+            self._file.flush()
+            yield stats
+
+
+def with_checkpoints(
+    steps: Iterator[dict[str, Any]], trainer: PPOTrainer, folder: Path
+) -> Iterator[dict[str, Any]]:
+    """The steps; after every `CHECKPOINT_EVERY` a checkpoint is left in the folder."""
+    for stats in steps:
+        if len(trainer.history) % CHECKPOINT_EVERY == 0:
+            trainer.save_checkpoint(folder)
+        yield stats
 
 
 def _load_judge(model: Source | None, adapter: Source | None, rule: Reward) -> Reward:

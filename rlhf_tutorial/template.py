@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from .errors import DataError, reason
@@ -39,36 +40,51 @@ class PromptTemplate:
                 "other braces twice"
             )
 
-    def render(self, tokenizer: PreTrainedTokenizerBase, turns: list[Turn]) -> str:
+    def bind(self, tokenizer: PreTrainedTokenizerBase) -> BoundTemplate:
+        """The template as it works with this tokenizer."""
+        return BoundTemplate(self, tokenizer)
+
+
+@dataclass(frozen=True)
+class BoundTemplate:
+    """A template and the tokenizer that it is used with: dialogues to tokens, tokens to answers."""
+
+    template: PromptTemplate
+    tokenizer: PreTrainedTokenizerBase
+
+    def render(self, turns: list[Turn]) -> str:
         """The text of a dialogue that ends with a human turn, ready for the answer.
 
         A template of text knows instruction and answer only: earlier turns become part of the
         instruction, one per line.
         """
-        if self.text is not None:
-            return self.text.format(instruction="\n".join(turn for _, turn in turns))
+        if self.template.text is not None:
+            return self.template.text.format(instruction="\n".join(turn for _, turn in turns))
         roles = {"Human": "user", "Assistant": "assistant"}
         messages = [{"role": roles[role], "content": turn} for role, turn in turns]
-        return _render_without_system(tokenizer, messages)
+        return _render_without_system(self.tokenizer, messages)
 
-    def encode(self, tokenizer: PreTrainedTokenizerBase, turns: list[Turn] | str) -> list[int]:
+    def encode(self, turns: list[Turn] | str) -> list[int]:
         """Token ids of the rendered dialogue, or of a single instruction."""
         turns = [("Human", turns)] if isinstance(turns, str) else turns
-        return tokenizer(self.render(tokenizer, turns), add_special_tokens=False)["input_ids"]
+        return self.tokenizer(self.render(turns), add_special_tokens=False)["input_ids"]
 
-    def eos_token_ids(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    @cached_property
+    def eos_token_ids(self) -> list[int]:
         """The tokens that end an answer: EOS, and `end` where that is a single token."""
+        tokenizer, end = self.tokenizer, self.template.end
         ids = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-        if self.end is not None:
-            end = tokenizer.encode(self.end, add_special_tokens=False)
-            if len(end) == 1:
-                ids.insert(0, end[0])
+        if end is not None:
+            pieces = tokenizer.encode(end, add_special_tokens=False)
+            if len(pieces) == 1:
+                ids.insert(0, pieces[0])
         return list(dict.fromkeys(ids))
 
-    def decode(self, tokenizer: PreTrainedTokenizerBase, responses: list[Tensor]) -> list[str]:
+    def decode(self, responses: list[Tensor]) -> list[str]:
         """The answers as text, without special tokens and without anything from `end` on."""
-        texts = tokenizer.batch_decode(responses, skip_special_tokens=True)
-        return [(t if self.end is None else t.split(self.end)[0]).strip() for t in texts]
+        end = self.template.end
+        texts = self.tokenizer.batch_decode(responses, skip_special_tokens=True)
+        return [(text if end is None else text.split(end)[0]).strip() for text in texts]
 
 
 CHAT = PromptTemplate()

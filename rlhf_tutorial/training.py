@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from .errors import ModelError
 from .ppo import PPOTrainer
+from .ppo.batches import Batches
 from .scores import Reward
 from .template import PromptTemplate
 
@@ -27,18 +29,25 @@ def train(
         trainer: with a dataset of `query` (text) and `input_ids`.
         reward: scores the answers' text; it sees the bare query, not the policy's template.
     """
-    end = template.eos_token_ids(trainer.tokenizer)
-    for _ in range(trainer.dataloader.epoch, epochs):
-        for batch in trainer.dataloader:
+    prompting, batches = template.bind(trainer.tokenizer), batches_of(trainer)
+    for _ in range(batches.epoch, epochs):
+        for batch in batches:
             # 1. The policy answers each query, sampling from its whole distribution.
             responses = trainer.generate(
                 batch["input_ids"],
                 return_prompt=False,
                 max_new_tokens=max_new_tokens,
-                eos_token_id=end,
+                eos_token_id=prompting.eos_token_ids,
             )
             # 2. The judge scores each answer.
-            answers = template.decode(trainer.tokenizer, responses)
+            answers = prompting.decode(responses)
             scores = reward(batch["query"], answers)
             # 3. PPO makes answers that scored above expectation more likely.
             yield trainer.step(batch["input_ids"], responses, scores)
+
+
+def batches_of(trainer: PPOTrainer) -> Batches:
+    """The batches of the trainer's dataset. Raises ModelError where it was given none."""
+    if trainer.dataloader is None:
+        raise ModelError("the trainer has no dataset: give PPOTrainer one of query and input_ids")
+    return trainer.dataloader

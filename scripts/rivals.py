@@ -32,8 +32,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import torch
-
 from rlhf_tutorial import Run, load_preset
 from rlhf_tutorial.data import prepare_queries
 from rlhf_tutorial.device import supports_bf16
@@ -131,11 +129,10 @@ def one(what: str, method: str, which: str) -> None:
         "method": method, "learning_rate": rate, "seed": seed, "answers": trained.answers,
         "log": trained.log, **before(run, judges, what, seed),
     }  # fmt: skip
-    with precision(run):
-        result["after"] = look_at(
-            trained.model.eval(), run.load_policy().to(run.device), run, judges,
-            held_out(run, what), seed, examples=1000,
-        )  # fmt: skip
+    result["after"] = look_at(
+        trained.model.eval(), run.load_policy().to(run.device), run, judges, held_out(run, what),
+        seed=seed, examples=1000,
+    )  # fmt: skip
     save(path_of(what, method, which), result)
 
 
@@ -168,18 +165,13 @@ def no_judge(queries: list[str], responses: list[str]) -> list[float]:
 def held_out(run: Run, what: str) -> Any:
     """The prompts that a trial or a seed is looked at with."""
     rows = run.preferences("validation" if what == "trial" else "test")
-    return prepare_queries(rows, run.load_tokenizer(), run.preset.template)[0]
-
-
-def precision(run: Run) -> Any:
-    return torch.autocast(run.device.type, torch.bfloat16, enabled=supports_bf16(run.device))
+    return prepare_queries(rows, run.load_template())[0]
 
 
 def before(run: Run, judges: dict[str, Any], what: str, seed: int) -> dict[str, Any]:
     """The held-out prompts, and the untouched policy's answers to them."""
     policy, queries = run.load_policy().to(run.device), held_out(run, what)
-    with precision(run):
-        at = look_at(policy, policy, run, judges, queries, seed, examples=1000)
+    at = look_at(policy, policy, run, judges, queries, seed=seed, examples=1000)
     return {"queries": queries["query"][:], "before": at}
 
 

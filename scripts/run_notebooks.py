@@ -10,8 +10,6 @@ The preset comes from RLHF_PRESET (default: smollm2).
 from __future__ import annotations
 
 import argparse
-import ast
-import hashlib
 import os
 import shutil
 import sys
@@ -19,6 +17,7 @@ import time
 from pathlib import Path
 
 import nbformat
+from fingerprint import DATA, PACKAGE, Fingerprint
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbconvert import HTMLExporter
@@ -28,7 +27,6 @@ from rlhf_tutorial import Run, load_preset
 from rlhf_tutorial.notebook import headline
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGE, DATA = ROOT / "rlhf_tutorial", (".jsonl", ".safetensors", ".json")
 RESULTS = ("stats.jsonl", "comparison.csv", "perplexity.json", "results.json")
 
 
@@ -38,35 +36,11 @@ def first_line(cell: nbformat.NotebookNode) -> str:
     return next((line for line in lines if line and not line.startswith("#")), "")[:50]
 
 
-def code_fingerprint() -> str:
-    """A hash of all that decides the results: code without comments and docstrings, and data.
-
-    `--in-place` of all notebooks leaves it beside the committed results; a test compares, so that
-    notebooks whose outputs come from other code are noticed.
-    """
-    digest = hashlib.sha256()
-    for path in sorted(PACKAGE.rglob("*.py")):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(
-                node
-            ):
-                node.body = node.body[1:]
-        digest.update(ast.unparse(tree).encode())
-    for path in sorted((PACKAGE / "bundled").rglob("*")):
-        if path.suffix in DATA:
-            digest.update(path.read_bytes())
-    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        cells = nbformat.read(path, as_version=4).cells
-        digest.update("\n".join(c.source for c in cells if c.cell_type == "code").encode())
-    return digest.hexdigest()
-
-
 def up_to_date(executed: Path, notebook: Path) -> bool:
     """Whether the executed copy is newer than the notebook and all code and data of the package."""
     if not executed.exists():
         return False
-    sources = [notebook, *(p for p in PACKAGE.rglob("*") if p.suffix in (".py", *DATA))]
+    sources = [notebook, *(p for p in (ROOT / PACKAGE).rglob("*") if p.suffix in (".py", *DATA))]
     return executed.stat().st_mtime > max(p.stat().st_mtime for p in sources)
 
 
@@ -129,7 +103,7 @@ def main() -> None:
         for name in RESULTS:
             shutil.copy(run.folder / name, committed / name)
     if args.in_place and not args.numbers:
-        (committed / "code.sha256").write_text(code_fingerprint() + "\n", encoding="utf-8")
+        (committed / "code.sha256").write_text(Fingerprint().hash() + "\n", encoding="utf-8")
     minutes = (time.perf_counter() - start) / 60
     print(f"{len(paths)} notebooks in {minutes:.1f} minutes: {run.folder}")
     print(headline(run.results()))

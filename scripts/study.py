@@ -80,9 +80,7 @@ def save(name: str, result: dict[str, Any]) -> None:
 
 def validation_queries(run: Run) -> Any:
     """The validation prompts, prepared as the test prompts are."""
-    queries, _ = prepare_queries(
-        run.preferences("validation"), run.load_tokenizer(), run.preset.template
-    )
+    queries, _ = prepare_queries(run.preferences("validation"), run.load_template())
     return queries
 
 

@@ -35,7 +35,7 @@ from train_reward_adapter import (
 
 from rlhf_tutorial import assets, load_tokenizer
 from rlhf_tutorial.device import default_device, supports_bf16
-from rlhf_tutorial.evaluation.sampling import sample_responses
+from rlhf_tutorial.evaluation.sampling import sample_answers
 from rlhf_tutorial.models import AutoModelForCausalLMWithValueHead
 from rlhf_tutorial.reward import RewardModel, train_reward_model
 from rlhf_tutorial.reward.training import Pair
@@ -55,7 +55,7 @@ class Sampler:
 
     def __init__(self) -> None:
         folder = assets.resolve(assets.SMOLLM2)
-        self.tokenizer = load_tokenizer(folder)
+        self.template = CHAT.bind(load_tokenizer(folder))
         self.model = AutoModelForCausalLMWithValueHead.from_pretrained(folder)
         if supports_bf16(default_device()):
             self.model.pretrained_model.to(torch.bfloat16)
@@ -63,17 +63,16 @@ class Sampler:
     def __call__(self, prompts: Sequence[str], temperature: float, seed: int) -> list[str]:
         """One answer of 32 tokens to each prompt."""
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # little padding
-        answers = sample_responses(
+        answers = sample_answers(
             self.model,
-            self.tokenizer,
-            [torch.tensor(CHAT.encode(self.tokenizer, prompts[i])) for i in order],
-            decode=lambda responses: CHAT.decode(self.tokenizer, responses),
+            self.template,
+            [torch.tensor(self.template.encode(prompts[i])) for i in order],
             batch_size=64,
             seed=seed,
             max_new_tokens=32,
             temperature=temperature,
         )
-        return [answer for _, answer in sorted(zip(order, answers, strict=True))]
+        return [answer for _, answer in sorted(zip(order, answers.texts, strict=True))]
 
 
 def misread(prompt: str, other: str, rng: random.Random) -> str:
@@ -186,16 +185,9 @@ def policy_pairs(prompts: Sequence[str]) -> list[Pair]:
     "chosen" is the first drawn.
     """
     sampler = Sampler()
-    queries = [torch.tensor(CHAT.encode(sampler.tokenizer, p)) for p in prompts]
+    queries = [torch.tensor(sampler.template.encode(prompt)) for prompt in prompts]
     drawn = [
-        sample_responses(
-            sampler.model,
-            sampler.tokenizer,
-            queries,
-            decode=lambda responses: CHAT.decode(sampler.tokenizer, responses),
-            seed=seed,
-            max_new_tokens=16,
-        )
+        sample_answers(sampler.model, sampler.template, queries, seed=seed, max_new_tokens=16).texts
         for seed in (11, 12)
     ]
     return [

@@ -10,7 +10,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .style import BLUE, GREEN, GREY, INK, STYLE, VERMILLION, finish, new_figure
+from .style import BLUE, GREEN, GREY, INK, STYLE, VERMILLION, new_figure, written
 
 
 @rc_context(STYLE)
@@ -76,12 +76,15 @@ def plan_diagram(path: str | Path | None = None) -> Figure:
     for y, look, text in key:
         _draw_box(ax, _Box(3, y - 1.6, 6, 3.2), "", "", look)
         ax.text(11, y, text, va="center", fontsize=14)
-    return finish(fig, path)
+    return written(fig, path)
 
 
 @dataclass(frozen=True)
 class _Box:
-    """A box of the plan, and where arrows meet its sides."""
+    """A box of the plan, and the points of its sides that arrows meet: by default the middle.
+
+    Lengths are in the plan's own units, tenths of an inch, from the lower left corner.
+    """
 
     x: float
     y: float
@@ -107,6 +110,7 @@ Look = tuple[str, str, Any]  # edge colour, fill colour, line style
 def _draw_box(ax: Axes, box: _Box, name: str, text: str, look: Look) -> _Box:
     from matplotlib.patches import FancyBboxPatch
 
+    """Draw a box with a bold name above a text, and return it."""
     edge, fill, line = look
     ax.add_patch(
         FancyBboxPatch(
@@ -138,7 +142,7 @@ def _arrow(
     colour: str = INK,
     width: float = 2.0,
 ) -> None:
-    """A line through the points with a head at the last one; the text is centred at `beside`."""
+    """Draw a line through the points, an arrowhead at the last one, and a text around `beside`."""
     from matplotlib.patches import FancyArrowPatch
     from matplotlib.path import Path as Line
 
@@ -159,7 +163,7 @@ def _arrow(
 
 
 def _badge(ax: Axes, x: float, y: float, number: str, text: str) -> None:
-    """The number of a step in a disc, and its name."""
+    """Draw the number of a step in a disc, and the step's name to its right."""
     ax.plot(x, y, "o", markersize=27, color=VERMILLION, zorder=3)
     ax.text(x, y, number, ha="center", va="center_baseline", fontsize=17, weight="bold",
             color="white", zorder=4)  # fmt: skip

@@ -1,9 +1,9 @@
-"""Scores, lengths and perplexities: how they are spread, and what training changed of them."""
+"""Scores, perplexities and lengths of prompts: how they are distributed, what training changed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from matplotlib import rc_context
@@ -19,13 +19,14 @@ from .style import (
     STYLE,
     VERMILLION,
     columns_of,
-    finite,
-    headroom,
+    finite_array,
+    add_headroom,
     new_figure,
-    signed,
+    two_decimals,
 )
 
 if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
     from pandas import DataFrame
 
 
@@ -34,25 +35,25 @@ def before_after(table: DataFrame) -> Figure:
     """The scores before and after training, and the gain of each prompt, sorted.
 
     Args:
-        table: one row per prompt with "score_before" and "score_after" (see `compare`).
+        table: a row per prompt with "score_before" and "score_after" (see `evaluation.compare`).
 
     Raises:
         DataError: for a missing column, no rows, or scores that are not finite.
     """
     columns = columns_of(table, ("score_before", "score_after"), what="comparison table")
-    before, after = (finite(columns[name], name) for name in ("score_before", "score_after"))
+    before, after = (finite_array(columns[name], name) for name in ("score_before", "score_after"))
     gains = np.sort(after - before)
     fig = new_figure(11.0, 4.2)
     left, right = fig.subplots(1, 2, width_ratios=(1, 1.1))
 
     edges = _bin_edges(np.concatenate([before, after]), bins=int(np.clip(len(gains) // 4, 8, 30)))
     for name, values, colour in (("before", before, GREY), ("after", after, BLUE)):
-        label = f"{name}: mean {signed(values.mean())}"
+        label = f"{name}: mean {two_decimals(values.mean())}"
         left.hist(values, edges, color=colour, alpha=0.45, label=label)
         left.hist(values, edges, color=colour, histtype="step", linewidth=1.5)
         left.axvline(values.mean(), ymax=0.86, color=colour, linewidth=2, linestyle="--")
     left.set(xlabel="score by the reward model", ylabel="prompts", title="Scores")
-    headroom(left, 1.25)
+    add_headroom(left, 1.25)
     left.legend(loc="upper left", ncols=2)
     left.grid(axis="x", visible=False)
 
@@ -61,7 +62,7 @@ def before_after(table: DataFrame) -> Figure:
               color=colours)  # fmt: skip
     right.axhline(0, color=INK, linewidth=0.8)
     right.axhline(gains.mean(), color=INK, linewidth=1.5, linestyle="--",
-                  label=f"mean gain {signed(gains.mean())}")  # fmt: skip
+                  label=f"mean gain {two_decimals(gains.mean())}")  # fmt: skip
     better, worse = (gains > 0).sum(), (gains < 0).sum()
     title = f"Gain of each prompt: {better} better, {worse} worse"
     if tied := len(gains) - better - worse:
@@ -74,21 +75,24 @@ def before_after(table: DataFrame) -> Figure:
 
 @rc_context(STYLE)
 def score_histogram(
-    groups: Mapping[str, Sequence[float]],
+    groups: Mapping[str, ArrayLike],
     title: str = "Scores by the reward model",
     xlabel: str = "score",
 ) -> Figure:
-    """One strip per group of answers on a common axis: do good answers score above bad ones?
+    """One histogram per group of answers, on a common axis: do good answers score above bad ones?
 
     Args:
-        groups: name to scores, drawn from top to bottom. Bars are shares of the group.
+        groups: name to scores, drawn from top to bottom. The heights of a group's bars are shares
+            of that group; they add up to 1.
+        title: above the first histogram.
+        xlabel: what the scores are, below the last one.
 
     Raises:
         DataError: for no groups, an empty group, or scores that are not finite.
     """
     if not groups:
         raise DataError("score_histogram got no groups: give at least one list of scores")
-    scores = {name: finite(values, f"group {name!r}") for name, values in groups.items()}
+    scores = {name: finite_array(values, f"group {name!r}") for name, values in groups.items()}
     edges = _bin_edges(np.concatenate(list(scores.values())), bins=32)
     fig = new_figure(8.0, 0.9 + 0.95 * len(scores))
     axes = np.atleast_1d(fig.subplots(len(scores), 1, sharex=True, sharey=True))
@@ -103,14 +107,14 @@ def score_histogram(
         ax.set_yticks([])
         ax.spines["left"].set_visible(False)
         ax.annotate(
-            f"mean {signed(values.mean())}",
+            f"mean {two_decimals(values.mean())}",
             (1, 0.98),
             xycoords="axes fraction",
             ha="right",
             va="top",
             fontsize=10,
         )
-    headroom(axes[0], 1.15)
+    add_headroom(axes[0], 1.15)
     axes[0].set_title(title)
     axes[-1].set_xlabel(f"{xlabel} (line: the group's mean)")
     return fig
@@ -123,7 +127,9 @@ def perplexity_bars(
     """Bars with intervals, one per row of the perplexity table.
 
     Args:
-        rows: {"label", "value", "low", "high"} each, drawn from top to bottom.
+        rows: {"label", "value", "low", "high"} each, drawn from top to bottom; a line from "low"
+            to "high" is the interval.
+        xlabel: what the values are.
 
     Raises:
         DataError: for no rows, a missing field, or an interval that does not hold its value.
@@ -159,7 +165,7 @@ def perplexity_bars(
 
 @rc_context(STYLE)
 def length_histogram(
-    lengths: Sequence[int],
+    lengths: ArrayLike,
     limit: int = 100,
     xlabel: str = "length of the prompt (characters)",
     ylabel: str = "prompts",
@@ -167,41 +173,46 @@ def length_histogram(
     """How long the prompts are, and how many are shorter than the limit and therefore kept.
 
     Args:
-        lengths: one per prompt, before any is dropped. Beyond five times the limit they are only
-            counted.
+        lengths: one per prompt, before any is dropped. Those beyond five times the limit are
+            counted below the axis, not drawn.
+        limit: a prompt is kept if it is shorter than this, in the unit of the lengths.
+        xlabel: what the lengths are.
+        ylabel: what is counted.
 
     Raises:
-        DataError: for no lengths or a limit below 1.
+        DataError: for no lengths, a length that is not finite, or a limit below 1.
     """
     if limit < 1:
         raise DataError(f"length_histogram got limit={limit}: use 1 or more")
-    lengths = finite(lengths, "lengths")
+    measured = finite_array(lengths, "lengths")
     width = max(1, limit // 20)
-    top = np.clip(lengths.max() + 1, 1.15 * limit, 5 * limit)
-    # The limit is the edge of a bar, so that no bar is half kept.
+    top = np.clip(measured.max() + 1, 1.15 * limit, 5 * limit)
+    # One edge is at the limit, so that no bar holds both kept and dropped prompts.
     first = limit % width - width
     edges = np.arange(first, top + width, width)
-    beyond = int((lengths >= edges[-1]).sum())
-    kept = lengths < limit
+    bins = cast("Sequence[float]", edges)  # matplotlib's types know no array here
+    beyond = int((measured >= edges[-1]).sum())
+    kept = measured < limit
     fig = new_figure(8.0, 3.6)
     ax = fig.add_subplot()
     for values, colour, name in (
-        (lengths[kept], BLUE, f"kept: {kept.sum():,} shorter than {limit}"),
-        (lengths[~kept], GREY, f"dropped: {(~kept).sum():,}"),
+        (measured[kept], BLUE, f"kept: {kept.sum():,} shorter than {limit}"),
+        (measured[~kept], GREY, f"dropped: {(~kept).sum():,}"),
     ):
         shown = values[values < edges[-1]]
-        ax.hist(shown, edges, color=colour, edgecolor="white", linewidth=0.5, label=name)
+        ax.hist(shown, bins, color=colour, edgecolor="white", linewidth=0.5, label=name)
     ax.axvline(limit, color=VERMILLION, linewidth=2, linestyle="--", label=f"limit: {limit}")
     if beyond:
         xlabel += f"; {beyond:,} of {int(edges[-1])} or more not shown"
     ax.set(xlabel=xlabel, ylabel=ylabel, xlim=(0, edges[-1]))
-    headroom(ax, 1.35)
+    add_headroom(ax, 1.35)
     ax.grid(axis="x", visible=False)
     ax.legend(loc="upper right" if edges[-1] > 1.6 * limit else "upper left")
     return fig
 
 
 def _bin_edges(values: np.ndarray, bins: int) -> np.ndarray:
+    """The (bins + 1,) edges of equally wide bins over all values, or of width 1 in all if equal."""
     low, high = values.min(), values.max()
     if low == high:
         low, high = low - 0.5, high + 0.5

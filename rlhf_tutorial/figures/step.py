@@ -1,9 +1,9 @@
-"""One PPO step taken apart: numbers under tokens, along a response, in a batch, at the clip."""
+"""One PPO step in detail: numbers of each token, the layout of a batch, the clipped objective."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -19,9 +19,9 @@ from .style import (
     SKY,
     STYLE,
     VERMILLION,
-    finite,
+    finite_array,
     new_figure,
-    signed,
+    two_decimals,
 )
 
 if TYPE_CHECKING:
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 @rc_context(STYLE)
 def token_heatmap(
     tokens: Sequence[str],
-    rows: Mapping[str, Sequence[float]],
+    rows: Mapping[str, Sequence[float] | np.ndarray],
     centers: Mapping[str, float] | None = None,
     tokens_per_line: int = 16,
 ) -> Figure:
-    """The tokens of one response with one or more numbers each, coloured and printed.
+    """The tokens of one response, and below each its numbers, printed on coloured cells.
 
-    Each row has its own scale: white at its centre, blue above, red below, full colour at the
-    largest distance from the centre in that row.
+    Each row has its own scale: white at its centre, blue above, red below, the strongest colour at
+    the largest distance from the centre in that row.
 
     Args:
         tokens: T decoded tokens.
@@ -52,10 +52,10 @@ def token_heatmap(
     centers = dict(centers or {})
     if not tokens or not rows:
         raise DataError("token_heatmap needs at least one token and one row of values")
-    for name, values in rows.items():
-        if len(values) != len(tokens):
+    for name, row in rows.items():
+        if len(row) != len(tokens):
             raise DataError(
-                f"token_heatmap row {name!r} has {len(values)} values for {len(tokens)} tokens: "
+                f"token_heatmap row {name!r} has {len(row)} values for {len(tokens)} tokens: "
                 "give one value per token"
             )
     if unknown := sorted(centers.keys() - rows.keys()):
@@ -87,7 +87,7 @@ def token_heatmap(
             ax.text(
                 x + 0.5,
                 y + 0.5,
-                signed(value) if np.isfinite(value) else "–",
+                two_decimals(value) if np.isfinite(value) else "–",
                 ha="center",
                 va="center",
                 fontsize=10,
@@ -95,7 +95,9 @@ def token_heatmap(
             )
         ax.set(xlim=(0, columns), ylim=(len(rows), 0))
         ax.xaxis.tick_top()
-        turn = {"rotation": 40, "ha": "left", "rotation_mode": "anchor"} if steep else {}
+        turn: dict[str, Any] = (
+            {"rotation": 40, "ha": "left", "rotation_mode": "anchor"} if steep else {}
+        )
         ax.set_xticks(
             np.arange(len(here)) + 0.5, [labels[i] for i in here], parse_math=False, **turn
         )
@@ -108,16 +110,17 @@ def token_heatmap(
 
 @rc_context(STYLE)
 def along_response(
-    tokens: Sequence[str], lines: Mapping[str, Sequence[float]], ylabel: str | None = None
+    tokens: Sequence[str], lines: Mapping[str, ArrayLike], ylabel: str | None = None
 ) -> Figure:
-    """Quantities along one response, a line each, with its tokens below.
+    """Quantities along one response, a line each, with the tokens on the x axis.
 
     Args:
         tokens: T decoded tokens.
         lines: name of the quantity to its T values; the first is drawn thick.
+        ylabel: what the quantities have in common, for instance their unit.
 
     Raises:
-        DataError: for no tokens, no lines, or lines of another length.
+        DataError: for no tokens, no lines, lines of another length, or values that are not finite.
     """
     if not tokens or not lines:
         raise DataError("along_response needs at least one token and one line of values")
@@ -126,14 +129,14 @@ def along_response(
     ax.axhline(0, color=GREY, linewidth=0.8)
     looks = ("-", "--", "-", ":")
     for i, (name, values) in enumerate(lines.items()):
-        values = finite(values, name)
-        if len(values) != len(tokens):
+        numbers = finite_array(values, name)
+        if len(numbers) != len(tokens):
             raise DataError(
-                f"along_response line {name!r} has {len(values)} values for {len(tokens)} tokens: "
+                f"along_response line {name!r} has {len(numbers)} values for {len(tokens)} tokens: "
                 "give one value per token"
             )
         ax.plot(
-            values,
+            numbers,
             looks[i % len(looks)],
             color=CYCLE[i % len(CYCLE)],
             linewidth=2.4 if i == 0 else 1.6,
@@ -142,7 +145,7 @@ def along_response(
             label=name,
         )
     labels = [_printable(token) for token in tokens]
-    turn = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
+    turn: dict[str, Any] = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
     ax.set_xticks(np.arange(len(tokens)), labels, parse_math=False, **turn)
     ax.set_xlim(-0.4, len(tokens) - 0.6)
     ax.set_ylabel(ylabel or "")
@@ -152,11 +155,11 @@ def along_response(
 
 @rc_context(STYLE)
 def batch_layout(attention_mask: ArrayLike, mask: ArrayLike) -> Figure:
-    """How queries and responses lie side by side in a PPO batch (see `ppo.rollout.collate`).
+    """Where queries, responses and padding are in a PPO batch (see `ppo.rollout.collate`).
 
     Args:
-        attention_mask: (B, Q + T), 1 at real tokens.
-        mask: (B, T), 1 at the response tokens that count.
+        attention_mask: (B, Q + T), 1 at real tokens: queries in the first Q columns, then responses.
+        mask: (B, T), 1 at the response tokens that are trained on.
 
     Raises:
         DataError: if the shapes do not fit together.
@@ -196,27 +199,28 @@ def batch_layout(attention_mask: ArrayLike, mask: ArrayLike) -> Figure:
 
 
 @rc_context(STYLE)
-def clipped_objective(
-    ratio: Sequence[float], advantages: Sequence[float], cliprange: float
-) -> Figure:
+def clipped_objective(ratio: ArrayLike, advantages: ArrayLike, cliprange: float) -> Figure:
     """PPO's loss of one token against its probability ratio, and where a batch's tokens lie on it.
 
-    One panel for tokens of positive and one for tokens of negative advantage, both for an advantage
-    of size 1. Orange dots lie where the clip acts: the curve is flat, the token pushes no further.
+    One panel is for tokens of positive advantage, one for those of negative; the curves are for an
+    advantage of size 1. Tokens where the clip acts are orange: the curve is flat there, so that
+    they have no gradient.
 
     Args:
-        ratio, advantages: one per response token, padding left out.
-        cliprange: eps.
+        ratio: (N,) new over old probability of each response token, padding left out.
+        advantages: (N,) of the same tokens; only their signs are used.
+        cliprange: the clip acts below 1 - cliprange or above 1 + cliprange (PPO's epsilon).
 
     Raises:
         DataError: for no tokens, lists of unequal length, or values that are not finite.
     """
-    ratio, advantages = finite(ratio, "ratio"), finite(advantages, "advantages")
-    if len(ratio) != len(advantages):
+    ratios = finite_array(ratio, "ratio")
+    signs = np.sign(finite_array(advantages, "advantages"))
+    if len(ratios) != len(signs):
         raise DataError(
-            f"{len(ratio)} ratios but {len(advantages)} advantages: give one of each per token"
+            f"{len(ratios)} ratios but {len(signs)} advantages: give one of each per token"
         )
-    reach = max(2 * cliprange, 1.05 * np.abs(ratio - 1).max())
+    reach = max(2 * cliprange, 1.05 * np.abs(ratios - 1).max())
     low, high = max(0.0, 1 - reach), 1 + reach
     grid = np.linspace(low, high, 400)
     fig = new_figure(10.0, 3.8)
@@ -226,7 +230,7 @@ def clipped_objective(
         def loss(r: np.ndarray, sign: int = sign) -> np.ndarray:
             return np.maximum(-sign * r, -sign * r.clip(1 - cliprange, 1 + cliprange))
 
-        here = ratio[np.sign(advantages) == sign]
+        here = ratios[signs == sign]
         flat = here > 1 + cliprange if sign > 0 else here < 1 - cliprange
         ax.axvspan(1 - cliprange, 1 + cliprange, color="#F4F4F4", zorder=0)
         ax.plot(grid, -sign * grid, color=GREY, linewidth=1.2, linestyle="--", label="no clip")
@@ -243,7 +247,11 @@ def clipped_objective(
 
 
 def _printable(token: str, longest: int = 14) -> str:
-    """The token on one line, white space and characters the font lacks made visible."""
+    """The token on one line, cut to `longest` characters, each with a glyph.
+
+    Line breaks, tabs, an empty token and one of spaces alone get signs of their own; a character
+    that the font lacks becomes a box.
+    """
     from matplotlib.font_manager import findfont, get_font
 
     font = get_font(findfont("DejaVu Sans"))

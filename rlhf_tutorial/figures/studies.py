@@ -1,28 +1,31 @@
-"""Figures of several trainings side by side: what they gained against how far they went."""
+"""Figures that compare trainings: what they gained, and how far from the reference they went."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from ..errors import DataError
-from .style import BLUE, GREY, INK, STYLE, VERMILLION, finish, moving_mean, new_figure
+from .style import BLUE, GREY, INK, STYLE, VERMILLION, moving_mean, new_figure, written
 
 Points = Sequence[Mapping[str, Any]]
+"""The points of a curve: quantities by name, for instance "kl"."""
 
 
 def _colours(n: int) -> list[Any]:
-    """From dark to light, so that an order among the curves is seen."""
+    """A colour per curve, from dark to light, so that their order can be seen."""
     return [colormaps["viridis"](x) for x in np.linspace(0, 0.9, n)] if n > 1 else [BLUE]
 
 
-def _check(curves: Mapping[str, Points], keys: Sequence[str]) -> None:
+def _check_points(curves: Mapping[str, Points], keys: Sequence[str]) -> None:
+    """Raise DataError unless every curve has a point and every point has all the keys."""
     if not curves or not all(len(points) for points in curves.values()):
         raise DataError("there is nothing to draw: give at least one curve of at least one point")
     for name, points in curves.items():
@@ -32,7 +35,11 @@ def _check(curves: Mapping[str, Points], keys: Sequence[str]) -> None:
 
 
 def _sqrt_axis(ax: Axes, largest: float) -> None:
-    """KL on a square-root scale: the distance from the reference, as Gao et al. (2022) have it."""
+    """Give the x axis a square-root scale from 0 to a little above the largest KL.
+
+    Gao et al. (2022, "Scaling Laws for Reward Model Overoptimization") draw the distance from the
+    reference in this way, as the square root of the KL.
+    """
     ax.set_xscale(
         "function", functions=(lambda x: np.sqrt(np.maximum(x, 0)), lambda x: np.square(x))
     )
@@ -48,19 +55,19 @@ def against_kl(
     marked: Mapping[str, Mapping[str, Any]] | None = None,
     path: str | Path | None = None,
 ) -> Figure:
-    """One panel per quantity, one curve per training, the KL from the reference to the right.
+    """One panel per quantity and one curve per training, against the KL from the reference.
 
     Args:
         curves: by name, points with "kl" (nats per response) and the panels' keys, in order.
-        panels: keys and their titles, from left to right. Where a point has also `<key>_error`,
-            the last one of a curve gets a bar of that length either way.
-        marked: single points by name, drawn as a star.
-        path: a file to draw it into as well.
+        panels: key to title, from left to right. If the last point of a curve also has
+            `<key>_error`, it gets an error bar of that length up and down.
+        marked: single points by name, with the same keys, drawn as stars.
+        path: a PNG to write as well, 1600 pixels wide.
 
     Raises:
         DataError: without a point, or for a point that lacks a key.
     """
-    _check(curves, ["kl", *panels])
+    _check_points(curves, ["kl", *panels])
     fig = new_figure(4.6 * len(panels) + 0.4, 4.2)
     axes = np.atleast_1d(fig.subplots(1, len(panels)))
     largest = max(float(p["kl"]) for points in curves.values() for p in points)
@@ -79,7 +86,7 @@ def against_kl(
         ax.set(title=title, xlabel="KL from the reference (nats per answer, √ scale)")
     handles, labels = axes[0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)))
-    return finish(fig, path)
+    return written(fig, path)
 
 
 @rc_context(STYLE)
@@ -88,21 +95,22 @@ def methods_against_kl(
     panels: Mapping[str, str],
     behind: Mapping[str, Points] | None = None,
 ) -> Figure:
-    """One panel per quantity, a dot per run in its method's colour, the KL to the right.
+    """One panel per quantity and one dot per run, against the KL; colours tell the methods.
 
     Args:
-        methods: by name, a point per run with "kl" and the panels' keys.
-        panels: keys and their titles, from left to right.
-        behind: curves of the same keys, drawn thin and grey.
+        methods: by name, a point per run with "kl" (nats per response) and the panels' keys.
+        panels: key to title, from left to right.
+        behind: curves by name, points with the same keys, drawn thin and grey behind the dots.
 
     Raises:
         DataError: without a point, or for a point that lacks a key.
     """
     behind = behind or {}
-    _check({**behind, **methods}, ["kl", *panels])
+    _check_points({**behind, **methods}, ["kl", *panels])
     fig = new_figure(4.6 * len(panels) + 0.4, 4.4)
     largest = max(float(p["kl"]) for points in methods.values() for p in points)
-    colours = [colour for n, colour in enumerate(colormaps["tab10"].colors) if n != 7]  # not grey
+    palette = cast(Sequence[Any], cast(ListedColormap, colormaps["tab10"]).colors)
+    colours = [colour for n, colour in enumerate(palette) if n != 7]  # not grey
     for ax, (key, title) in zip(
         np.atleast_1d(fig.subplots(1, len(panels))), panels.items(), strict=True
     ):
@@ -125,16 +133,17 @@ def methods_against_kl(
 
 @rc_context(STYLE)
 def over_steps(curves: Mapping[str, Points], panels: Mapping[str, str], window: int = 10) -> Figure:
-    """One panel per quantity, one curve per training, against the steps.
+    """One panel per quantity and one curve per training, against the steps.
 
     Args:
         curves: by name, a point per step with the panels' keys.
-        window: what is drawn is the mean of so many steps up to each one.
+        panels: key to title, from left to right.
+        window: at each step, the mean of the last so many steps is drawn.
 
     Raises:
-        DataError: without a point, or for a point that lacks a key.
+        DataError: without a point, for a point that lacks a key, or for a window below 1.
     """
-    _check(curves, list(panels))
+    _check_points(curves, list(panels))
     fig = new_figure(4.6 * len(panels) + 0.4, 3.9)
     for ax, (key, title) in zip(
         np.atleast_1d(fig.subplots(1, len(panels))), panels.items(), strict=True
@@ -150,10 +159,11 @@ def over_steps(curves: Mapping[str, Points], panels: Mapping[str, str], window: 
 
 @rc_context(STYLE)
 def gains_of_seeds(judges: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """The gain of each training under each judge, and the mean with its interval over prompts.
+    """One row per judge: a dot for each training's gain, a bar for the interval of their mean.
 
     Args:
-        judges: by name {"gain_by_seed", "mean_gain", "mean_gain_interval"}.
+        judges: name to {"gain_by_seed", "mean_gain", "mean_gain_interval"}: the gain of each
+            training, their mean, and its 95% interval (low, high) over prompts.
 
     Raises:
         DataError: for no judge.

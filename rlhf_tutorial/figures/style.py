@@ -9,9 +9,9 @@ which colour-blind readers can tell apart.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from ..errors import DataError
 
 if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
     from pandas import DataFrame
 
 
@@ -53,86 +54,120 @@ STYLE = {
     "legend.fontsize": 10,
 }
 PIXELS_WIDE = 1600
+"""Width of the pictures that are written to files."""
+
 Stats: TypeAlias = "Sequence[Mapping[str, Any]] | DataFrame"
+"""What a training recorded, a row per step: quantities by name."""
 
 
 class NotebookFigure(Figure):
-    """A figure that shows itself in a notebook; without pyplot, matplotlib's own do not."""
+    """A figure that a notebook shows; it would not show one of matplotlib's made without pyplot."""
 
     def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
-        # Twice the resolution at which it is shown, for screens with fine pixels.
+        # Twice as many pixels as it is shown wide, for screens with small pixels.
         inches = self.get_size_inches()[0]
         width = round(min(100 * inches, 1000))
         return png_bytes(self, dpi=2 * width / inches), {"width": width}
 
 
-def moving_mean(values: Sequence[float], window: int) -> np.ndarray:
-    """Mean of the last `window` values up to each one (of all so far at the start); (n,) to (n,).
+def moving_mean(values: ArrayLike, window: int) -> np.ndarray:
+    """At each value, the mean of the last `window` values, or of all so far where these are fewer.
+
+    Args:
+        values: (n,) numbers.
+        window: how many values are in a mean.
+
+    Returns:
+        (n,) means.
 
     Raises:
         DataError: if `window` is below 1.
     """
     if window < 1:
         raise DataError(f"the moving mean got window={window}: use 1 or more")
-    values = np.asarray(values, dtype=float)
-    return np.array([values[max(0, i + 1 - window) : i + 1].mean() for i in range(len(values))])
+    numbers = np.asarray(values, dtype=float)
+    return np.array([numbers[max(0, i + 1 - window) : i + 1].mean() for i in range(len(numbers))])
 
 
-def new_figure(width: float, height: float, layout: str | None = "constrained") -> NotebookFigure:
+def new_figure(
+    width: float, height: float, layout: Literal["constrained"] | None = "constrained"
+) -> NotebookFigure:
+    """An empty figure, width and height in inches."""
     return NotebookFigure(figsize=(width, height), layout=layout, facecolor="white")
 
 
 def png_bytes(fig: Figure, dpi: float) -> bytes:
+    """The figure as a PNG of at most 256 colours, `dpi` pixels per inch."""
     from PIL import Image
 
     drawn, buffer = io.BytesIO(), io.BytesIO()
     fig.savefig(drawn, format="png", dpi=dpi, facecolor="white")
-    # 256 colours are enough for a chart, and a third of the size: notebooks carry these pictures.
+    # 256 colours are enough for a chart and make a third of the size: notebooks hold the pictures.
     Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(
         buffer, format="png", optimize=True
     )
     return buffer.getvalue()
 
 
-def finish(fig: Figure, path: str | Path | None) -> Figure:
+def written(fig: Figure, path: str | Path | None) -> Figure:
+    """The same figure; given a path, it is also written there as a PNG, `PIXELS_WIDE` wide."""
     if path is not None:
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(png_bytes(fig, dpi=PIXELS_WIDE / fig.get_size_inches()[0]))
+        file = Path(path)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(png_bytes(fig, dpi=PIXELS_WIDE / fig.get_size_inches()[0]))
     return fig
 
 
 def columns_of(stats: Stats, keys: Sequence[str], what: str = "stats") -> dict[str, np.ndarray]:
-    """Each key's numbers over the rows, (n,) each."""
+    """Key to its numbers, one per row: (n,) each.
+
+    Args:
+        stats: n rows.
+        keys: the columns wanted.
+        what: what an error message calls `stats`.
+
+    Raises:
+        DataError: for no rows, or a row that lacks a key.
+    """
     if len(stats) == 0:
         raise DataError(f"no rows in the {what}: there is nothing to plot yet")
-    if hasattr(stats, "columns"):
-        rows, names = None, [set(stats.columns)]
-    else:
-        rows, names = stats, [row.keys() for row in stats]
-    for i, present in enumerate(names):
-        if missing := [key for key in keys if key not in present]:
-            where = f"row {i} of the {what}" if rows is not None else f"the {what}"
-            raise DataError(f"{where} has no {missing[0]!r}: it is needed for this figure")
-    if rows is None:
-        return {key: stats[key].to_numpy(dtype=float) for key in keys}
-    return {key: np.array([float(row[key]) for row in rows]) for key in keys}
+    if hasattr(stats, "columns"):  # asked in this way, pandas need not be imported
+        table = cast("DataFrame", stats)
+        _check_keys(set(table.columns), keys, f"the {what}")
+        return {key: table[key].to_numpy(dtype=float) for key in keys}
+    for i, row in enumerate(stats):
+        _check_keys(row.keys(), keys, f"row {i} of the {what}")
+    return {key: np.array([float(row[key]) for row in stats]) for key in keys}
 
 
-def finite(values: Sequence[float], name: str) -> np.ndarray:
-    values = np.asarray(values, dtype=float)
-    if values.size == 0:
+def _check_keys(present: Collection[str], keys: Sequence[str], where: str) -> None:
+    if missing := [key for key in keys if key not in present]:
+        raise DataError(f"{where} has no {missing[0]!r}: it is needed for this figure")
+
+
+def finite_array(values: ArrayLike, name: str) -> np.ndarray:
+    """The values as an array of floats.
+
+    Raises:
+        DataError: for no values, or one that is NaN or infinite; the message starts with `name`.
+    """
+    numbers = np.asarray(values, dtype=float)
+    if numbers.size == 0:
         raise DataError(f"{name}: nothing to plot, the list is empty")
-    if not np.isfinite(values).all():
-        i = int(np.flatnonzero(~np.isfinite(values))[0])
-        raise DataError(f"{name}: value {i} is {values[i]}, which cannot be plotted; drop it first")
-    return values
+    if not np.isfinite(numbers).all():
+        i = int(np.flatnonzero(~np.isfinite(numbers))[0])
+        raise DataError(
+            f"{name}: value {i} is {numbers[i]}, which cannot be plotted; drop it first"
+        )
+    return numbers
 
 
-def signed(value: float) -> str:
-    text = f"{value:.2f}".replace("-", "−")  # the minus sign that matplotlib's axes use
+def two_decimals(value: float) -> str:
+    """The number as it is printed in a figure, with the minus sign that matplotlib's axes have."""
+    text = f"{value:.2f}".replace("-", "−")
     return "0.00" if text == "−0.00" else text
 
 
-def headroom(ax: Axes, factor: float) -> None:
+def add_headroom(ax: Axes, factor: float) -> None:
+    """Start the y axis at 0 and make its top `factor` times as high, for the legend to fit in."""
     ax.set_ylim(0, ax.get_ylim()[1] * factor)

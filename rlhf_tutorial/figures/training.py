@@ -1,4 +1,4 @@
-"""How a training goes: the reward curve, six diagnostics, and a curve that grows meanwhile."""
+"""How a training goes: the reward curve, six diagnostics, and a curve drawn during training."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator
 
 from ..errors import DataError
 from .style import (
@@ -23,11 +25,11 @@ from .style import (
     VERMILLION,
     Stats,
     columns_of,
-    finish,
     moving_mean,
     new_figure,
     png_bytes,
-    signed,
+    two_decimals,
+    written,
 )
 
 SCORE_KEY, STD_KEY, KL_KEY = "ppo/mean_scores", "ppo/std_scores", "objective/kl"
@@ -40,14 +42,15 @@ DIAGNOSTICS = (
     ("ppo/val/var_explained", "Value head: share of variance explained"),
     ("tokens/responses_len_mean", "Response length (tokens)"),
 )
+"""Keys of the stats and their titles: the panels of `diagnostics`."""
 
 
 class LiveCurve:
-    """A reward curve that grows in place below a notebook cell while the loop runs.
+    """A reward curve below a notebook cell, drawn anew again and again while the loop runs.
 
     It shows each batch's mean score (thin), the mean of the last `window` batches (thick), and the
     KL from the reference below. Outside a notebook it draws and prints nothing, so that the same
-    loop runs in a script. The picture is replaced, not added to: a saved notebook holds one.
+    loop runs in a script. Each picture replaces the one before: a saved notebook holds only one.
 
         with LiveCurve(total_steps=96) as curve:
             for batch in trainer.dataloader:
@@ -60,11 +63,14 @@ class LiveCurve:
     ) -> None:
         """
         Args:
-            total_steps: length of the step axis; without it the axis grows.
+            total_steps: where the axis of steps ends; without it the axis grows.
             window: batches in the moving mean.
-            min_seconds: least time between two drawings. The last state is drawn in any case.
+            min_seconds: the least time between two drawings. The end is drawn in any case.
+
+        Raises:
+            DataError: if `window` is below 1.
         """
-        moving_mean([], window)  # refuse a wrong window before the training, not after
+        moving_mean([], window)  # raises for a wrong window now, before the training
         self.total_steps, self.window, self.min_seconds = total_steps, window, min_seconds
         self.scores: list[float] = []
         self.kls: list[float] = []
@@ -96,7 +102,7 @@ class LiveCurve:
             self._show()
 
     def figure(self) -> Figure:
-        """The curve as it stands.
+        """The curve of all steps so far.
 
         Raises:
             DataError: before the first update.
@@ -122,7 +128,7 @@ class LiveCurve:
             self._handle = display(image, display_id=True)
         else:
             self._handle.update(image)
-        # Measured from the end of the drawing, so that drawing never takes most of the time.
+        # The time of the drawing's end: a slow drawing does not bring the next one nearer.
         self._drawn_at, self._drawn_steps = time.monotonic(), len(self.scores)
 
 
@@ -136,13 +142,16 @@ def reward_curve(
     """Figure 2: the mean score of each batch and the mean over the last `window` batches.
 
     Args:
-        stats: what `PPOTrainer.step` returned, one mapping a step, or a DataFrame of the same.
+        stats: what `PPOTrainer.step` returned, a mapping per step, or a DataFrame of the same.
+        window: batches in the moving mean.
         path: a PNG to write as well, 1600 pixels wide.
-        batch_size: responses per step. Given, each batch's mean gets a band of plus and minus one
-            standard error, std / sqrt(batch_size): what a rise must be held against.
+        batch_size: responses per step. If given, a band of plus and minus one standard error,
+            std / sqrt(batch_size), is drawn around each batch's mean: a rise smaller than the band
+            can be chance.
 
     Raises:
-        DataError: for no steps, or steps without the scores.
+        DataError: for no steps, steps without the scores (or, with `batch_size`, without their
+            standard deviation), or a window or batch size below 1.
     """
     keys = (SCORE_KEY,) if batch_size is None else (SCORE_KEY, STD_KEY)
     columns = columns_of(stats, keys)
@@ -168,23 +177,24 @@ def reward_curve(
     ax.set(xlabel="step", ylabel="mean score by the reward model")
     _step_axis(ax, len(scores))
     ax.legend(loc="lower right")
-    return finish(fig, path)
+    return written(fig, path)
 
 
 @rc_context(STYLE)
 def diagnostics(stats: Stats, window: int = 10) -> Figure:
-    """Six panels that tell a healthy run from a sick one; the stats' keys are in small type.
+    """Six panels by which to tell a good run from a failing one, each with its key in `stats`.
 
     Args:
         stats: as in `reward_curve`.
-        window: batches in the thick moving mean.
+        window: batches in the moving mean, drawn thick.
 
     Raises:
-        DataError: for no steps, or steps without one of the six numbers.
+        DataError: for no steps, a step that lacks one of the six numbers, or a window below 1.
     """
     columns = columns_of(stats, [key for key, _ in DIAGNOSTICS])
     fig = new_figure(12.0, 6.2)
-    fig.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
+    layout = cast(ConstrainedLayoutEngine, fig.get_layout_engine())
+    layout.set(w_pad=0.12, h_pad=0.12)  # inches
     for ax, (key, title) in zip(fig.subplots(2, 3).flat, DIAGNOSTICS, strict=True):
         values = columns[key]
         steps = np.arange(1, len(values) + 1)
@@ -202,20 +212,23 @@ def diagnostics(stats: Stats, window: int = 10) -> Figure:
 
 
 def _in_notebook() -> bool:
-    """Whether a Jupyter kernel runs this; a terminal, even IPython's, can show no picture."""
+    """Whether a Jupyter kernel runs this code. IPython in a terminal counts as no notebook."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     return getattr(shell, "kernel", None) is not None
 
 
 def _step_axis(ax: Axes, total: int) -> None:
+    """Make the x axis hold the steps 1 to `total`, with ticks at whole steps only."""
     ax.set_xlim(0.5, max(total, 2) + 0.5)
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    locator = cast(MaxNLocator, ax.xaxis.get_major_locator())
+    locator.set_params(integer=True)
 
 
 def _score_lines(
     ax: Axes, steps: np.ndarray, scores: np.ndarray, smooth: np.ndarray, window: int
 ) -> None:
+    """Draw the scores and their moving mean `smooth` against the steps; (n,) each."""
     marker = "o" if len(steps) == 1 else None  # a line through one point shows nothing
     ax.plot(steps, scores, color=SKY, linewidth=1.0, marker=marker, label="each batch")
     ax.plot(
@@ -224,7 +237,7 @@ def _score_lines(
         color=BLUE,
         linewidth=2.6,
         marker=marker,
-        label=f"mean of the last {window} batches (now {signed(smooth[-1])})",
+        label=f"mean of the last {window} batches (now {two_decimals(smooth[-1])})",
     )
 
 
@@ -247,7 +260,10 @@ def _live_figure(
 
 
 def _explained_axis(ax: Axes, values: np.ndarray) -> None:
-    """From -1 to 1: an untrained value head can start at -50, which would flatten all the rest."""
+    """Make the y axis end at 1 and reach down to -1 at most; say how many values are below.
+
+    An untrained value head can start at -50, and on an axis down to there the rest would be flat.
+    """
     ax.axhline(0, color=GREY, linewidth=0.8, linestyle="--")
     ax.set_ylim(max(-1.0, min(np.nanmin(values, initial=0.0) - 0.1, -0.1)), 1.0)
     if below := int((values < -1).sum()):

@@ -15,7 +15,7 @@ from ..scores import checked_scores
 from .math import masked_mean
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -23,30 +23,17 @@ logger = logging.getLogger(__name__)
 def check_arguments(
     model: Any,
     ref_model: Any,
-    tokenizer: Any,
     num_shared_layers: Any,
     training_data_collator: Any,
     ptx_dataset: Any,
 ) -> None:
-    """Raise ModelError for models, tokenizer or replies that PPO cannot use, and for TRL's own."""
+    """Raise ModelError for models or replies that PPO cannot use, and for what only TRL took."""
     for name, given in {"model": model, "ref_model": ref_model or model}.items():
         if not isinstance(given, AutoModelForCausalLMWithValueHead):
             raise ModelError(
                 f"{name} is a {type(given).__name__}: wrap it with "
                 "AutoModelForCausalLMWithValueHead.from_pretrained"
             )
-    if tokenizer is None or tokenizer.pad_token_id is None:
-        raise ModelError(
-            "PPOTrainer needs a tokenizer with a pad token: "
-            "set tokenizer.pad_token = tokenizer.eos_token"
-        )
-    known = model.pretrained_model.get_input_embeddings().num_embeddings
-    if tokenizer.pad_token_id >= known:  # a pad token added to the tokenizer alone, as a rule
-        raise ModelError(
-            f"the tokenizer pads with token {tokenizer.pad_token_id}, but the model knows {known}: "
-            "load the tokenizer it was trained with, or set tokenizer.pad_token = "
-            "tokenizer.eos_token, or call model.pretrained_model.resize_token_embeddings"
-        )
     if ref_model is not None and num_shared_layers is not None:
         raise ModelError(
             "num_shared_layers is for the reference that the trainer makes: leave ref_model out, "
@@ -60,6 +47,25 @@ def check_arguments(
     if ptx_dataset:
         contexts, replies = zip(*ptx_dataset, strict=True)
         check_tokens(model.config, ptx_contexts=contexts, ptx_replies=replies)
+
+
+def usable_tokenizer(
+    tokenizer: PreTrainedTokenizerBase | None, model: AutoModelForCausalLMWithValueHead
+) -> PreTrainedTokenizerBase:
+    """The tokenizer, if it can pad for this model; else raise ModelError."""
+    if tokenizer is None or tokenizer.pad_token_id is None:
+        raise ModelError(
+            "PPOTrainer needs a tokenizer with a pad token: "
+            "set tokenizer.pad_token = tokenizer.eos_token"
+        )
+    known = model.pretrained_model.get_input_embeddings().num_embeddings
+    if tokenizer.pad_token_id >= known:  # a pad token added to the tokenizer alone, as a rule
+        raise ModelError(
+            f"the tokenizer pads with token {tokenizer.pad_token_id}, but the model knows {known}: "
+            "load the tokenizer it was trained with, or set tokenizer.pad_token = "
+            "tokenizer.eos_token, or call model.pretrained_model.resize_token_embeddings"
+        )
+    return tokenizer
 
 
 def check_sizes(batch_size: int, **lists: Sequence[Any]) -> None:

@@ -12,7 +12,6 @@ from torch import Tensor
 from ..device import default_device
 from ..errors import ModelError
 from .config import PPOConfig
-from .trackers import start_trackers
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -51,7 +50,6 @@ def make_accelerator(config: PPOConfig) -> Accelerator:
             f"this trainer asks accelerate for {own | config.accelerator_kwargs}, and an earlier "
             "one in this process for something else: ask for the same, or start a new process"
         ) from error
-    start_trackers(accelerator, config)
     return accelerator
 
 
@@ -63,7 +61,7 @@ def prepare(accelerator: Accelerator, *objects: Any) -> tuple:
     return model, *others
 
 
-def everywhere(accelerator: Accelerator, rows: Tensor) -> Tensor:
+def rows_of_all(accelerator: Accelerator, rows: Tensor) -> Tensor:
     """(B, ...) of this process to (processes B, ...) of all, in the order of the processes.
 
     All give tensors of one shape. The rows of this process keep their gradient, so that a loss
@@ -78,16 +76,19 @@ def everywhere(accelerator: Accelerator, rows: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def rows_everywhere(accelerator: Accelerator, rows: Tensor, batch_size: int) -> Tensor:
-    """Where these rows of every process's batch stand among the rows of all.
+def indices_of_all(accelerator: Accelerator, indices: Tensor, batch_size: int) -> Tensor:
+    """Where the rows that each process has chosen of its batch stand among the rows of all.
 
-    Each tells the others its rows: one that has drawn more random numbers has others.
+    The processes tell each other: they need not have chosen the same rows.
+
+    Args:
+        indices: (b,), of this process's batch.
     """
-    return everywhere(accelerator, rows + accelerator.process_index * batch_size)
+    return rows_of_all(accelerator, indices + accelerator.process_index * batch_size)
 
 
-def anywhere(accelerator: Accelerator, here: bool) -> bool:
-    """Whether it is so in any of the processes."""
+def any_process(accelerator: Accelerator, here: bool) -> bool:
+    """Whether it is so in at least one of the processes."""
     if accelerator.num_processes == 1:
         return here
     return bool(accelerator.gather(torch.tensor([here], device=accelerator.device)).any())

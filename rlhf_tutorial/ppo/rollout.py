@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..errors import ModelError
 from ..models import AutoModelForCausalLMWithValueHead, position_ids_from
+from ..trunk import TrunkStates
 from .checks import check_room
 
 # PPO needs samples from the policy itself. Left unset, transformers would cut to the 50 likeliest
@@ -74,7 +75,7 @@ def generate_responses(
     batch_size: int | None = None,
     length_sampler: Callable[[], int] | None = None,
     **generation_kwargs: Any,
-) -> list[Tensor]:
+) -> tuple[list[Tensor], TrunkStates | None]:
     """Sample one response to each query, without the query's tokens.
 
     The queries of a batch are padded on the left, so that all responses start in the same column:
@@ -87,7 +88,8 @@ def generate_responses(
         generation_kwargs: for `transformers`' generate, over `PURE_SAMPLING`.
 
     Returns:
-        One 1-d tensor per query, ended by its first end-of-sequence token where it has one.
+        One 1-d tensor per query, ended by its first end-of-sequence token where it has one. And
+        what the policy's frozen trunk made of the batch, where there is a trunk and one batch.
 
     Raises:
         ModelError: if query and response do not fit in the model's context.
@@ -95,9 +97,10 @@ def generate_responses(
     settings = {**PURE_SAMPLING, **generation_kwargs}
     eos_ids = eos_token_id if isinstance(eos_token_id, (list, tuple)) else [eos_token_id]
     eos_ids = [i for i in eos_ids if i is not None]
-    responses = []
-    for start in range(0, len(queries), batch_size or len(queries)):
-        batch = queries[start : start + (batch_size or len(queries))]
+    batch_size = batch_size or len(queries)
+    responses, states = [], None
+    for start in range(0, len(queries), batch_size):
+        batch = queries[start : start + batch_size]
         if length_sampler is not None:
             settings["max_new_tokens"] = length_sampler()
         input_ids, attention_mask = pad(batch, pad_token_id, side="left")
@@ -105,7 +108,7 @@ def generate_responses(
             getattr(model, "config", None), input_ids.shape[1] + settings.get("max_new_tokens", 0)
         )
         if hasattr(model, "sample") and _is_pure(settings):
-            sequences = model.sample(
+            sequences, states = model.sample(
                 input_ids,
                 attention_mask,
                 max_new_tokens=settings["max_new_tokens"],
@@ -113,6 +116,7 @@ def generate_responses(
                 pad_token_id=pad_token_id,
             )
         else:
+            states = None
             sequences = model.generate(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
@@ -121,7 +125,7 @@ def generate_responses(
                 **settings,
             )
         responses += [cut_at_eos(r, eos_ids) for r in sequences[:, input_ids.shape[1] :]]
-    return responses
+    return responses, states if len(queries) <= batch_size else None
 
 
 def _is_pure(settings: dict[str, Any]) -> bool:
@@ -133,7 +137,7 @@ def _is_pure(settings: dict[str, Any]) -> bool:
 
 @dataclass(frozen=True)
 class Batch:
-    """Queries and responses side by side: queries padded on the left, responses on the right.
+    """This process's queries and responses side by side, padded on the left and on the right.
 
     So every response starts in column Q, the longest query's length, and the logits that predict
     response tokens are one slice, Q - 1 to Q + T - 2.
@@ -158,16 +162,24 @@ class Batch:
         length, width = self.responses.shape[1], self.input_ids.shape[1]
         return torch.arange(width - length - 1, width - 1, device=self.input_ids.device)
 
+    @property
+    def lengths(self) -> Tensor:
+        """(B, 2), tokens of each query and of each response."""
+        start = self.input_ids.shape[1] - self.responses.shape[1]
+        mask = self.attention_mask
+        return torch.stack([mask[:, :start].sum(dim=1), mask[:, start:].sum(dim=1)], dim=1)
+
     def read(self) -> tuple[Tensor, Tensor, Tensor]:
         """Token ids, attention mask and position ids without the last column.
 
         No model needs to read the last response token: nothing is predicted from it.
         """
-        return tuple(t[:, :-1] for t in (self.input_ids, self.attention_mask, self.position_ids))
+        return self.input_ids[:, :-1], self.attention_mask[:, :-1], self.position_ids[:, :-1]
 
     def __getitem__(self, rows: Tensor) -> Batch:
         """The mini-batch of these rows."""
-        return Batch(**{k: v if v is None else v[rows] for k, v in vars(self).items()})
+        parts = {name: tensor[rows] for name, tensor in vars(self).items() if tensor is not None}
+        return Batch(**parts)
 
 
 def collate(
@@ -220,8 +232,8 @@ def collate(
 
 
 @dataclass(frozen=True)
-class Outputs:
-    """What a model says of the responses of a batch."""
+class ForwardPass:
+    """What one pass of a model says of the responses of a `Batch`: this process's rows."""
 
     logits: Tensor | None
     """(B, T, V), in the precision of the pass; not kept in parts of it."""
@@ -232,16 +244,38 @@ class Outputs:
     values: Tensor
     """(B, T)"""
 
-    def __getitem__(self, rows: Tensor) -> Outputs:
-        """Those of the mini-batch of these rows."""
-        return Outputs(None, self.logprobs[rows], self.entropy[rows], self.values[rows])
+    def log_distribution(self) -> Tensor:
+        """(B, T, V), log-probabilities of the whole vocabulary in float32."""
+        if self.logits is None:
+            raise ValueError("the logits of a part of a pass are not kept")
+        return self.logits.float().log_softmax(-1)
+
+    def __getitem__(self, rows: Tensor) -> ForwardPass:
+        """That of the mini-batch of these rows."""
+        return ForwardPass(None, self.logprobs[rows], self.entropy[rows], self.values[rows])
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What the models say of the responses before the first update: the rows of all processes.
+
+    (B, T) each, without gradient.
+    """
+
+    mask: Tensor
+    logprobs: Tensor
+    """Of the policy that sampled, log pi_old."""
+    ref_logprobs: Tensor
+    values: Tensor
+    """0 at masked positions."""
+    kl: Tensor
 
 
 @dataclass(frozen=True)
 class Experience:
-    """What a step learns from, under the policy as it is before the first update. (B, T) each.
+    """All that the updates of a step learn from: the rows of all processes. (B, T) each.
 
-    With several processes, B counts the rows of all.
+    The first five fields are those of `Evaluation`.
     """
 
     mask: Tensor

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .math import masked_mean, masked_var
-from .rollout import Experience, Outputs
+from .rollout import Experience, ForwardPass
 
 if TYPE_CHECKING:
     pass
@@ -46,7 +46,7 @@ def minibatch_stats(
     policy_clipfrac: Tensor,
     value_clipfrac: Tensor,
     ratio: Tensor,
-    now: Outputs,
+    now: ForwardPass,
     old: Experience,
 ) -> dict[str, Tensor]:
     """What one backward pass reports. Losses are scalars, `ratio` is (B, T)."""

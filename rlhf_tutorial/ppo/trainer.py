@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor
 
+from ..errors import CheckpointError
 from ..models import (
     AutoModelForCausalLMWithValueHead,
-    cast_frozen_matrices,
     create_reference_model,
     shares_trunk,
     upload,
 )
+from ..randomness import seeded
+from ..trunk import TrunkStates, cast_frozen_matrices
 from . import checkpoint, checks
 from .batches import Batches, Replies, collate_columns
 from .config import PPOConfig
-from .gradient import clip_gradient
+from .identity import difference, fingerprint, identity
 from .math import (
     RunningMoments,
     adapted_kl_coef,
@@ -33,11 +36,11 @@ from .math import (
     rewards_per_token,
     value_loss,
 )
-from .processes import everywhere, make_accelerator, prepare, rows_everywhere
-from .rollout import Batch, Experience, Outputs, collate, generate_responses
+from .processes import indices_of_all, make_accelerator, prepare, rows_of_all
+from .rollout import Batch, Evaluation, Experience, ForwardPass, collate, generate_responses
 from .stats import Clock, minibatch_stats, scalars, step_stats
 from .token_stats import logprobs_and_entropy
-from .trackers import log_stats
+from .trackers import log_stats, start_trackers
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -59,12 +62,16 @@ class PPOTrainer:
 
     With several processes (torchrun, accelerate launch) each generates and scores `batch_size`
     responses; losses, whitening, KL control, decisions and stats are those of all of them together.
+    `Batch` and `ForwardPass` hold the rows of this process, `Evaluation` and `Experience` those of
+    all; `rows_of_all` leads from the one to the other.
 
     Attributes:
         dataloader: batches of the dataset as dicts of lists, shuffled, the last short one dropped;
             None without a dataset.
         kl_coef: beta, the current weight of the KL penalty.
         history: the numbers of each step so far.
+        sampled: what the policy's frozen trunk made of the responses last generated; `step` takes
+            it in place of a pass over them.
     """
 
     def __init__(
@@ -94,14 +101,20 @@ class PPOTrainer:
             ptx_dataset: for `config.ptx_coef`: token ids of contexts, and of the replies to them.
         """
         checks.check_arguments(
-            model, ref_model, tokenizer, num_shared_layers, training_data_collator, ptx_dataset
+            model, ref_model, num_shared_layers, training_data_collator, ptx_dataset
         )
-        self.config, self.model_config, self.tokenizer = config, model.config, tokenizer
-        self.kl_coef, self.logged, self.score_moments = config.init_kl_coef, 0, RunningMoments()
+        self.config = config
+        self.model_config = model.config
+        self.tokenizer = checks.usable_tokenizer(tokenizer, model)
+        self.kl_coef = config.init_kl_coef
+        self.score_moments = RunningMoments()
+        self.logged = 0
         self.history: list[dict[str, float]] = []
+        self.sampled: TrunkStates | None = None
         self.random = torch.Generator().manual_seed(config.seed)
         self.accelerator = make_accelerator(config)
-        self._everywhere = partial(everywhere, self.accelerator)
+        start_trackers(self.accelerator, config)
+        self.rows_of_all = partial(rows_of_all, self.accelerator)
         if ref_model is None:
             ref_model = create_reference_model(model, num_shared_layers)
         self.shares_trunk = shares_trunk(model, ref_model)
@@ -111,8 +124,8 @@ class PPOTrainer:
             trainable = [p for p in model.parameters() if p.requires_grad]
             fused = self.device.type in ("cpu", "cuda")  # one pass over the weights, not a dozen
             optimizer = torch.optim.Adam(trainable, lr=config.learning_rate, fused=fused)
-        self.replies = Replies(ptx_dataset, config, self.accelerator, tokenizer.pad_token_id)
-        self.dataloader = None
+        self.replies = Replies(ptx_dataset, config, self.accelerator, self.tokenizer.pad_token_id)
+        self.dataloader: Batches | None = None
         if dataset is not None:
             self.dataloader = Batches(dataset, config, data_collator, self.accelerator)
         self.model, self.optimizer = prepare(self.accelerator, model.eval(), optimizer)
@@ -124,7 +137,18 @@ class PPOTrainer:
         """Where the models are."""
         return self.accelerator.device
 
+    @property
+    def policy(self) -> AutoModelForCausalLMWithValueHead:
+        """The model that is trained, without what accelerate has wrapped around it."""
+        return self.accelerator.unwrap_model(self.model)
+
     # 1. Sample responses ---------------------------------------------------------------------
+
+    @overload
+    def generate(self, query_tensor: Tensor, **settings: Any) -> Tensor: ...
+
+    @overload
+    def generate(self, query_tensor: Sequence[Tensor], **settings: Any) -> list[Tensor]: ...
 
     def generate(
         self,
@@ -134,7 +158,7 @@ class PPOTrainer:
         return_prompt: bool = True,
         generate_ref_response: bool = False,
         **generation_kwargs: Any,
-    ) -> Tensor | list[Tensor] | tuple:
+    ) -> Any:
         """Sample a response to each query from the policy.
 
         Args:
@@ -148,8 +172,7 @@ class PPOTrainer:
         Returns:
             For a list, a list of 1-d tensors; for one query a (1, length) tensor, as in TRL.
         """
-        single = isinstance(query_tensor, Tensor)
-        queries = [query_tensor] if single else list(query_tensor)
+        queries = [query_tensor] if isinstance(query_tensor, Tensor) else list(query_tensor)
         checks.check_tokens(self.model_config, queries=queries)
         queries = [q.to(self.device) for q in queries]
         settings = {
@@ -159,18 +182,20 @@ class PPOTrainer:
             "length_sampler": length_sampler,
             **generation_kwargs,
         }
-        gpus = range(torch.cuda.device_count())  # manual_seed seeds all of them
         results = []
-        for model in [self.model, self.ref_model] if generate_ref_response else [self.model]:
-            with torch.random.fork_rng(devices=gpus), self.accelerator.autocast():
-                # The generators of all processes are in one state: the index tells them apart.
-                seed = int(torch.randint(2**31, (), generator=self.random))
-                torch.manual_seed(seed + self.accelerator.process_index)
-                model = self.accelerator.unwrap_model(model)
-                responses = generate_responses(model, queries, **settings)
+        for reference in (False, True) if generate_ref_response else (False,):
+            model = self.ref_model if reference else self.policy
+            # The generators of all processes are in one state: the index tells them apart.
+            seed = int(torch.randint(2**31, (), generator=self.random))
+            seed += self.accelerator.process_index
+            with seeded(seed), self.accelerator.autocast():
+                responses, states = generate_responses(model, queries, **settings)
+            if not reference:
+                self.sampled = states
             if return_prompt:
                 responses = [torch.cat(pair) for pair in zip(queries, responses, strict=True)]
-            results.append(responses[0].unsqueeze(0) if single else responses)
+            one = isinstance(query_tensor, Tensor)
+            results.append(responses[0].unsqueeze(0) if one else responses)
         return tuple(results) if generate_ref_response else results[0]
 
     # 2. Score them: that is up to you ----------------------------------------------------------
@@ -198,61 +223,46 @@ class PPOTrainer:
             ModelError, RewardError: for a wrong number of items, empty responses, or scores that
                 are not finite.
         """
-        config, clock = self.config, Clock()
-        checks.check_sizes(config.batch_size, queries=queries, responses=responses, scores=scores)
+        clock, size = Clock(), self.config.batch_size
+        checks.check_sizes(size, queries=queries, responses=responses, scores=scores)
         checks.check_tokens(self.model_config, queries=queries, responses=responses)
-        lengths = torch.tensor([[len(q), len(r)] for q, r in zip(queries, responses, strict=True)])
-        query_lengths, response_lengths = self._everywhere(lengths.to(self.device)).unbind(1)
-        batch = collate(
-            [q.to(self.device) for q in queries],
-            [r.to(self.device) for r in responses],
-            self.tokenizer.pad_token_id,
-            response_masks,
-            width=int(response_lengths.max()),
-        )
-        scores = self._everywhere(checks.scores_tensor(scores, self.device))
-        if config.use_score_scaling:
-            self.score_moments = self.score_moments.updated(scores)
-            scores = self.score_moments.scaled(scores, config.use_score_norm)
-        if config.score_clip is not None:
-            scores = scores.clamp(-config.score_clip, config.score_clip)
-        batch = self._with_trunk_states(batch)
-        # Where the mini-batch is the batch, this pass is also that of the first update.
-        one_pass = config.mini_batch_size == config.batch_size
-        first = self._forward(self.model, batch) if one_pass else None
-        # From here on of all processes, but for `batch` and `first`.
-        mask = self._everywhere(batch.mask)
-        logprobs, ref_logprobs, values, kl = map(self._everywhere, self._evaluate(batch, first))
+        own_scores = checks.scores_tensor(scores, self.device)
+        # 1. Lay out: queries and responses side by side, and what the frozen layers make of them.
+        batch = self.lay_out(queries, responses, response_masks)
+        batch = self.with_trunk_states(batch, self.sampled)
+        # 2. Evaluate: what policy, value head and reference say of each token before any update.
+        live = self.live_pass(batch)
+        evaluation = self.evaluate(batch, live)
         clock.mark("forward_pass")
-        rewards, penalty = rewards_per_token(scores, kl, mask, self.kl_coef)
+        # 3. Reward: the score at the last token of a response, the KL penalty at each of them.
+        scaled = self.scale(own_scores)
+        rewards, penalty = rewards_per_token(scaled, evaluation.kl, evaluation.mask, self.kl_coef)
         clock.mark("compute_rewards")
-        values, advantages, returns = self._advantages(values, rewards, mask)
-        clock.mark("compute_advantages")
+        # 4. Advantages: how much better each token went than the value head expected.
+        advantages, returns = self.advantages(evaluation, rewards)
         experience = Experience(
-            mask, logprobs, ref_logprobs, values, kl, penalty, rewards, advantages, returns
+            **vars(evaluation),
+            penalty=penalty,
+            rewards=rewards,
+            advantages=advantages,
+            returns=returns,
         )
-        replies = self._with_trunk_states(self.replies.draw(self.random))
-        minibatches = self._optimise(batch, experience, first, replies)
+        clock.mark("compute_advantages")
+        # 5. Optimise: a few updates on this one batch, none of them far.
+        minibatches = self.optimise(batch, experience, live)
         clock.mark("optimize_step")
-        stats = step_stats(
-            scores=scores,
-            experience=experience,
-            kl_coef=self.kl_coef,
-            query_lengths=query_lengths,
-            response_lengths=response_lengths,
-            minibatches=minibatches,
-        )
-        stats["ppo/learning_rate"] = self.optimizer.param_groups[0]["lr"]
-        if config.adap_kl_ctrl:
-            self.kl_coef = adapted_kl_coef(
-                self.kl_coef, stats["objective/kl"], config.target, len(scores), config.horizon
-            )
-        if self.lr_scheduler is not None:
-            self.lr_scheduler.step()
+        # 6. Report, and adapt beta and the learning rate for the next step.
+        stats = self.report(batch, scaled, experience, minibatches)
+        self.adapt(stats["objective/kl"], samples=len(scaled))
         clock.mark("calc_stats")
         stats |= clock.times()
         self.history.append(scalars(stats))
         return stats
+
+    def annotate(self, stats: dict[str, Any], **numbers: float) -> None:
+        """Add numbers to the last step's `stats` and to its line of the history."""
+        stats |= numbers
+        self.history[-1] |= numbers
 
     def log_stats(
         self,
@@ -265,24 +275,11 @@ class PPOTrainer:
         self.logged += 1
         log_stats(self.accelerator, stats, batch, rewards, columns_to_log, self.logged)
 
-    def save_pretrained(self, folder: str) -> None:
+    def save_pretrained(self, folder: str | Path) -> None:
         """Save the policy as an ordinary checkpoint folder, with its value head and tokenizer."""
         if self.accelerator.is_main_process:
-            self.accelerator.unwrap_model(self.model).save_pretrained(folder)
+            self.policy.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
-
-    def save_checkpoint(self, folder: str) -> None:
-        """Save all that training needs to go on from here: see `checkpoint.save`."""
-        checkpoint.save(self, folder)
-
-    def resume(self, folder: str) -> int:
-        """Go on from a folder's newest intact checkpoint; the steps done: `checkpoint.resume`."""
-        return checkpoint.resume(self, folder)
-
-    @cached_property
-    def origin(self) -> str:
-        """A hash of what the training starts from: the reference, and what is frozen."""
-        return checkpoint.fingerprint(self.ref_model, self.model)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
         """Upload what `save_pretrained` saves; `kwargs` as in `models.upload`. Its address."""
@@ -290,67 +287,131 @@ class PPOTrainer:
             self.save_pretrained(folder)
             return upload(folder, repo_id, **kwargs)
 
-    # What a step is made of --------------------------------------------------------------------
+    # The stages of a step -----------------------------------------------------------------------
 
-    def _with_trunk_states(self, batch: Batch | None) -> Batch | None:
-        """With the frozen layers' output, for all passes over this batch; as it is without them."""
-        model = self.accelerator.unwrap_model(self.model)
-        if batch is None or not model.num_shared_layers:
+    def lay_out(
+        self,
+        queries: list[Tensor],
+        responses: list[Tensor],
+        response_masks: list[Tensor] | None = None,
+    ) -> Batch:
+        """Stage 1: this process's batch, as wide as the longest response of all processes."""
+        longest = torch.tensor([max(map(len, responses))], device=self.device)
+        return collate(
+            [query.to(self.device) for query in queries],
+            [response.to(self.device) for response in responses],
+            self.tokenizer.pad_token_id,
+            response_masks,
+            width=int(self.rows_of_all(longest).max()),
+        )
+
+    def with_trunk_states(self, batch: Batch, sampled: TrunkStates | None = None) -> Batch:
+        """Stage 1: the batch with the frozen layers' states of it, which serve all passes over it.
+
+        Args:
+            sampled: what sampling left behind: taken if it is of these tokens and these weights.
+        """
+        policy = self.policy
+        if not policy.num_shared_layers:
             return batch
-        with self.accelerator.autocast():
-            return replace(batch, trunk_states=model.trunk(*batch.read()))
+        states = None if sampled is None else sampled.of(*batch.read(), policy.trunk_version())
+        if states is None:
+            with self.accelerator.autocast():
+                states = policy.trunk(*batch.read())
+        return replace(batch, trunk_states=states)
 
-    def _forward(self, model: torch.nn.Module, batch: Batch) -> Outputs:
-        """What a model says of the responses; from the trunk's states if it has that trunk."""
-        input_ids, *positions = batch.read()
-        inputs = {"logits_to_keep": batch.predicting}
+    def forward(self, model: torch.nn.Module, batch: Batch) -> ForwardPass:
+        """What a model says of the responses, in the trainer's precision.
+
+        A model that has the policy's frozen trunk goes on from the trunk's states.
+        """
+        input_ids, attention_mask, position_ids = batch.read()
         if batch.trunk_states is not None and (model is self.model or self.shares_trunk):
-            input_ids, inputs["trunk_states"] = None, batch.trunk_states
+            read = {"trunk_states": batch.trunk_states}
+        else:
+            read = {"input_ids": input_ids}
         with self.accelerator.autocast():
-            logits, _, values = model(input_ids, *positions, **inputs)
+            logits, _, values = model(
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                logits_to_keep=batch.predicting,
+                **read,
+            )
         logprobs, entropy = logprobs_and_entropy(logits, batch.responses)
-        return Outputs(logits, logprobs, entropy, values.float())
+        return ForwardPass(logits, logprobs, entropy, values.float())
+
+    def live_pass(self, batch: Batch) -> ForwardPass | None:
+        """Stage 2: the policy's pass with its gradient, where it can serve the first update too.
+
+        That is so where the mini-batch is the batch: no weight changes in between.
+        """
+        one_pass = self.config.mini_batch_size == self.config.batch_size
+        return self.forward(self.model, batch) if one_pass else None
 
     @torch.no_grad()
-    def _evaluate(self, batch: Batch, first: Outputs | None) -> Iterable[Tensor]:
-        """Log-probabilities of policy and reference, values, KL before any update, (B, T) each."""
+    def evaluate(self, batch: Batch, live: ForwardPass | None = None) -> Evaluation:
+        """Stage 2: log-probabilities of policy and reference, values, and the KL between the two.
+
+        Args:
+            live: the policy's pass over the whole batch, if there is one already.
+        """
         kind, parts = self.config.kl_penalty, []
         for rows in torch.arange(len(batch.mask)).split(self.config.mini_batch_size):
             part = batch[rows.to(self.device)]
-            policy = first or self._forward(self.model, part)
-            reference = self._forward(self.ref_model, part)
+            policy = live or self.forward(self.model, part)
+            reference = self.forward(self.ref_model, part)
             if kind == "full":
-                both = (o.logits.float().log_softmax(-1) for o in (policy, reference))
-                kl = kl_per_token(*both, kind)
+                kl = kl_per_token(policy.log_distribution(), reference.log_distribution(), kind)
             else:
                 kl = kl_per_token(policy.logprobs, reference.logprobs, kind)
             parts.append((policy.logprobs.detach(), reference.logprobs, policy.values.detach(), kl))
-        return map(torch.cat, zip(*parts, strict=True))
+        columns = (self.rows_of_all(torch.cat(column)) for column in zip(*parts, strict=True))
+        logprobs, ref_logprobs, values, kl = columns
+        mask = self.rows_of_all(batch.mask)
+        return Evaluation(mask, logprobs, ref_logprobs, values * mask, kl)
 
-    def _advantages(self, values: Tensor, rewards: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
-        """Masked values, whitened advantages, and returns, (B, T) each."""
-        values, rewards = values * mask, rewards * mask
+    def scale(self, scores: Tensor) -> Tensor:
+        """Stage 3: the scores of all processes, scaled and clipped as the config says, (B,)."""
+        config, scores = self.config, self.rows_of_all(scores)
+        if config.use_score_scaling:
+            self.score_moments = self.score_moments.updated(scores)
+            scores = self.score_moments.scaled(scores, config.use_score_norm)
+        if config.score_clip is not None:
+            scores = scores.clamp(-config.score_clip, config.score_clip)
+        return scores
+
+    def advantages(self, evaluation: Evaluation, rewards: Tensor) -> tuple[Tensor, Tensor]:
+        """Stage 4: whitened advantages, and returns, (B, T) each."""
+        values, mask = evaluation.values, evaluation.mask
+        rewards = rewards * mask
         if self.config.whiten_rewards:
             # Masked again: TRL leaves what whitening made of the padding's zeros, and GAE would
             # carry that back into the response, the more the longer the padding.
             rewards = masked_whiten(rewards, mask, shift_mean=False) * mask
         advantages = gae(rewards, values, self.config.gamma, self.config.lam)
-        return values, masked_whiten(advantages, mask), advantages + values
+        return masked_whiten(advantages, mask), advantages + values
 
-    def _optimise(
-        self, batch: Batch, experience: Experience, first: Outputs | None, replies: Batch | None
+    def optimise(
+        self, batch: Batch, experience: Experience, live: ForwardPass | None = None
     ) -> list[dict[str, Tensor]]:
-        """The PPO epochs: several updates on the same batch, in mini-batches drawn anew."""
+        """Stage 5: the PPO epochs, several updates on one batch, in mini-batches drawn anew.
+
+        Args:
+            live: the policy's pass over the whole batch, with its gradient, for the first update.
+        """
         config, stats = self.config, []
+        replies = self.replies.draw(self.random)  # of PPO-ptx
+        if replies is not None:
+            replies = self.with_trunk_states(replies)
         for _ in range(config.ppo_epochs):
-            order = self._permutation(config.batch_size).to(self.device)
+            order = self.permutation(config.batch_size).to(self.device)
             for rows in order.split(config.mini_batch_size):
                 with self.accelerator.accumulate(self.model):
-                    now = first[rows] if first else self._forward(self.model, batch[rows])
-                    first = None  # its pass is used up
-                    of_all = rows_everywhere(self.accelerator, rows, config.batch_size)
+                    now = live[rows] if live else self.forward(self.model, batch[rows])
+                    live = None  # after an update it is the pass of an older policy
+                    of_all = indices_of_all(self.accelerator, rows, config.batch_size)
                     part = replies[rows] if replies else None
-                    stats.append(self._update(now, experience[of_all], part))
+                    stats.append(self.update(now, experience[of_all], part))
             # Skipping the rest of the epochs once the policy has moved too far from where it
             # sampled: the clip alone does not bound that.
             moved = stats[-1]["ppo/policy/policykl"]
@@ -358,13 +419,18 @@ class PPOTrainer:
                 break
         return stats
 
-    def _update(self, now: Outputs, old: Experience, replies: Batch | None) -> dict[str, Tensor]:
-        """One backward pass, and an update if enough gradients have been accumulated.
+    def update(
+        self, now: ForwardPass, old: Experience, replies: Batch | None = None
+    ) -> dict[str, Tensor]:
+        """One backward pass, and an update of the weights if enough gradients are accumulated.
 
-        Of the mini-batch, `now` and `replies` have this process's rows, and `old` those of all.
+        Args:
+            now: the policy's pass over this process's rows of the mini-batch.
+            old: what was measured before the first update, of the rows of all processes.
+            replies: this process's given replies, for PPO-ptx.
         """
         config, mask = self.config, old.mask
-        logprobs, values, entropy = map(self._everywhere, (now.logprobs, now.values, now.entropy))
+        logprobs, values, entropy = map(self.rows_of_all, (now.logprobs, now.values, now.entropy))
         pg_loss, ratio, policy_clipfrac = policy_loss(
             logprobs, old.logprobs, old.advantages, mask, config.cliprange
         )
@@ -376,13 +442,14 @@ class PPOTrainer:
             pg_loss, vf_loss = 0.0 * now.logprobs.sum(), 0.0 * now.values.sum()
         loss, ptx = pg_loss + config.vf_coef * vf_loss, {}
         if replies:
-            of_all = self._forward(self.model, replies).logprobs, replies.mask
-            ptx["ppo/loss/ptx"] = language_model_loss(*map(self._everywhere, of_all))
+            learnt = self.rows_of_all(self.forward(self.model, replies).logprobs)
+            ptx["ppo/loss/ptx"] = language_model_loss(learnt, self.rows_of_all(replies.mask))
             loss = loss + config.ptx_coef * ptx["ppo/loss/ptx"]
-        # The gradients of the processes are averaged; of this loss they are to be added.
+        # accelerate averages the processes' gradients; this loss, over the rows of all, wants
+        # their sum.
         self.accelerator.backward(loss * self.accelerator.num_processes)
         if self.accelerator.sync_gradients:
-            clip_gradient(self, loss)
+            self.clip_gradient(loss)
         self.optimizer.step()
         self.optimizer.zero_grad()
         return {k: v.detach() for k, v in ptx.items()} | minibatch_stats(
@@ -392,9 +459,148 @@ class PPOTrainer:
             policy_clipfrac=policy_clipfrac,
             value_clipfrac=value_clipfrac,
             ratio=ratio.detach(),
-            now=Outputs(None, logprobs, entropy, values),
+            now=ForwardPass(None, logprobs, entropy, values),
             old=old,
         )
 
-    def _permutation(self, n: int) -> Tensor:
+    def clip_gradient(self, loss: Tensor) -> None:
+        """Clip the gradient's norm to `config.max_grad_norm`, if any.
+
+        Raises:
+            TrainingError: where the norm is not finite, before any weight has changed.
+        """
+        self.accelerator.unscale_gradients()
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+        if not norm.isfinite() and self.accelerator.scaler is None:  # float16's skips those
+            self.optimizer.zero_grad()
+            raise checks.update_refused(loss, norm, step=len(self.history) + 1)
+        if (largest := self.config.max_grad_norm) is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, largest, norm)
+
+    def permutation(self, n: int) -> Tensor:
+        """The order in which the rows of a batch are taken, (n,)."""
         return torch.randperm(n, generator=self.random)
+
+    def report(
+        self,
+        batch: Batch,
+        scores: Tensor,
+        experience: Experience,
+        minibatches: list[dict[str, Tensor]],
+    ) -> dict[str, Any]:
+        """Stage 6: the numbers of the step, but for its times."""
+        query_lengths, response_lengths = self.rows_of_all(batch.lengths).unbind(dim=1)
+        stats = step_stats(
+            scores=scores,
+            experience=experience,
+            kl_coef=self.kl_coef,
+            query_lengths=query_lengths,
+            response_lengths=response_lengths,
+            minibatches=minibatches,
+        )
+        return stats | {"ppo/learning_rate": self.optimizer.param_groups[0]["lr"]}
+
+    def adapt(self, kl: float, samples: int) -> None:
+        """Stage 6: beta after a step of so many samples at this KL, and the learning rate."""
+        config = self.config
+        if config.adap_kl_ctrl:
+            self.kl_coef = adapted_kl_coef(self.kl_coef, kl, config.target, samples, config.horizon)
+        if self.lr_scheduler is not None:
+            self.lr_scheduler.step()
+
+    # Saving and going on ------------------------------------------------------------------------
+
+    def save_checkpoint(self, folder: str | Path) -> None:
+        """Save all that training needs to go on from here: see `checkpoint.save`.
+
+        With several processes all call this, and the first one writes: they hold the same state.
+
+        Raises:
+            CheckpointError: if it cannot be written; earlier ones are left as they are.
+        """
+        if self.accelerator.is_main_process:
+            checkpoint.save(folder, len(self.history), self.state_dict())
+        self.accelerator.wait_for_everyone()
+
+    def resume(self, folder: str | Path) -> int:
+        """Go on where the newest intact checkpoint of this run left off; the steps done.
+
+        The trainer must have been made as the interrupted one was, from the policy before training.
+        Without a checkpoint in the folder, nothing is done, and the result is 0.
+
+        Raises:
+            CheckpointError: if there are checkpoints, and none of them fits.
+        """
+        found = checkpoint.restore_newest(folder, self.load_state_dict)
+        return len(self.history) if found else 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that training goes on from: what of `run`, the trained weights, and every counter."""
+        scheduler, loader = self.lr_scheduler, self.dataloader
+        scaler = self.accelerator.scaler  # of float16
+        return {
+            "run": self.identity(),
+            "policy": {name: p.detach() for name, p in self.trained_parameters().items()},
+            "optimizer": self.optimizer.state_dict(),
+            "lr_scheduler": None if scheduler is None else scheduler.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "random": self.random.get_state(),
+            "position": None if loader is None else loader.position,
+            "kl_coef": self.kl_coef,
+            "score_moments": asdict(self.score_moments),
+            "logged": self.logged,
+            "history": self.history,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave of a run like this one.
+
+        Raises:
+            CheckpointError: for a state of another run or model, before anything has changed.
+        """
+        if (other := difference(self.identity(), state["run"])) is not None:
+            raise CheckpointError(f"it is of another run: {other}")
+        parameters = self.trained_parameters()
+        here = {name: tuple(p.shape) for name, p in parameters.items()}
+        there = {name: tuple(t.shape) for name, t in state["policy"].items()}
+        if differing := sorted(dict(here.items() ^ there.items())):
+            raise CheckpointError(f"it is of another model: policy.{differing[0]} does not fit")
+        if self.dataloader is not None and state["position"] is not None:
+            self.dataloader.go_to(*state["position"])
+        self.model.zero_grad()  # what a step that was torn apart has left
+        self.accelerator.step = 0
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(state["policy"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.lr_scheduler is not None:
+            self.lr_scheduler.load_state_dict(state["lr_scheduler"])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.random.set_state(state["random"])
+        self.kl_coef, self.logged = state["kl_coef"], state["logged"]
+        self.score_moments = RunningMoments(**state["score_moments"])
+        self.history, self.sampled = state["history"], None
+
+    def trained_parameters(self) -> dict[str, torch.nn.Parameter]:
+        """Those of the policy and its value head that are not frozen, by name."""
+        return {name: p for name, p in self.policy.named_parameters() if p.requires_grad}
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this run from another: see `identity.identity`."""
+        return identity(
+            self.config,
+            self.optimizer,
+            self.lr_scheduler,
+            processes=self.accelerator.num_processes,
+            precision=self.accelerator.mixed_precision,
+            num_shared_layers=self.policy.num_shared_layers,
+            model=self.origin,
+            rows=None if self.dataloader is None else len(self.dataloader.dataset),
+        )
+
+    @cached_property
+    def origin(self) -> str:
+        """A hash of what the training starts from: the reference, and what is frozen."""
+        return fingerprint(self.ref_model, self.model)

@@ -136,7 +136,8 @@ def encode(
     """
     if tokenizer.chat_template is None:
         return tokenizer(queries, responses, truncation=True, max_length=max_length)
-    opened = (CHAT.render(tokenizer, [("Human", query)]) for query in queries)
+    chat = CHAT.bind(tokenizer)
+    opened = (chat.render([("Human", query)]) for query in queries)
     texts = [opening + response for opening, response in zip(opened, responses, strict=True)]
     return tokenizer(texts, add_special_tokens=False, truncation=True, max_length=max_length)
 

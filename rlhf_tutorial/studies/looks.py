@@ -10,17 +10,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ..device import supports_bf16
 from ..evaluation.measures import text_measures
+from ..evaluation.sampling import Answers, sample_answers
 from ..models import AutoModelForCausalLMWithValueHead, shares_trunk
 from ..ppo import PPOTrainer
 from ..ppo.math import logprobs_from_logits
-from ..ppo.rollout import collate, generate_responses
+from ..ppo.rollout import collate
 from ..run import Run
 from ..scores import Reward, checked_scores
-from ..training import train
+from ..training import batches_of, train
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+BATCH_SIZE = 32
+"""Queries at a time, when a policy is looked at."""
 
 
 def experiment(
@@ -57,13 +62,13 @@ def experiment(
     gc.collect()  # a trainer refers to itself: the one before would stay in memory
     reward = reward or next(iter(judges.values()))
     trainer = run.make_trainer(**ppo)
-    epoch = len(trainer.dataloader)
+    epoch = len(batches_of(trainer))
     steps = steps or run.preset.epochs * epoch
 
-    def looked(step: int) -> dict[str, Any]:
+    def look_after(step: int) -> dict[str, Any]:
         return {"step": step, **look(trainer, run, judges, queries, examples)}
 
-    log, found, seconds = [], [looked(0)], 0.0
+    log, looked, seconds = [], [look_after(0)], 0.0
     training = train(
         trainer,
         reward,
@@ -86,13 +91,13 @@ def experiment(
             )
             bar.update()
             if step in looks or step == steps:
-                found.append(looked(step))
+                looked.append(look_after(step))
     return {
         "settings": ppo,
         "seconds": round(seconds, 1),
         "steps": log,
         "queries": queries["query"][:examples],
-        "looks": found,
+        "looks": looked,
     }
 
 
@@ -125,77 +130,100 @@ def look(
 ) -> dict[str, Any]:
     """How the policy in training answers held-out prompts: see `look_at`.
 
-    The answers are drawn by the trainer's seed, the same at every look, and the training's own
-    random draws are left alone.
+    The answers are drawn by the trainer's seed, the same at every look, in the trainer's precision.
+    The training's own random draws are left alone.
     """
-    policy = trainer.accelerator.unwrap_model(trainer.model)
-    with trainer.accelerator.autocast():
-        return look_at(
-            policy, trainer.ref_model, run, judges, queries, trainer.config.seed, examples
-        )
+    return look_at(
+        trainer.policy,
+        trainer.ref_model,
+        run,
+        judges,
+        queries,
+        seed=trainer.config.seed,
+        examples=examples,
+        bf16=trainer.accelerator.mixed_precision == "bf16",
+    )
 
 
-@torch.no_grad()
 def look_at(
     policy: AutoModelForCausalLMWithValueHead,
     reference: AutoModelForCausalLMWithValueHead,
     run: Run,
     judges: Mapping[str, Reward],
     queries: Dataset,
+    *,
     seed: int = 0,
     examples: int = 0,
+    bf16: bool | None = None,
 ) -> dict[str, Any]:
-    """How a policy answers held-out prompts, in the precision that the caller has set.
+    """How a policy answers held-out prompts.
+
+    Args:
+        examples: of how many answers to give the text.
+        bf16: compute in bfloat16; by default where the run's device has it in hardware.
 
     Returns:
         "scores" (by judge, one number per query), "kl" (one per query: the log-ratio of policy to
         reference of the drawn answer, whose mean is the KL), "measures" (`text_measures`) and
         "answers" (the first `examples`).
     """
-    tokenizer, template = run.load_tokenizer(), run.preset.template
-    device = next(policy.parameters()).device
-    texts, ids = queries["query"][:], [i.to(device) for i in queries["input_ids"][:]]
-    responses, kl = [], []
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        for start in range(0, len(ids), 32):
-            part = ids[start : start + 32]
-            drawn = generate_responses(
-                policy,
-                part,
-                pad_token_id=tokenizer.pad_token_id,
-                eos_token_id=template.eos_token_ids(tokenizer),
-                max_new_tokens=run.preset.max_new_tokens,
-            )
-            responses += drawn
-            kl += _log_ratios(policy, reference, part, drawn, tokenizer.pad_token_id)
-    answers = template.decode(tokenizer, responses)
+    bf16 = supports_bf16(run.device) if bf16 is None else bf16
+    template, texts, ids = run.load_template(), queries["query"][:], queries["input_ids"][:]
+    answers = sample_answers(
+        policy,
+        template,
+        ids,
+        max_new_tokens=run.preset.max_new_tokens,
+        batch_size=BATCH_SIZE,
+        seed=seed,
+        bf16=bf16,
+    )
+    pad_token_id = template.tokenizer.pad_token_id
+    kl = _log_ratios(policy, reference, ids, answers, pad_token_id, bf16)
     return {
         "scores": {
-            name: [round(s, 4) for s in checked_scores(judge(texts, answers), len(texts))]
+            name: [round(s, 4) for s in checked_scores(judge(texts, answers.texts), len(texts))]
             for name, judge in judges.items()
         },
         "kl": [round(value, 4) for value in kl],
-        "measures": text_measures(texts, answers),
-        "answers": answers[:examples],
+        "measures": text_measures(texts, answers.texts),
+        "answers": answers.texts[:examples],
     }
 
 
+@torch.no_grad()
 def _log_ratios(
-    policy: Any,
-    reference: Any,
+    policy: AutoModelForCausalLMWithValueHead,
+    reference: AutoModelForCausalLMWithValueHead,
     queries: list[torch.Tensor],
-    responses: list[torch.Tensor],
+    answers: Answers,
     pad_token_id: int,
+    bf16: bool,
 ) -> list[float]:
-    """sum_t log pi(y_t) - log pi_ref(y_t) of each response."""
-    batch = collate(queries, responses, pad_token_id)
-    input_ids, *positions = batch.read()
-    inputs: dict[str, Any] = {"logits_to_keep": batch.predicting}
-    if shares_trunk(policy, reference):
-        input_ids, inputs["trunk_states"] = None, policy.trunk(input_ids, *positions)
-    logprobs = [
-        logprobs_from_logits(model(input_ids, *positions, **inputs)[0].float(), batch.responses)
-        for model in (policy, reference)
-    ]
-    return ((logprobs[0] - logprobs[1]) * batch.mask).sum(dim=1).tolist()
+    """sum_t log pi(y_t) - log pi_ref(y_t) of each answer."""
+    device, ratios = next(policy.parameters()).device, []
+    for n, sampled in enumerate(answers.trunk_states):
+        rows = slice(n * BATCH_SIZE, (n + 1) * BATCH_SIZE)
+        batch = collate(
+            [query.to(device) for query in queries[rows]], answers.responses[rows], pad_token_id
+        )
+        input_ids, attention_mask, position_ids = batch.read()
+        read = {"input_ids": input_ids}
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            if shares_trunk(policy, reference):
+                states = None
+                if sampled is not None:
+                    states = sampled.of(*batch.read(), policy.trunk_version())
+                read = {"trunk_states": policy.trunk(*batch.read()) if states is None else states}
+            logits = [
+                model(
+                    attention_mask=attention_mask,
+                    position_ids=position_ids,
+                    logits_to_keep=batch.predicting,
+                    **read,
+                )[0]
+                for model in (policy, reference)
+            ]
+            logprobs = [logprobs_from_logits(z.float(), batch.responses) for z in logits]
+        ratios += ((logprobs[0] - logprobs[1]) * batch.mask).sum(dim=1).tolist()
+    return ratios

@@ -16,14 +16,14 @@ import numpy as np
 import torch
 
 from ..data import last_reply
-from ..device import supports_bf16
+from ..device import trains_in_bf16
 from ..errors import DataError
-from ..evaluation.sampling import sample_responses
-from ..models import AutoModelForCausalLMWithValueHead
+from ..evaluation.sampling import Answers, sample_answers
+from ..models import AutoModelForCausalLMWithValueHead, set_training_attention
 from ..quiet import quiet_transformers
 from ..randomness import preserved_random_state
 from ..scores import Reward, checked_scores
-from ..training import train
+from ..training import batches_of, train
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -50,7 +50,7 @@ class Trained:
 def train_ppo(run: Run, reward: Reward, *, steps: int, **ppo: Any) -> Trained:
     """The course's own PPO for a number of steps; `ppo` are fields of `PPOConfig`."""
     trainer = run.make_trainer(**ppo)
-    epochs = -(-steps // len(trainer.dataloader))
+    epochs = -(-steps // len(batches_of(trainer)))
     start, log = time.perf_counter(), []
     # The steps first: zip would draw one more of what comes first before it stops.
     for _, stats in zip(
@@ -66,8 +66,7 @@ def train_ppo(run: Run, reward: Reward, *, steps: int, **ppo: Any) -> Trained:
     ):
         log.append({"reward": float(stats["ppo/mean_scores"]), "kl": float(stats["objective/kl"])})
     seconds = time.perf_counter() - start
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    return Trained(model, seconds, steps * trainer.config.batch_size, log)
+    return Trained(trainer.policy, seconds, steps * trainer.config.batch_size, log)
 
 
 def train_online(
@@ -94,25 +93,24 @@ def train_online(
     config_of, trainer_of = {"rloo": (RLOOConfig, RLOOTrainer), "grpo": (GRPOConfig, GRPOTrainer)}[
         method
     ]
-    tokenizer, template = run.load_tokenizer(), run.preset.template
-    queries = run.queries()["query"][:]
+    template, queries = run.load_template(), run.queries()["query"][:]
     # As text: of a conversation TRL would render the template's own system message as well.
     rows = {
-        "prompt": [template.render(tokenizer, [("Human", query)]) for query in queries],
+        "prompt": [template.render([("Human", query)]) for query in queries],
         "query": queries,
     }
 
     def judged(completion_ids: list[list[int]], query: list[str], **_: Any) -> list[float]:
-        answers = template.decode(tokenizer, [torch.tensor(ids) for ids in completion_ids])
+        answers = template.decode([torch.tensor(ids) for ids in completion_ids])
         return checked_scores(reward(query, answers), len(query))
 
     own = {"num_generations": num_generations, "max_completion_length": run.preset.max_new_tokens}
     with tempfile.TemporaryDirectory() as scratch, preserved_random_state(), quiet_transformers():
         trainer = trainer_of(
-            model=_policy(run),
+            model=untouched_policy(run),
             reward_funcs=judged,
             args=config_of(
-                **_shared_arguments(run, scratch, learning_rate, batch_size, seed),
+                **shared_arguments(run, scratch, learning_rate, batch_size, seed),
                 **own,
                 max_steps=steps,
                 beta=beta,
@@ -120,9 +118,9 @@ def train_online(
                 log_completions=False,
             ),
             train_dataset=Dataset.from_dict(rows),
-            processing_class=tokenizer,
+            processing_class=template.tokenizer,
         )
-        return _trained(trainer, steps * batch_size)
+        return run_trainer(trainer, steps * batch_size)
 
 
 def train_dpo(
@@ -152,9 +150,9 @@ def train_dpo(
         raise DataError("DPO has no pairs: give it at least one")
     with tempfile.TemporaryDirectory() as scratch, preserved_random_state(), quiet_transformers():
         trainer = DPOTrainer(
-            model=_policy(run),
+            model=untouched_policy(run),
             args=DPOConfig(
-                **_shared_arguments(run, scratch, learning_rate, batch_size, seed),
+                **shared_arguments(run, scratch, learning_rate, batch_size, seed),
                 num_train_epochs=epochs,
                 beta=beta,
                 max_length=None,
@@ -164,7 +162,7 @@ def train_dpo(
         )
         # TRL would tokenise texts again, and end them with EOS: answers that were cut off as well.
         trainer.train_dataset = Dataset.from_list(list(pairs))
-        done = _trained(trainer, answers)
+        done = run_trainer(trainer, answers)
         return Trained(done.model, done.seconds + seconds, done.answers, done.log)
 
 
@@ -178,17 +176,15 @@ def sampled_pairs(
     queries = run.queries()
     queries = queries.select(range(min(limit or len(queries), len(queries))))
     texts, ids = queries["query"][:], queries["input_ids"][:]
-    sample = _sampler(run)
-    drawn: list[list[torch.Tensor]] = []
-    scores = []
-    for i in range(2):
-        answers = sample(ids, 2 * seed + i, keep=drawn.append)
-        scores.append(checked_scores(reward(texts, answers), len(texts)))
+    sample = untouched_sampler(run)
+    drawn = [sample(ids, 2 * seed + i) for i in range(2)]
+    scores = [checked_scores(reward(texts, answers.texts), len(texts)) for answers in drawn]
     pairs = []
     for n, (first, second) in enumerate(zip(*scores, strict=True)):
         if first != second:
             better = 0 if first > second else 1
-            pairs.append(_pair(ids[n], drawn[better][n], drawn[1 - better][n]))
+            chosen, rejected = (drawn[i].responses[n] for i in (better, 1 - better))
+            pairs.append(_pair(ids[n], chosen, rejected))
     return pairs
 
 
@@ -197,8 +193,8 @@ def given_pairs(run: Run) -> list[TokenPair]:
 
     Pairs of which the two beginnings are the same are left out.
     """
-    tokenizer, template = run.load_tokenizer(), run.preset.template
-    end, pairs = template.eos_token_ids(tokenizer)[:1], []
+    template, pairs = run.load_template(), []
+    tokenizer, end = template.tokenizer, template.eos_token_ids[:1]
     rows = run.preferences("train")
     for chosen, rejected in zip(rows["chosen"][:], rows["rejected"][:], strict=True):
         if not isinstance(chosen, str) or not isinstance(rejected, str):
@@ -212,21 +208,21 @@ def given_pairs(run: Run) -> list[TokenPair]:
                 for text in (good[1], bad[1])
             ]
             if replies[0] != replies[1]:
-                pairs.append(_pair(template.encode(tokenizer, good[0]), *replies))
+                pairs.append(_pair(template.encode(good[0]), *replies))
     return pairs
 
 
 def best_of_n(
     run: Run, reward: Reward, queries: Dataset, n: int, *, seed: int = 0
-) -> tuple[list[str], list[float]]:
+) -> tuple[list[str], list[list[float]]]:
     """Of n answers of the untouched policy to each query the one that `reward` scores highest.
 
     Returns:
         The answers, and all scores, (n, queries), so that what fewer would have given is known.
     """
     texts, ids = queries["query"][:], queries["input_ids"][:]
-    sample = _sampler(run)
-    answers = [sample(ids, 1000 * seed + i) for i in range(n)]
+    sample = untouched_sampler(run)
+    answers = [sample(ids, 1000 * seed + i).texts for i in range(n)]
     scores = [checked_scores(reward(texts, drawn), len(texts)) for drawn in answers]
     best = np.argmax(scores, axis=0)
     return [answers[b][i] for i, b in enumerate(best)], scores
@@ -240,28 +236,13 @@ def best_of_n_kl(n: int) -> float:
     return float(np.log(n) - (n - 1) / n)
 
 
-def _sampler(run: Run) -> Callable[..., list[str]]:
+def untouched_sampler(run: Run) -> Callable[[Sequence[torch.Tensor], int], Answers]:
     """The untouched policy, loaded once: of queries and a seed, an answer to each."""
-    policy = run.load_policy().to(run.device)
-    tokenizer, template = run.load_tokenizer(), run.preset.template
+    policy, template = run.load_policy().to(run.device), run.load_template()
 
-    def sample(
-        ids: Sequence[torch.Tensor],
-        seed: int,
-        keep: Callable[[list[torch.Tensor]], Any] = lambda _: None,
-    ) -> list[str]:
-        def decode(responses: list[torch.Tensor]) -> list[str]:
-            keep(responses)  # the tokens
-            return template.decode(tokenizer, responses)
-
-        return sample_responses(
-            policy,
-            tokenizer,
-            list(ids),
-            decode=decode,
-            eos_token_id=template.eos_token_ids(tokenizer),
-            max_new_tokens=run.preset.max_new_tokens,
-            seed=seed,
+    def sample(ids: Sequence[torch.Tensor], seed: int) -> Answers:
+        return sample_answers(
+            policy, template, list(ids), max_new_tokens=run.preset.max_new_tokens, seed=seed
         )
 
     return sample
@@ -278,7 +259,7 @@ def _pair(prompt: Any, chosen: Any, rejected: Any) -> TokenPair:
     }
 
 
-def _policy(run: Run) -> Any:
+def untouched_policy(run: Run) -> Any:
     """The untouched language model with the preset's layers frozen.
 
     It remembers the folder that it came from: TRL loads its reference from there.
@@ -286,12 +267,11 @@ def _policy(run: Run) -> Any:
     model = run.load_policy()
     if run.preset.num_shared_layers is not None:
         model.freeze_lowest_layers(run.preset.num_shared_layers)
-    if run.device.type == "cpu":
-        model.pretrained_model.set_attn_implementation("eager")  # as `Run.make_trainer` does
+    set_training_attention(model.pretrained_model, run.device)
     return model.pretrained_model
 
 
-def _shared_arguments(
+def shared_arguments(
     run: Run, folder: str, learning_rate: float, batch_size: int, seed: int
 ) -> dict[str, Any]:
     """What all of TRL's trainers are told, so that they differ in the method alone."""
@@ -304,7 +284,7 @@ def _shared_arguments(
         "max_grad_norm": 1.0,
         "seed": seed,
         "use_cpu": run.device.type == "cpu",
-        "bf16": run.preset.num_shared_layers is not None and supports_bf16(run.device),
+        "bf16": trains_in_bf16(run.device, run.preset.num_shared_layers is not None),
         "activation_checkpointing": False,
         "dataloader_pin_memory": run.device.type == "cuda",
         "save_strategy": "no",
@@ -314,7 +294,7 @@ def _shared_arguments(
     }
 
 
-def _trained(trainer: Any, answers: int) -> Trained:
+def run_trainer(trainer: Any, answers: int) -> Trained:
     """Run it, time it, and take the model out of what TRL and accelerate wrapped it in."""
     from transformers import PrinterCallback
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import parity
 from parity_cases import CASES
+from support import parity
 
 
 def main() -> None:
@@ -24,7 +24,7 @@ def main() -> None:
         lines = "\n".join(found[:20])
         sys.exit(
             f"{lines}\n{len(found)} differences. If the cases were changed on purpose, copy "
-            f"{folder} over {parity.FIXTURES.relative_to(Path.cwd())}"
+            f"{folder} over {parity.RECORDED.relative_to(Path.cwd())}"
         )
     print(f"{len(CASES)} cases recorded anew: the same as the committed ones")
 

@@ -1,0 +1,206 @@
+"""The pages in docs/ against the code: keys, fields, tests and files that they name, and scripts.
+
+What a page repeats from elsewhere (figures of the committed run, fields, reasons for refusals) is
+compared with its source. To bring the pages up to date: python scripts/update_docs.py
+"""
+
+from __future__ import annotations
+
+import ast
+import logging
+import math
+import re
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from support import ROOT
+from support.lookalikes import make_policy as make_policy_folder
+from support.lookalikes import preferences
+from support.scripts import load_script
+
+from rlhf_tutorial import PPOConfig, PPOTrainer, models
+from rlhf_tutorial.ppo import config
+
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+update_docs = load_script("update_docs")
+METRICS, FROM_TRL = update_docs.METRICS, update_docs.FROM_TRL
+MEND = "python scripts/update_docs.py mends it"
+
+
+def read(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+# What the pages repeat -------------------------------------------------------------------------
+
+
+def test_the_figures_of_the_run_are_the_committed_logs() -> None:
+    page = read(METRICS)
+    assert len(update_docs.RUN.findall(page)) > 25
+    assert update_docs.with_run_figures(page, update_docs.committed_log()) == page, MEND
+
+
+def test_figures_that_are_not_the_logs_are_noticed() -> None:
+    log = [{"a/b": float(i)} for i in range(40)]
+    page = "| `a/b` | run: 0 to 1; run: 3 → 4. | |\n| `a/c` | |"
+    mended = page.replace("0 to 1", "0 to 39").replace("3 → 4", "4.5 → 34")
+    assert update_docs.with_run_figures(page, log) == mended
+    with pytest.raises(KeyError, match="a/c"):
+        update_docs.with_run_figures("| `a/c` | run: 0 to 1 |", log)
+
+
+def test_every_field_stands_on_the_page_and_every_refusal_with_its_reason() -> None:
+    page = read(FROM_TRL)
+    assert update_docs.with_fields(page) == page, MEND
+    for name in [*config.NOT_SUPPORTED, *models.NOT_SUPPORTED]:
+        assert page.count(f"| `{name}` |") == 1, name
+
+
+# Names on the pages ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trainer(make_policy, tokenizer) -> PPOTrainer:
+    config = PPOConfig(batch_size=6, mini_batch_size=3, learning_rate=1e-3)
+    return PPOTrainer(config, make_policy("gpt2", layers=2), tokenizer=tokenizer)
+
+
+def test_each_key_has_one_entry_and_no_entry_lacks_its_key(trainer, samples) -> None:
+    stats, logged = trainer.step(*samples), {}
+    entries = [match[1] for match in update_docs.ROW.finditer(read(METRICS))]
+    assert sorted(entries) == sorted(stats)
+    trainer.accelerator.log = lambda values, **_: logged.update(values)
+    trainer.log_stats(stats, {"query": [""] * 6, "response": [""] * 6}, samples[2])
+    for page in DOCS:
+        named = set(re.findall(r"`((?:objective|ppo|tokens|time|env)/\w[\w/]*)`", read(page)))
+        with_ptx = {"ppo/loss/ptx"}  # only with ptx_coef: see test_ptx.py
+        assert named <= logged.keys() | with_ptx, f"{page.name}: {named - logged.keys()}"
+
+
+def test_each_entry_has_a_formula_a_range_and_what_is_outside() -> None:
+    for match in update_docs.ROW.finditer(read(METRICS)):
+        cells = match[0].strip("| ").split(" | ")
+        assert len(cells) == 4 and all(cells), match[0]
+
+
+def test_every_test_that_a_page_names_exists() -> None:
+    sources = [read(path) for path in (ROOT / "tests").rglob("test_*.py")]
+    tests = {name for text in sources for name in re.findall(r"^def (test_\w+)\(", text, re.M)}
+    named = {name for page in DOCS for name in re.findall(r"`(test_\w+)`", read(page))}
+    assert len(named) > 15
+    assert not named - tests
+
+
+def test_every_intended_difference_names_its_test() -> None:
+    section = read(FROM_TRL).split("## Intended differences")[1].split("\n## ")[0]
+    items = re.split(r"^\d+\. ", section, flags=re.MULTILINE)[1:]
+    assert len(items) > 10
+    for item in items:
+        assert "`test_" in item, item
+
+
+def slug(heading: str) -> str:
+    """The anchor of a heading on GitHub."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *DOCS], ids=lambda path: path.name)
+def test_relative_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", read(page), flags=re.MULTILINE | re.DOTALL)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" in link:
+            continue
+        file, _, anchor = link.partition("#")
+        target = (page.parent / file) if file else page
+        assert target.exists(), link
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", read(target), flags=re.MULTILINE)
+            assert anchor in map(slug, headings), link
+
+
+# The two scripts -------------------------------------------------------------------------------
+
+
+def scripts() -> tuple[str, str]:
+    """Before and after."""
+    before, after = re.findall(r"^```python\n(.*?)^```", read(FROM_TRL), re.M | re.S)
+    return before, after
+
+
+def test_only_the_imports_change() -> None:
+    before, after = (text.splitlines() for text in scripts())
+    changed = [(a, b) for a, b in zip(before, after, strict=True) if a != b]
+    assert len(changed) == 2
+    for old, new in changed:
+        assert old.startswith("from trl") and new.startswith("from rlhf_tutorial import")
+    ast.parse("\n".join(before))
+
+
+def test_the_script_after_the_change_runs(tmp_path, monkeypatch, capsys) -> None:
+    from transformers import AutoModelForCausalLM
+
+    texts = [text for row in preferences() for text in row.values()]
+    policy = make_policy_folder(tmp_path / "policy", texts)
+    prompts = [text.replace("\n", " ")[7:60] for text in texts[:32]]
+    (tmp_path / "prompts.txt").write_text("\n".join(prompts) + "\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(scripts()[1], "after.py", "exec"), {})
+    printed = capsys.readouterr().out
+    assert len(re.findall(r"^score -?\d+\.\d+, KL -?\d+\.\d+$", printed, re.MULTILINE)) == 2
+    saved, start = (
+        AutoModelForCausalLM.from_pretrained(folder).state_dict()
+        for folder in (tmp_path / "cheerful-policy", policy)
+    )
+    assert any(not torch.equal(saved[name], start[name]) for name in start)
+
+
+# What a page says and no other test shows ------------------------------------------------------
+
+
+def test_answers_after_a_step_come_without_dropout(make_policy, tokenizer, samples) -> None:
+    rates = {"resid_pdrop": 0.5, "embd_pdrop": 0.5, "attn_pdrop": 0.5}
+    policy = make_policy("gpt2", layers=2, **rates).train()
+    trainer = PPOTrainer(PPOConfig(batch_size=6, mini_batch_size=6), policy, tokenizer=tokenizer)
+    trainer.step(*samples)
+    assert not trainer.model.training
+    greedy = {"do_sample": False, "max_new_tokens": 8, "eos_token_id": -1, "return_prompt": False}
+    answers = trainer.generate([samples[0][1]] * 6, **greedy)
+    assert len({tuple(answer.tolist()) for answer in answers}) == 1
+    policy.train()
+    answers = trainer.generate([samples[0][1]] * 6, **greedy)
+    assert len({tuple(answer.tolist()) for answer in answers}) > 1, "dropout would have shown"
+
+
+def test_a_lone_sample_has_standard_deviation_0_and_a_lone_token_is_refused(
+    make_policy, tokenizer
+) -> None:
+    config = PPOConfig(batch_size=1, mini_batch_size=1)
+    trainer = PPOTrainer(config, make_policy(layers=2), tokenizer=tokenizer)
+    query, response = torch.tensor([5, 6]), torch.tensor([7, 8, 9])
+    stats = trainer.step([query], [response], [1.0])
+    for key in ("ppo/std_scores", "tokens/queries_len_std", "tokens/responses_len_std"):
+        assert stats[key] == 0, key
+    assert all(math.isfinite(v) for v in stats.values() if isinstance(v, float))
+    before = [p.detach().clone() for p in trainer.model.parameters()]
+    with pytest.raises(ValueError, match="at least 2 unmasked tokens"):
+        trainer.step([query], [response[:1]], [1.0])
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
+
+
+def test_a_clearly_negative_kl_is_logged_and_nothing_warns(
+    make_policy, tokenizer, samples, caplog
+) -> None:
+    reference = make_policy(layers=2, seed=1)
+    config = PPOConfig(batch_size=6, mini_batch_size=6)
+    with warnings.catch_warnings(), torch.no_grad(), caplog.at_level(logging.WARNING):
+        warnings.simplefilter("error")
+        trainer = PPOTrainer(config, make_policy(layers=2), reference, tokenizer)
+        # Responses that the reference would rather write than the policy: its own.
+        responses = trainer.generate(samples[0], generate_ref_response=True, max_new_tokens=6)[1]
+        responses = [r[len(q) :] for q, r in zip(samples[0], responses, strict=True)]
+        with torch.enable_grad():
+            stats = trainer.step(samples[0], responses, samples[2])
+    assert stats["objective/kl"] < -1
+    assert "clearly negative" in caplog.text

@@ -1,0 +1,66 @@
+"""The files that install the package name the same packages and bounds."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from support import ROOT
+
+import rlhf_tutorial
+
+
+def requirements(lines: list[str]) -> dict[str, Requirement]:
+    parsed = [Requirement(line) for line in lines]
+    return {canonicalize_name(requirement.name): requirement for requirement in parsed}
+
+
+@pytest.fixture(scope="module")
+def project() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+@pytest.fixture(scope="module")
+def environment() -> list:
+    file = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+    assert file["name"] == "rlhf-tutorial"
+    return file["dependencies"]
+
+
+@pytest.fixture(scope="module")
+def constraints() -> dict[str, Requirement]:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    return requirements([line for line in lines if line.strip() and not line.startswith("#")])
+
+
+def lower_bounds(requirements: dict[str, Requirement]) -> dict[str, str]:
+    bounds = {}
+    for name, requirement in requirements.items():
+        (bounds[name],) = [s.version for s in requirement.specifier if s.operator == ">="]
+    return bounds
+
+
+def test_environment_and_pyproject_name_the_same_packages_and_bounds(project, environment):
+    (pip,) = [entry["pip"] for entry in environment if isinstance(entry, dict)]
+    conda = [entry for entry in environment if isinstance(entry, str)]
+    listed = [line for line in [*conda, *pip] if not re.match(r"-|python\b|pip$", line)]
+    assert lower_bounds(requirements(listed)) == lower_bounds(requirements(project["dependencies"]))
+    (python,) = [entry for entry in conda if entry.startswith("python")]
+    assert python.removeprefix("python") == project["requires-python"]
+    assert any("constraints.txt" in line for line in pip)
+
+
+def test_constraints_pin_every_dependency_within_its_bounds(project, constraints):
+    extras = [line for lines in project["optional-dependencies"].values() for line in lines]
+    for name, requirement in requirements([*project["dependencies"], *extras]).items():
+        assert name in constraints, f"{name} is not pinned in constraints.txt"
+        ((operator, version),) = [(s.operator, s.version) for s in constraints[name].specifier]
+        assert operator == "==" and requirement.specifier.contains(version), name
+
+
+def test_the_version_is_one(project):
+    assert project["version"] == rlhf_tutorial.__version__

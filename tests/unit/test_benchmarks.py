@@ -1,0 +1,99 @@
+"""The benchmarks run; what they measure is not tested here, since tests do not time."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support import ROOT
+
+BENCHMARKS = ROOT / "benchmarks"
+
+
+def run(*arguments: str, cwd: Path = ROOT) -> str:
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=cwd,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_steps_are_measured_without_trl_too(tmp_path):
+    """On a GPT-2 of random weights, as the original's shapes are on a GPU."""
+    output = tmp_path / "rows.json"
+    settings = ["--model", "tiny", "--steps", "1", "--batch-size", "4", "--output", str(output)]
+    printed = run(str(BENCHMARKS / "ppo_step.py"), *settings, "--trl", str(tmp_path / "none"))
+    rows = json.loads(output.read_text(encoding="utf-8"))
+    names = {row["variant"] for row in rows}
+    assert {"ours, full, float32", "ours, frozen trunk, float32"} <= names
+    for row in rows:
+        assert 0 < row["seconds"]["step"] < row["seconds"]["total"]
+        assert row["flop"] > 0 and row["matmul_rate"] > 0 and row["peak_bytes"] > 1e8
+        assert row["variant"] in printed
+    full, frozen = (
+        next(r["flop"] for r in rows if r["variant"] == f"ours, {kind}, float32")
+        for kind in ("full", "frozen trunk")
+    )
+    assert frozen < 0.8 * full
+
+
+def test_the_original_loops_worker_compiles():
+    """It runs in TRL's environment, which the tests do not have."""
+    compile(
+        (BENCHMARKS / "original_loop.py").read_text(encoding="utf-8"), "original_loop.py", "exec"
+    )
+
+
+@pytest.mark.weights
+def test_learning_curves_are_measured(tmp_path):
+    output = tmp_path / "rows.json"
+    variant = "frozen trunk, float32"
+    settings = ["--only", variant, "--every", "1", "--prompts", "4", "--steps", "2"]
+    printed = run(str(BENCHMARKS / "learning_curves.py"), *settings, "--output", str(output))
+    (row,) = json.loads(output.read_text(encoding="utf-8"))
+    steps, seconds, scores = zip(*row["held_out"], strict=True)
+    assert steps == (0, 1, 2) and 0 == seconds[0] < seconds[1] < seconds[2]
+    assert len(set(scores)) > 1, "the policy has changed, and so have its answers"
+    assert len(row["objective/kl"]) == 2 and row["objective/kl"][0] == pytest.approx(0, abs=1e-3)
+    assert variant in printed
+
+
+@pytest.mark.weights
+def test_scaling_is_measured(tmp_path):
+    output = tmp_path / "rows.json"
+    settings = ["--only", "model of 19M", "--steps", "1", "--output", str(output)]
+    printed = run(str(BENCHMARKS / "scaling.py"), *settings)
+    (row,) = json.loads(output.read_text(encoding="utf-8"))
+    assert 0 < row["seconds"]["step"] < row["seconds"]["total"] and row["peak_bytes"] > 1e8
+    assert "model of 19M" in printed
+
+
+@pytest.mark.weights
+def test_the_plain_perplexity_that_ours_is_timed_against_gives_the_same_values(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import perplexity
+    from transformers import AutoModelForCausalLM
+
+    from rlhf_tutorial import load_tokenizer
+    from rlhf_tutorial.assets import SMOLLM2, resolve
+    from rlhf_tutorial.evaluation.perplexity import score_texts
+
+    folder = resolve(SMOLLM2)
+    tokenizer = load_tokenizer(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
+    texts = ["A short one.", "A longer text, so that the first of the two has to be padded."]
+    plain = perplexity.plain(texts, model.eval(), tokenizer)
+    ours = score_texts(texts, model, tokenizer)["perplexities"]
+    exact = perplexity.plain(texts, model.double(), tokenizer)
+    assert ours == pytest.approx(exact, rel=2e-5)
+    # evaluate's transposed logits are summed one by one in float32, over 49,152 of them.
+    assert plain == pytest.approx(exact, rel=5e-4)

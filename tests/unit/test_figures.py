@@ -1,0 +1,500 @@
+"""The figures show the numbers they were given; the live curve draws in notebooks only."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import runpy
+import subprocess
+import sys
+
+import matplotlib.style
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from PIL import Image
+from support import ROOT
+
+from rlhf_tutorial import figures
+from rlhf_tutorial.errors import DataError, TutorialError
+from rlhf_tutorial.figures import style, training
+
+# A missing glyph or a layout that does not fit is only a warning to matplotlib.
+pytestmark = pytest.mark.filterwarnings("error::UserWarning:rlhf_tutorial.figures")
+
+KEYS = [key for key, _ in training.DIAGNOSTICS]
+
+
+def fake_stats(n: int) -> list[dict[str, float]]:
+    random = np.random.default_rng(0)
+    keys = [*KEYS, "ppo/std_scores"]
+    return [dict(zip(keys, random.uniform(0.1, 0.9, len(keys)), strict=True)) for _ in range(n)]
+
+
+def column(stats: list[dict[str, float]], key: str) -> list[float]:
+    return [row[key] for row in stats]
+
+
+def pandas_mean(values: list[float], window: int) -> np.ndarray:
+    return pd.Series(values).rolling(window, min_periods=1).mean().to_numpy()
+
+
+def opened(png: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(png))
+    image.load()
+    assert image.format == "PNG"
+    return image.convert("RGB")
+
+
+# The reward curve and the diagnostics -------------------------------------------------------
+
+
+def test_moving_mean_is_the_mean_of_the_last_batches():
+    assert style.moving_mean([1, 2, 6, 10], 2).tolist() == [1, 1.5, 4, 8]
+    values = np.random.default_rng(1).normal(size=50)
+    np.testing.assert_allclose(style.moving_mean(values, 10), pandas_mean(values, 10))
+    with pytest.raises(DataError, match="window=0"):
+        style.moving_mean([1.0], 0)
+
+
+@pytest.mark.parametrize("as_frame", [False, True])
+def test_reward_curve_shows_scores_moving_mean_and_band(as_frame):
+    stats = fake_stats(30)
+    scores, stds = (column(stats, k) for k in ("ppo/mean_scores", "ppo/std_scores"))
+    fig = figures.reward_curve(pd.DataFrame(stats) if as_frame else stats, batch_size=16)
+    (ax,) = fig.axes
+    batch, smooth = ax.lines
+    assert batch.get_xdata().tolist() == list(range(1, 31))
+    np.testing.assert_allclose(batch.get_ydata(), scores)
+    np.testing.assert_allclose(smooth.get_ydata(), pandas_mean(scores, 10))
+    assert smooth.get_linewidth() > batch.get_linewidth()
+
+    (band,) = ax.collections
+    for x, score, std in zip(range(1, 31), scores, stds, strict=True):
+        vertices = band.get_paths()[0].vertices
+        y = vertices[vertices[:, 0] == x, 1]
+        assert y.max() - y.min() == pytest.approx(2 * std / 4)  # sqrt(16) = 4
+        assert (y.max() + y.min()) / 2 == pytest.approx(score)
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("step", "mean score by the reward model")
+
+
+def test_reward_curve_without_batch_size_has_no_band_and_needs_no_deviation():
+    stats = [{"ppo/mean_scores": v} for v in (1.0, 2.0)]
+    fig = figures.reward_curve(stats, window=2)
+    assert not fig.axes[0].collections
+    assert fig.axes[0].lines[1].get_ydata().tolist() == [1.0, 1.5]
+
+
+def test_one_step_is_visible():
+    (ax,) = figures.reward_curve(fake_stats(1), batch_size=4).axes
+    assert ax.lines[0].get_marker() == "o"
+    assert all(
+        ax.get_lines()[0].get_marker() == "o" for ax in figures.diagnostics(fake_stats(1)).axes
+    )
+
+
+def test_diagnostics_has_the_six_panels():
+    stats = fake_stats(25)
+    axes = figures.diagnostics(stats, window=5).axes
+    assert len(axes) == 6
+    for ax, key in zip(axes, KEYS, strict=True):
+        np.testing.assert_allclose(ax.lines[0].get_ydata(), column(stats, key))
+        np.testing.assert_allclose(ax.lines[1].get_ydata(), pandas_mean(column(stats, key), 5))
+        assert ax.texts[0].get_text() == key
+        assert ax.get_title(loc="left")
+
+
+def test_explained_variance_far_below_zero_is_counted_not_drawn():
+    stats = fake_stats(5)
+    stats[0]["ppo/val/var_explained"] = -50.0
+    ax = figures.diagnostics(stats).axes[KEYS.index("ppo/val/var_explained")]
+    assert ax.get_ylim() == (-1.0, 1.0)
+    assert ax.texts[1].get_text() == "1 step below −1"
+
+
+@pytest.mark.parametrize("draw", [figures.reward_curve, figures.diagnostics])
+def test_empty_or_foreign_stats_are_refused_in_words(draw):
+    with pytest.raises(TutorialError, match="no rows in the stats"):
+        draw([])
+    with pytest.raises(TutorialError, match="no rows in the stats"):
+        draw(pd.DataFrame())
+    with pytest.raises(DataError, match="row 1 of the stats has no 'ppo/mean_scores'"):
+        draw([fake_stats(1)[0], {"loss": 1.0}])
+    with pytest.raises(DataError, match="the stats has no 'ppo/mean_scores'"):
+        draw(pd.DataFrame({"loss": [1.0]}))
+
+
+# The comparison ----------------------------------------------------------------------------
+
+
+def test_before_after_shows_sorted_gains_and_their_mean():
+    table = pd.DataFrame({"score_before": [0.0, 1.0, 2.0, 3.0], "score_after": [2, 0.5, 2, 4]})
+    left, right = figures.before_after(table).axes
+    assert [bar.get_height() for bar in right.patches] == [-0.5, 0.0, 1.0, 2.0]
+    colours = [to_hex(bar.get_facecolor()).upper() for bar in right.patches]
+    assert colours == [style.VERMILLION, style.GREY, style.BLUE, style.BLUE]
+    assert right.lines[1].get_ydata()[0] == pytest.approx(0.625)
+    assert right.get_title(loc="left") == "Gain of each prompt: 2 better, 1 worse, 1 tied"
+    assert [line.get_xdata()[0] for line in left.lines] == [1.5, 2.125]
+    bars = [p for p in left.patches if hasattr(p, "get_height")]
+    assert sum(p.get_height() for p in bars) == 2 * len(table)
+
+
+def test_before_after_refuses_what_it_cannot_show():
+    good = pd.DataFrame({"score_before": [1.0], "score_after": [1.0]})
+    assert len(figures.before_after(good).axes) == 2  # one row, no spread
+    with pytest.raises(DataError, match="score_after"):
+        figures.before_after(good.drop(columns="score_after"))
+    with pytest.raises(DataError, match="no rows in the comparison table"):
+        figures.before_after(good.head(0))
+    with pytest.raises(DataError, match="score_before: value 0 is nan"):
+        figures.before_after(good.assign(score_before=np.nan))
+
+
+# Tokens, groups, perplexity, lengths -----------------------------------------------------------
+
+
+def test_token_heatmap_prints_each_value_and_colours_around_the_centre():
+    fig = figures.token_heatmap(
+        [" a", "b", "c"],
+        {"KL": [0.5, 0.0, -0.25], "ratio": [1.0, 1.2, float("nan")]},
+        centers={"ratio": 1.0},
+    )
+    (ax,) = fig.axes
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["a", "b", "c"]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["KL", "ratio"]
+    assert [t.get_text() for t in ax.texts] == ["0.50", "0.00", "−0.25", "1.00", "1.20", "–"]
+    cells = ax.collections[0].get_array().reshape(2, 3, 4)
+    white = matplotlib.colormaps["RdBu"](0.5)
+    np.testing.assert_allclose(cells[0, 1], white)
+    np.testing.assert_allclose(cells[1, 0], white)
+    red, blue = cells[0, 2], cells[0, 0]
+    assert red[0] > red[2]
+    assert blue[2] > blue[0]
+    # Each row has its own scale: its largest distance from the centre gets the same full colour.
+    np.testing.assert_allclose(cells[1, 1], blue)
+    assert cells[1, 2].tolist() == [1, 1, 1, 1]
+
+
+def test_token_heatmap_survives_what_models_write():
+    tokens = ["\n", "  ", "", "$x_{", "中", "🙂", "\x00", "a" * 40, " word"]
+    fig = figures.token_heatmap(tokens, {"a $cost_{": [0.0] * len(tokens)})
+    labels = [t.get_text() for t in fig.axes[0].get_xticklabels()]
+    assert labels[:7] == ["↵", "␣␣", "∅", "$x_{", "▯", "▯", "▯"]
+    assert labels[7:] == ["a" * 13 + "…", "word"]
+    opened(fig._repr_png_()[0])  # a missing glyph would fail here
+
+
+def test_a_long_response_is_broken_into_lines():
+    fig = figures.token_heatmap(["t"] * 21, {"KL": range(21)}, tokens_per_line=16)
+    assert [len(ax.texts) for ax in fig.axes] == [16, 5]
+    assert fig.axes[1].texts[-1].get_text() == "20.00"
+
+
+def test_token_heatmap_refuses_rows_of_another_length():
+    with pytest.raises(DataError, match="'KL' has 2 values for 1 tokens"):
+        figures.token_heatmap(["a"], {"KL": [1.0, 2.0]})
+    with pytest.raises(DataError, match="'typo'"):
+        figures.token_heatmap(["a"], {"KL": [1.0]}, centers={"typo": 1.0})
+    with pytest.raises(DataError, match="at least one token"):
+        figures.token_heatmap([], {"KL": []})
+
+
+def test_batch_layout_shows_padding_query_and_response():
+    attention = np.array([[0, 1, 1, 1, 1], [1, 1, 1, 1, 0]])
+    mask = np.array([[1, 0, 1], [1, 1, 0]])
+    fig = figures.batch_layout(attention, mask)
+    (mesh,) = fig.axes[0].collections
+    assert mesh.get_array().tolist() == [[0, 1, 2, 3, 2], [1, 1, 2, 2, 0]]
+    assert fig.axes[0].lines[0].get_xdata()[0] == 2  # where the responses start
+    with pytest.raises(DataError, match="shapes"):
+        figures.batch_layout(attention, mask[:1])
+
+
+def test_clipped_objective_puts_each_token_on_the_loss_that_training_uses():
+    import torch
+
+    from rlhf_tutorial.ppo.math import policy_loss
+
+    ratio, advantages = [0.5, 0.9, 1.5, 0.6, 1.1, 1.4], [2.0, 1.0, 3.0, -1.0, -2.0, -1.0]
+    fig = figures.clipped_objective(ratio, advantages, 0.2)
+    for ax, sign in zip(fig.axes, (1, -1), strict=True):
+        _, _, moving, stopped = ax.lines
+        assert len(moving.get_xdata()) == 2 and len(stopped.get_xdata()) == 1
+        for x, y in np.concatenate([moving.get_xydata(), stopped.get_xydata()]):
+            one = torch.ones(1, 1)
+            loss = policy_loss(one * float(np.log(x)), 0 * one, sign * one, one, 0.2)[0]
+            assert y == pytest.approx(loss.item(), abs=1e-6)
+    assert fig.axes[0].lines[3].get_xdata() == [1.5] and fig.axes[1].lines[3].get_xdata() == [0.6]
+    with pytest.raises(DataError, match="6 ratios but 5"):
+        figures.clipped_objective(ratio, advantages[:5], 0.2)
+
+
+def test_quantities_along_a_response_stand_above_their_tokens():
+    lines = {"value": [0.1, 0.2, 0.3], "return": [1.0, 1.1, 1.2]}
+    (ax,) = figures.along_response(["To", "bake", "$"], lines).axes
+    drawn = {line.get_label(): line.get_ydata().tolist() for line in ax.lines[1:]}
+    assert drawn == lines
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["To", "bake", "$"]
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == list(lines)
+    with pytest.raises(DataError, match="'return' has 2 values for 3 tokens"):
+        figures.along_response(["a", "b", "c"], {**lines, "return": [1.0, 2.0]})
+    with pytest.raises(DataError, match="at least one token"):
+        figures.along_response([], lines)
+
+
+def test_score_histogram_has_a_strip_per_group():
+    groups = {"good": [1.0, 2.0, 3.0], "bad": [-1.0, 0.0]}
+    fig = figures.score_histogram(groups, title="Check")
+    assert fig.axes[0].get_title(loc="left") == "Check"
+    for ax, (name, scores) in zip(fig.axes, groups.items(), strict=True):
+        assert ax.get_ylabel() == f"{name}\nn = {len(scores)}"
+        assert ax.lines[0].get_xdata()[0] == pytest.approx(np.mean(scores))
+        assert sum(bar.get_height() for bar in ax.patches) == pytest.approx(1)
+    assert fig.axes[0].get_xlim() == fig.axes[1].get_xlim()
+    with pytest.raises(DataError, match="no groups"):
+        figures.score_histogram({})
+    with pytest.raises(DataError, match="'bad'"):
+        figures.score_histogram({"bad": []})
+
+
+def test_perplexity_bars_show_value_and_interval():
+    rows = [
+        {"label": "before", "value": 15.0, "low": 14.0, "high": 17.0},
+        {"label": "after", "value": 18.0, "low": 16.5, "high": 19.0},
+    ]
+    (ax,) = figures.perplexity_bars(rows).axes
+    assert [bar.get_width() for bar in ax.patches] == [15.0, 18.0]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["before", "after"]
+    assert ax.yaxis_inverted()  # the first row on top
+    segments = next(c for c in ax.collections if hasattr(c, "get_segments")).get_segments()
+    assert [s[:, 0].tolist() for s in segments] == [[14, 17], [16.5, 19]]
+    with pytest.raises(DataError, match="does not hold the value"):
+        figures.perplexity_bars([{**rows[0], "high": 14.5}])
+    with pytest.raises(DataError, match="'low'"):
+        figures.perplexity_bars([{"label": "x", "value": 1.0}])
+    with pytest.raises(DataError, match="no rows"):
+        figures.perplexity_bars([])
+
+
+def test_length_histogram_splits_exactly_at_the_limit():
+    lengths = [10, 99, 100, 101, 600]
+    (ax,) = figures.length_histogram(lengths, limit=100).axes
+    legend = [t.get_text() for t in ax.get_legend().get_texts()]
+    assert legend == ["kept: 2 shorter than 100", "dropped: 3", "limit: 100"]
+    bars = [bar for bar in ax.patches if bar.get_height()]
+    assert sum(bar.get_height() for bar in bars) == 4
+    below = [bar for bar in bars if bar.get_x() + bar.get_width() <= 100 + 1e-9]
+    assert sum(bar.get_height() for bar in below) == 2
+    assert "1 of 500 or more not shown" in ax.get_xlabel()
+    assert figures.length_histogram([3], limit=7).axes[0].patches  # a limit no bin width divides
+    with pytest.raises(DataError, match="empty"):
+        figures.length_histogram([])
+
+
+# Pictures -----------------------------------------------------------------------------------
+
+
+def test_saved_files_are_pngs_1600_pixels_wide(tmp_path):
+    figures.plan_diagram(tmp_path / "new" / "plan.png")
+    figures.reward_curve(fake_stats(96), path=tmp_path / "curve.png", batch_size=16)
+    for path in (tmp_path / "new" / "plan.png", tmp_path / "curve.png"):
+        image = opened(path.read_bytes())
+        assert image.width == 1600
+        assert image.getpixel((2, 2)) == (255, 255, 255)
+        assert path.stat().st_size < 200_000
+
+
+def test_a_wide_figure_shows_itself_at_a_width_that_fits():
+    fig = figures.plan_diagram()
+    assert isinstance(fig, Figure)
+    png, shown = fig._repr_png_()
+    image = opened(png)
+    assert shown == {"width": 1000}
+    assert image.width == 2000  # shown 1000 wide
+
+
+def test_the_plan_names_every_part_inside_the_picture():
+    fig = figures.plan_diagram()
+    fig.draw_without_rendering()
+    (ax,) = fig.axes
+    texts = {t.get_text() for t in ax.texts}
+    assert {
+        "Prompts",
+        "Policy",
+        "Value head",
+        "Reference",
+        "Responses",
+        "KL",
+        "Reward\nmodel",
+    } <= texts
+    assert {"Reward", "PPO update", "generate", "score", "step", "1", "2", "3"} <= texts
+    boxes = [t.get_window_extent() for t in ax.texts if t.get_text()]
+    frame = fig.bbox
+    assert all(frame.x0 <= b.x0 and b.x1 <= frame.x1 for b in boxes)
+    overlaps = [(a, b) for i, a in enumerate(boxes) for b in boxes[:i] if a.overlaps(b)]
+    assert not overlaps
+
+
+DRAW = {
+    "curve": lambda: figures.reward_curve(fake_stats(9), batch_size=4),
+    "diagnostics": lambda: figures.diagnostics(fake_stats(9)),
+    "comparison": lambda: figures.before_after(
+        pd.DataFrame({"score_before": [1.0, 2.0], "score_after": [2.0, 1.5]})
+    ),
+    "tokens": lambda: figures.token_heatmap(["a", "b"], {"KL": [1.0, 2.0]}),
+    "layout": lambda: figures.batch_layout(np.ones((2, 5)), np.ones((2, 3))),
+    "clip": lambda: figures.clipped_objective([0.9, 1.3], [1.0, -1.0], 0.2),
+    "groups": lambda: figures.score_histogram({"good": [1.0, 2.0], "bad": [0.0]}),
+    "perplexity": lambda: figures.perplexity_bars([dict(label="a", value=2, low=1, high=3)]),
+    "lengths": lambda: figures.length_histogram([3, 120]),
+    "along": lambda: figures.along_response(["a", "b"], {"value": [0.5, 1.0]}),
+    "plan": figures.plan_diagram,
+}
+
+
+@pytest.mark.parametrize("name", DRAW)
+def test_figures_ignore_the_readers_theme_and_leave_it_alone(name):
+    light, _ = DRAW[name]()._repr_png_()
+    with matplotlib.style.context("dark_background"):
+        before = dict(matplotlib.rcParams)
+        dark, _ = DRAW[name]()._repr_png_()
+        assert dict(matplotlib.rcParams) == before
+    assert dark == light
+    assert opened(dark).getpixel((2, 2)) == (255, 255, 255)
+
+
+def test_no_pyplot_figure_stays_open():
+    code = (
+        "import sys; from rlhf_tutorial.figures import plan_diagram;"
+        "plan_diagram(); assert 'matplotlib.pyplot' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+# The live curve --------------------------------------------------------------------------------
+
+
+class FakeNotebook:
+    """Stands for the notebook's display, and counts what reaches it; its clock is set by hand."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.displayed, self.updated = 0.0, [], []
+        monkeypatch.setattr(training, "_in_notebook", lambda: True)
+        monkeypatch.setattr(training.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr("IPython.display.display", self.display)
+
+    def display(self, image, display_id):
+        assert display_id is True
+        self.displayed.append(image)
+        return self
+
+    def update(self, image):
+        self.updated.append(image)
+
+
+def test_live_curve_outside_a_notebook_is_silent(capsys, monkeypatch):
+    monkeypatch.setattr(training, "png_bytes", lambda *_, **__: pytest.fail("it drew"))
+    with figures.LiveCurve(total_steps=3, min_seconds=0) as curve:
+        for stats in fake_stats(3):
+            curve.update(stats)
+    assert capsys.readouterr() == ("", "")
+    assert len(curve.scores) == len(curve.kls) == 3
+
+
+def test_live_curve_updates_one_display_at_intervals_and_at_the_end(monkeypatch):
+    notebook, stats = FakeNotebook(monkeypatch), fake_stats(10)
+    with figures.LiveCurve(total_steps=10, min_seconds=2.0) as curve:
+        for i, row in enumerate(stats):
+            notebook.now = 0.5 * i
+            curve.update(row)
+    assert len(notebook.displayed) == 1
+    assert len(notebook.updated) == 3  # at 2.0 and 4.0 seconds, and the end at 4.5
+    assert "10 PPO steps" in notebook.updated[-1].alt
+    opened(notebook.updated[-1].data)
+
+
+def test_live_curve_does_not_draw_the_same_state_twice(monkeypatch):
+    notebook = FakeNotebook(monkeypatch)
+    with figures.LiveCurve() as curve:
+        curve.update(fake_stats(1)[0])
+    assert (len(notebook.displayed), len(notebook.updated)) == (1, 0)
+    with figures.LiveCurve():
+        pass
+    assert len(notebook.displayed) == 1
+
+
+def test_live_curve_draws_what_there_is_when_the_loop_fails(monkeypatch):
+    notebook = FakeNotebook(monkeypatch)
+
+    def stopped_after_two_steps():
+        with figures.LiveCurve() as curve:
+            for row in fake_stats(2):
+                curve.update(row)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped_after_two_steps()
+    assert "2 PPO steps" in notebook.updated[-1].alt
+
+
+def test_live_curve_shows_scores_moving_mean_and_kl():
+    stats = fake_stats(12)
+    curve = figures.LiveCurve(total_steps=96, window=4)
+    with pytest.raises(DataError, match="no step yet"):
+        curve.figure()
+    for row in stats:
+        curve.update(row)
+    top, bottom = curve.figure().axes
+    scores = column(stats, "ppo/mean_scores")
+    np.testing.assert_allclose(top.lines[0].get_ydata(), scores)
+    np.testing.assert_allclose(top.lines[1].get_ydata(), pandas_mean(scores, 4))
+    np.testing.assert_allclose(bottom.lines[0].get_ydata(), column(stats, "objective/kl"))
+    assert top.get_xlim()[1] == pytest.approx(96.5)
+    assert top.get_title(loc="left") == "Step 12 of 96"
+    with pytest.raises(DataError, match="objective/kl"):
+        curve.update({"ppo/mean_scores": 1.0})
+    with pytest.raises(DataError, match="window"):
+        figures.LiveCurve(window=0)
+
+
+def test_an_executed_notebook_holds_one_picture_per_figure():
+    """Through a real kernel: the live curve, and a figure as the last line of a cell."""
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    live = (
+        "from rlhf_tutorial.figures import LiveCurve, plan_diagram\n"
+        "with LiveCurve(total_steps=4, min_seconds=0) as curve:\n"
+        "    for i in range(4):\n"
+        "        curve.update({'ppo/mean_scores': i, 'objective/kl': i})"
+    )
+    cells = [nbformat.v4.new_code_cell(source) for source in (live, "plan_diagram()")]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    nbclient.NotebookClient(
+        notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}}
+    ).execute()
+    for cell in notebook.cells:
+        (output,) = cell.outputs
+        opened(base64.b64decode(output["data"]["image/png"]))
+    assert "4 PPO steps" in json.dumps(notebook.cells[0].outputs)
+    assert "widgets" not in notebook.metadata
+
+
+# The script ------------------------------------------------------------------------------------
+
+
+def test_make_figures_draws_both_pictures(tmp_path, capsys):
+    script = runpy.run_path(str(ROOT / "scripts" / "make_figures.py"))
+    log = tmp_path / "stats.jsonl"
+    log.write_text("\n".join(json.dumps(row) for row in fake_stats(5)), encoding="utf-8")
+    images = tmp_path / "images"
+    script["main"](["--stats", str(log), "--output", str(images), "--batch-size", "16"])
+    assert {p.name for p in images.iterdir()} == {"rlhf-tutorial.png", "rlhf_curve.png"}
+    assert capsys.readouterr().out.count("wrote") == 2
+    with pytest.raises(DataError, match="no training log"):
+        script["read_stats"](tmp_path / "absent.jsonl")
+    log.write_text('{"ppo/mean_scores": 1}\n{"ppo/mean', encoding="utf-8")
+    with pytest.raises(DataError, match="line 2 is not JSON"):
+        script["read_stats"](log)
