@@ -19,11 +19,13 @@ render: $(INSTALLED)
 	$(BIN)/python scripts/run_notebooks.py --in-place
 	$(BIN)/python scripts/make_figures.py
 	$(BIN)/python scripts/update_readme.py
-	$(BIN)/python tests/test_docs.py
+	$(BIN)/python scripts/update_docs.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
 
 # What the README's headline, docs/tuning.md and notebook 08 rest on. What is there is kept.
 study: $(INSTALLED)
@@ -36,7 +38,7 @@ study: $(INSTALLED)
 parity: $(INSTALLED) $(TRL)
 	$(VENV)-trl/bin/python scripts/parity/record.py runs/parity
 	PYTHONPATH=tests $(BIN)/python scripts/parity/compare.py runs/parity
-	$(BIN)/python -m pytest -q tests/test_parity.py tests/test_bugs_are_caught.py
+	$(BIN)/python -m pytest -q tests/ppo/test_parity.py tests/ppo/test_bugs_are_caught.py
 
 # Seconds and memory, side by side with the original loop. Leave the machine alone meanwhile.
 # DIALOGUES=FOLDER takes real dialogues (test.jsonl.gz in hh-rlhf's form) where the texts matter.

@@ -151,7 +151,7 @@ def _resolve_hub(source: Hub) -> Path:
 
     texts = ["*.json", "*.txt", "*.model", "*.jinja"]
     folder = None
-    # Pickled weights only where a repository has no others, and of the pickles only the weights.
+    # Pickled weights only where a repository has no safetensors, and no other pickles.
     for weights in ("*model*.safetensors", "pytorch_model*.bin"):
         try:
             folder = Path(
@@ -241,7 +241,7 @@ def _flaw(target: Path, source: Wheel) -> str | None:
             path = target / name
             if path.stat().st_size != entry["size"] or _sha256(path) != entry["sha256"]:
                 return f"{name} has been truncated or altered"
-        # transformers reads files by their names: one more can change what is loaded.
+        # transformers finds files by their names, so an additional file can change what is loaded.
         for path in target.rglob("*"):
             name = path.relative_to(target).as_posix()
             known = name in manifest["files"] or name == "manifest.json" or path.name[0] == "."

@@ -45,7 +45,7 @@ def supports_bf16(device: torch.device | str) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":
         return False
-    # torch before 2.13 has no public list of what the processor can do: an empty one instead.
+    # torch before 2.13 has no public list of what the processor can do; it counts as empty.
     capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 

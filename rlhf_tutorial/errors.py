@@ -37,7 +37,7 @@ class TrainingError(TutorialError):
 
 def reason(error: BaseException) -> str:
     """The first sentence of another library's error, for a message of ours in one line."""
-    if isinstance(error, OSError) and error.strerror:  # without the path, which we say ourselves
+    if isinstance(error, OSError) and error.strerror:  # str(error) would say the path again
         return error.strerror
     lines = str(error).strip().splitlines()
     return lines[0].split(". ")[0].strip(" .:") if lines else type(error).__name__

@@ -33,7 +33,8 @@ class Interruption:
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                # What is ignored (under nohup, say) stays so; None is no handler of Python's.
+                # A signal that is ignored (under nohup, say) stays ignored, and a handler that
+                # Python did not install (None) is left alone.
                 if signal.getsignal(number) not in (signal.SIG_IGN, None):
                     self._handlers[number] = signal.signal(number, self._asked)
         return self
@@ -67,10 +68,10 @@ class Interruption:
     def _stop(self) -> None:
         """Save, and let the signal do what it would have done."""
         self._save()
-        number = self.asked_for or signal.SIGTERM  # none here: another process was asked
+        number = self.asked_for or signal.SIGTERM  # None if only another process was asked
         self.__exit__()
         signal.raise_signal(number)
-        self.asked_for = None  # the handler from before lets the work go on
+        self.asked_for = None  # if the earlier handler did not stop the process
         self.__enter__()
 
     def _asked(self, number: int, _: object) -> None:

@@ -258,7 +258,7 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
         from safetensors.torch import save_file
 
         folder = Path(folder)
-        # A tied head and its embedding stay one tensor, so that it is saved once.
+        # A tied head and its embedding stay one tensor, which is then saved once.
         converted: dict[int, Tensor] = {}
         weights = {
             name: converted.setdefault(tensor.data_ptr(), tensor.float())
@@ -267,7 +267,7 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
         dtype = self.config.dtype
         try:
             self.pretrained_model.save_pretrained(folder, state_dict=weights)
-            # transformers wrote the dtype of the model in memory, which a later load would take.
+            # transformers wrote the dtype of the model in memory, to which a load would convert.
             self.config.dtype = torch.float32
             self.config.save_pretrained(folder)
         finally:
@@ -354,7 +354,7 @@ def create_reference_model(
     shared: dict[int, nn.Parameter] = {}
     if num_shared_layers is not None:
         model.freeze_lowest_layers(num_shared_layers)
-        # deepcopy takes what its memo already holds as copied: these parameters stay one object.
+        # deepcopy does not copy what its memo already holds: these parameters stay one object.
         shared = {id(p): p for p in model.parameters() if not p.requires_grad}
     reference = copy.deepcopy(model, memo=shared)
     return reference.requires_grad_(False).eval()

@@ -121,7 +121,7 @@ def load_preset(name: str | None = None) -> Preset:
 
     Raises:
         TutorialError: for an unknown name.
-        AssetError: for a path that does not exist.
+        AssetError: for a replacement that is neither an existing path nor a hub id.
     """
     name = name or os.environ.get("RLHF_PRESET") or "smollm2"
     if name not in PRESETS:

@@ -13,7 +13,8 @@ import torch
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """torch's generators, of all devices, start from `seed`, and are put back afterwards."""
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # all that it seeds
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        # manual_seed seeds every device, so every device is put back.
         torch.manual_seed(seed)
         yield
 

@@ -76,14 +76,14 @@ class Run:
             ) from error
         # Stages load what earlier ones left, so a folder belongs to one set of settings.
         settings = hashlib.sha256(repr(preset).encode()).hexdigest()
-        known = self.folder / "settings.sha256"
+        known_settings = self.folder / "settings.sha256"
         with main_process_first():
-            if known.exists() and known.read_text(encoding="utf-8") != settings:
+            if known_settings.exists() and known_settings.read_text(encoding="utf-8") != settings:
                 raise TutorialError(
                     f"{self.folder} holds a run of {preset.name!r} with other settings: "
                     "delete it, or set RLHF_RUNS to another folder"
                 )
-            known.write_text(settings, encoding="utf-8")
+            known_settings.write_text(settings, encoding="utf-8")
 
     # What the preset names -----------------------------------------------------------------------
 
@@ -162,11 +162,11 @@ class Run:
         set_training_attention(model.pretrained_model, self.device)
         ref_model = create_reference_model(model, preset.num_shared_layers)
         bf16 = trains_in_bf16(self.device, preset.num_shared_layers is not None)
-        own = {
+        defaults = {
             "model_name": preset.name,
             "accelerator_kwargs": {"mixed_precision": "bf16" if bf16 else "no"},
         }
-        config = PPOConfig(**{**own, **preset.ppo, **ppo})
+        config = PPOConfig(**{**defaults, **preset.ppo, **ppo})
         body = [p for p in model.pretrained_model.parameters() if p.requires_grad]
         head_lr = preset.value_head_learning_rate or config.learning_rate
         groups: list[dict[str, Any]] = [
@@ -334,7 +334,7 @@ class Run:
                 **summarise(table), "second": second, "measures": measures, "seconds": seconds
             }
         )  # fmt: skip
-        save_table(table, path)  # last: it says that the stage is done
+        save_table(table, path)  # last, because this file says that the stage is done
         return table
 
     # Stage 4: perplexity -------------------------------------------------------------------------
@@ -377,7 +377,7 @@ class Run:
             for name in ("before", "after")
         }
         self.record(perplexity={**averages, "seconds": result["seconds"]})
-        path.write_text(json.dumps(result), encoding="utf-8")  # last: it says that this is done
+        path.write_text(json.dumps(result), encoding="utf-8")  # last, as above
         return result
 
     # Headline numbers ----------------------------------------------------------------------------

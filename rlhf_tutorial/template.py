@@ -31,10 +31,10 @@ class PromptTemplate:
 
     def __post_init__(self) -> None:
         try:
-            there = self.text is None or "?" in self.text.format(instruction="?")
+            has_field = self.text is None or "?" in self.text.format(instruction="?")
         except (KeyError, IndexError, ValueError, AttributeError):
-            there = False
-        if not there or (self.text is not None and "{instruction}" not in self.text):
+            has_field = False
+        if not has_field or (self.text is not None and "{instruction}" not in self.text):
             raise DataError(
                 f"the template {self.text!r} must hold {{instruction}} and no other field: write "
                 "other braces twice"
@@ -115,7 +115,7 @@ def _render_without_system(
         if not text.startswith(prefix):
             return None
         rest, bos = text[len(prefix) :], tokenizer.bos_token
-        # What starts every text is not of the system message.
+        # The token that begins every text is no part of the system message.
         return bos + rest if bos and prefix.startswith(bos) and not rest.startswith(bos) else rest
 
     try:

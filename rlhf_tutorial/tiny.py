@@ -50,7 +50,7 @@ def make_tiny_policy(folder: str | Path, texts: list[str], seed: int = 0) -> Pat
         num_hidden_layers=2,
         num_attention_heads=2,
         max_position_embeddings=1024,
-        # The usual 0.02 leaves so narrow a model all but uniform, and training hardly moves it.
+        # With the usual 0.02 so narrow a model predicts all tokens alike, and hardly learns.
         initializer_range=0.2,
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,

@@ -108,7 +108,7 @@ def _split(model: PreTrainedModel, k: int) -> Halves:
             f"num_shared_layers is {k}, but the model has {len(layers)} layers: "
             f"use 1 to {len(layers) - 1}, or None for a full copy"
         )
-    halves = []
+    halves: list[PreTrainedModel] = []
     for part in (layers[:k], layers[k:]):
         half, base = _shallow(model), _shallow(model.base_model)
         setattr(base, name, part)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from support.models import VOCABULARY, language_model, value_model
+from support.random_state import random_state_unchanged
 from support.tokenizers import byte_tokenizer
 from support.wheels import FakePip
 from torch import Tensor
@@ -95,11 +96,8 @@ def unchanged_random_state() -> Iterator[None]:
     torch.manual_seed(123)
     np.random.seed(123)
     random.seed(123)
-    before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
-    yield
-    assert torch.equal(before[0], torch.get_rng_state()), "torch's random state was moved"
-    assert (before[1] == np.random.get_state()[1]).all(), "NumPy's random state was moved"
-    assert before[2] == random.getstate(), "Python's random state was moved"
+    with random_state_unchanged():
+        yield
 
 
 @pytest.fixture

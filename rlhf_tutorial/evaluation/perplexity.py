@@ -163,7 +163,7 @@ def token_nlls(
     was_training = model.training
     model.eval()  # dropout would blur the predictions
     try:
-        # Entered once for all batches, so that each weight is cast once.
+        # One autocast block around all batches: within it each weight is cast only once.
         with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
             for rows in _batches([len(s) for s in sequences], batch_size):
                 batch = [torch.tensor(sequences[i], device=model.device) for i in rows]

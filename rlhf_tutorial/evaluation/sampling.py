@@ -61,9 +61,10 @@ def sample_answers(
         "eos_token_id": template.eos_token_ids,
     }
     was_training = model.training
-    model.eval()  # dropout would change the policy that is sampled from
+    model.eval()  # with dropout, the samples would come from another policy
     if not isinstance(model, AutoModelForCausalLMWithValueHead):
-        model = AutoModelForCausalLMWithValueHead.from_pretrained(model)  # the same sampling loop
+        # So that both kinds of model are sampled by the same loop.
+        model = AutoModelForCausalLMWithValueHead.from_pretrained(model)
     responses: list[Tensor] = []
     trunk_states = []
     try:

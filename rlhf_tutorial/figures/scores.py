@@ -18,9 +18,9 @@ from .style import (
     SKY,
     STYLE,
     VERMILLION,
+    add_headroom,
     columns_of,
     finite_array,
-    add_headroom,
     new_figure,
     two_decimals,
 )

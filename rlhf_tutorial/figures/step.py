@@ -158,7 +158,7 @@ def batch_layout(attention_mask: ArrayLike, mask: ArrayLike) -> Figure:
     """Where queries, responses and padding are in a PPO batch (see `ppo.rollout.collate`).
 
     Args:
-        attention_mask: (B, Q + T), 1 at real tokens: queries in the first Q columns, then responses.
+        attention_mask: (B, Q + T), 1 at real tokens: Q columns of queries, then T of responses.
         mask: (B, T), 1 at the response tokens that are trained on.
 
     Raises:

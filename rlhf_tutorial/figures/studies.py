@@ -159,7 +159,7 @@ def over_steps(curves: Mapping[str, Points], panels: Mapping[str, str], window: 
 
 @rc_context(STYLE)
 def gains_of_seeds(judges: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """One row per judge: a dot for each training's gain, a bar for the interval of their mean.
+    """One row per judge: a dot for each training's gain, a tick for their mean, its interval a bar.
 
     Args:
         judges: name to {"gain_by_seed", "mean_gain", "mean_gain_interval"}: the gain of each

@@ -57,14 +57,14 @@ PIXELS_WIDE = 1600
 """Width of the pictures that are written to files."""
 
 Stats: TypeAlias = "Sequence[Mapping[str, Any]] | DataFrame"
-"""What a training recorded, a row per step: quantities by name."""
+"""Rows of numbers by name, for instance what a training recorded at each step."""
 
 
 class NotebookFigure(Figure):
-    """A figure that a notebook shows; it would not show one of matplotlib's made without pyplot."""
+    """A figure that notebooks display. They display matplotlib's own only if pyplot made them."""
 
     def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
-        # Twice as many pixels as it is shown wide, for screens with small pixels.
+        # Drawn with twice the pixels of the width it is shown at, for high-resolution screens.
         inches = self.get_size_inches()[0]
         width = round(min(100 * inches, 1000))
         return png_bytes(self, dpi=2 * width / inches), {"width": width}
@@ -131,7 +131,7 @@ def columns_of(stats: Stats, keys: Sequence[str], what: str = "stats") -> dict[s
     """
     if len(stats) == 0:
         raise DataError(f"no rows in the {what}: there is nothing to plot yet")
-    if hasattr(stats, "columns"):  # asked in this way, pandas need not be imported
+    if hasattr(stats, "columns"):  # a DataFrame; isinstance would need pandas imported
         table = cast("DataFrame", stats)
         _check_keys(set(table.columns), keys, f"the {what}")
         return {key: table[key].to_numpy(dtype=float) for key in keys}

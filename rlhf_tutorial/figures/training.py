@@ -128,7 +128,7 @@ class LiveCurve:
             self._handle = display(image, display_id=True)
         else:
             self._handle.update(image)
-        # The time of the drawing's end: a slow drawing does not bring the next one nearer.
+        # The time after the drawing, so that slow drawings do not take up most of the training.
         self._drawn_at, self._drawn_steps = time.monotonic(), len(self.scores)
 
 
@@ -212,7 +212,7 @@ def diagnostics(stats: Stats, window: int = 10) -> Figure:
 
 
 def _in_notebook() -> bool:
-    """Whether a Jupyter kernel runs this code. IPython in a terminal counts as no notebook."""
+    """Whether a Jupyter kernel runs this code; a terminal, even IPython's, shows no pictures."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     return getattr(shell, "kernel", None) is not None

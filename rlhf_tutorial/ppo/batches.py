@@ -67,7 +67,7 @@ class Batches:
             self.dataset,
             batch_sampler=rows.tolist(),
             collate_fn=self.collate,
-            generator=torch.Generator(),  # else it would draw from the caller's
+            generator=torch.Generator(),  # the default would draw from the caller's generator
         )
         for batch in loader:
             self._handed_out += 1
@@ -135,9 +135,10 @@ class Replies:
         processes, device = self.accelerator.num_processes, self.accelerator.device
         size = (processes, self.batch_size)
         rows = torch.randint(len(self.dataset), size, generator=random)
-        width = max(len(self.dataset[i][1]) for i in rows.flatten().tolist())  # as for responses
-        own = [self.dataset[i] for i in rows[self.accelerator.process_index].tolist()]
-        contexts, replies = ([ids.to(device) for ids in side] for side in zip(*own, strict=True))
+        # The same width in all processes: of the longest reply that any of them has drawn.
+        width = max(len(self.dataset[i][1]) for i in rows.flatten().tolist())
+        pairs = [self.dataset[i] for i in rows[self.accelerator.process_index].tolist()]
+        contexts, replies = ([ids.to(device) for ids in side] for side in zip(*pairs, strict=True))
         return lay_out(contexts, replies, self.pad_token_id, width=width)
 
 

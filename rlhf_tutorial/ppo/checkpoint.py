@@ -31,8 +31,8 @@ FORMAT, KEPT = 2, 2
 TENSORS, STATE, HASHES = "tensors.safetensors", "state.json", "sha256.json"
 
 
-def save(folder: str | Path, step: int, state: dict[str, Any]) -> Path:
-    """Write the state after a step; the path of the checkpoint.
+def save(folder: str | Path, step: int, state: dict[str, Any]) -> None:
+    """Write the state as it is after a step.
 
     Args:
         state: dicts, lists and tuples of tensors and of what JSON holds.
@@ -50,7 +50,6 @@ def save(folder: str | Path, step: int, state: dict[str, Any]) -> Path:
             "mend that and start again"
         ) from error
     _tidy(target)
-    return target
 
 
 def restore_newest(folder: str | Path, load: Callable[[dict[str, Any]], None]) -> bool:
@@ -90,10 +89,10 @@ def _write(target: Path, state: dict[str, Any]) -> None:
     (partial / STATE).write_text(json.dumps(packed), encoding="utf-8")
     hashes = {name: _sha256(partial / name) for name in (TENSORS, STATE)}
     (partial / HASHES).write_text(json.dumps(hashes), encoding="utf-8")
-    # On the disk before the name is: a power cut must not leave a complete name on empty files.
+    # Flushed before the rename: a power cut must not leave the final name on empty files.
     for path in (*partial.iterdir(), partial):
         _flush(path)
-    if target.exists():  # of this same step: there is one at every moment, under either name
+    if target.exists():  # a checkpoint of this same step; at every moment one of the two is there
         shutil.rmtree(old, ignore_errors=True)
         target.rename(old)
     partial.rename(target)
@@ -163,7 +162,7 @@ def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     What JSON does not tell apart (a tuple from a list, numbers from texts as keys) is marked.
     """
     if isinstance(value, Tensor):
-        # A copy of what shares memory (a tied matrix, say), which safetensors does not take.
+        # A copy, since safetensors refuses tensors that share memory (a tied matrix, say).
         tensors[name] = value.detach().to("cpu", copy=True).contiguous()
         return {TENSOR: name}
     if isinstance(value, dict):
@@ -185,7 +184,7 @@ def _unpack(packed: Any, tensors: dict[str, Tensor]) -> Any:
     if not isinstance(packed, dict):
         return packed
     if TENSOR in packed:
-        # A copy: what safetensors gives is the file itself, which will be deleted.
+        # A copy, since safetensors maps the file into memory, and the file will be deleted.
         return tensors[packed[TENSOR]].clone()
     if TUPLE in packed:
         return tuple(_unpack(packed[TUPLE], tensors))

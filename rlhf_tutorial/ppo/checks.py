@@ -58,11 +58,11 @@ def usable_tokenizer(
             "PPOTrainer needs a tokenizer with a pad token: "
             "set tokenizer.pad_token = tokenizer.eos_token"
         )
-    known = model.pretrained_model.get_input_embeddings().num_embeddings
-    if tokenizer.pad_token_id >= known:  # a pad token added to the tokenizer alone, as a rule
+    embeddings = model.pretrained_model.get_input_embeddings().num_embeddings
+    if tokenizer.pad_token_id >= embeddings:  # often a pad token added to the tokenizer alone
         raise ModelError(
-            f"the tokenizer pads with token {tokenizer.pad_token_id}, but the model knows {known}: "
-            "load the tokenizer it was trained with, or set tokenizer.pad_token = "
+            f"the tokenizer pads with token {tokenizer.pad_token_id}, but the model knows "
+            f"{embeddings}: load the tokenizer it was trained with, or set tokenizer.pad_token = "
             "tokenizer.eos_token, or call model.pretrained_model.resize_token_embeddings"
         )
     return tokenizer

@@ -10,8 +10,8 @@ import torch
 
 from .config import PPOConfig
 
-# Settings that may differ between the run that was interrupted and the one that goes on: names and
-# trackers. (Of what the accelerator is told, the precision counts, and that is compared.)
+# Settings that may differ between the interrupted run and the one that goes on: names, trackers,
+# and what accelerate is told, of which only the precision matters; that is compared by itself.
 FREE = {"exp_name", "task_name", "model_name", "query_dataset", "reward_model", "steps"}
 FREE |= {"log_with", "tracker_project_name", "tracker_kwargs", "project_kwargs"}
 FREE |= {"accelerator_kwargs"}
@@ -39,7 +39,7 @@ def identity(
     """
     optimizer = getattr(optimizer, "optimizer", optimizer)
     rates = {k: v for k, v in optimizer.defaults.items() if isinstance(v, (int, float, tuple))}
-    found = {k: v for k, v in vars(config).items() if k not in FREE} | {
+    facts = {k: v for k, v in vars(config).items() if k not in FREE} | {
         # Over all processes, however many they are.
         "batch_size": config.batch_size * processes,
         "mini_batch_size": config.mini_batch_size * processes,
@@ -52,7 +52,7 @@ def identity(
         "optimizer.groups": [len(group["params"]) for group in optimizer.param_groups],
         "scheduler": type(lr_scheduler).__name__,
     }
-    return json.loads(json.dumps(found))  # as it will be read
+    return json.loads(json.dumps(facts))  # lists for tuples, as in a checkpoint
 
 
 def difference(mine: dict[str, Any], its: dict[str, Any]) -> str | None:

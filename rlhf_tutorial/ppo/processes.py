@@ -27,28 +27,30 @@ def make_accelerator(config: PPOConfig) -> Accelerator:
     from accelerate import Accelerator
     from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
 
-    # By default accelerate also steps on the last batch of a dataloader, wherever it stands.
+    # By default accelerate also updates on the last batch of a dataloader, however few gradients
+    # have been accumulated by then.
     accumulation = GradientAccumulationPlugin(
         num_steps=config.gradient_accumulation_steps, sync_with_dataloader=False
     )
-    # Left unset, the precision would be that of whatever trainer came before.
-    own = {
+    # Left unset, the precision would be that of the trainer made before in this process.
+    defaults = {
         "cpu": default_device().type == "cpu",
         "mixed_precision": os.environ.get("ACCELERATE_MIXED_PRECISION", "no"),
     }
+    settings = defaults | config.accelerator_kwargs
     try:
         accelerator = Accelerator(
             gradient_accumulation_plugin=accumulation,
             log_with=config.log_with,
             project_config=ProjectConfiguration(**config.project_kwargs),
-            **own | config.accelerator_kwargs,
+            **settings,
         )
     except ValueError as error:
         if "already been initialized" not in str(error):
             raise
         raise ModelError(
-            f"this trainer asks accelerate for {own | config.accelerator_kwargs}, and an earlier "
-            "one in this process for something else: ask for the same, or start a new process"
+            f"this trainer asks accelerate for {settings}, and an earlier one in this process for "
+            "something else: ask for the same, or start a new process"
         ) from error
     return accelerator
 
@@ -56,7 +58,7 @@ def make_accelerator(config: PPOConfig) -> Accelerator:
 def prepare(accelerator: Accelerator, *objects: Any) -> tuple:
     """What accelerate makes of a model and its optimizer, on the device and in all processes."""
     model, *others = accelerator.prepare(*objects)
-    # Without accelerate's conversion of all outputs to float32: logits are tens of megabytes.
+    # accelerate would convert all outputs to float32, and logits are tens of megabytes.
     accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     return model, *others
 

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .math import masked_mean, masked_var
-from .rollout import Experience, ForwardPass
-
-if TYPE_CHECKING:
-    pass
+from .rollout import Experience
 
 logger = logging.getLogger(__name__)
 
@@ -46,17 +43,25 @@ def minibatch_stats(
     policy_clipfrac: Tensor,
     value_clipfrac: Tensor,
     ratio: Tensor,
-    now: ForwardPass,
+    logprobs: Tensor,
+    values: Tensor,
+    entropy: Tensor,
     old: Experience,
 ) -> dict[str, Tensor]:
-    """What one backward pass reports. Losses are scalars, `ratio` is (B, T)."""
-    log_ratio, values, mask = now.logprobs - old.logprobs, now.values, old.mask
+    """What one backward pass reports, of the rows of all processes.
+
+    Args:
+        policy_loss, value_loss, total_loss, policy_clipfrac, value_clipfrac: scalars.
+        ratio, logprobs, values, entropy: (B, T), of the policy in this pass.
+        old: the same rows before the first update.
+    """
+    log_ratio, mask = logprobs - old.logprobs, old.mask
     advantages, returns = old.advantages, old.returns
     return {
         "ppo/loss/policy": policy_loss,
         "ppo/loss/value": value_loss,
         "ppo/loss/total": total_loss,
-        "ppo/policy/entropy": masked_mean(now.entropy, mask),
+        "ppo/policy/entropy": masked_mean(entropy, mask),
         "ppo/policy/approxkl": 0.5 * masked_mean(log_ratio.square(), mask),
         "ppo/policy/policykl": masked_mean(-log_ratio, mask),
         "ppo/policy/clipfrac": policy_clipfrac,

@@ -45,7 +45,7 @@ class _TokenStatistics(torch.autograd.Function):
         for rows in _blocks(flat):
             z = flat[rows].float()
             top = z.amax(dim=-1, keepdim=True)
-            z = z - top  # neither overflow nor the difference of two large numbers
+            z = z - top  # so that exp does not overflow, and small differences keep their digits
             weights = z.exp()
             total = weights.sum(dim=-1)
             log_total = total.log()

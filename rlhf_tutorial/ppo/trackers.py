@@ -55,10 +55,10 @@ def log_stats(
         "env/reward_std": scores.std().item() if len(scores) > 1 else 0.0,
         "env/reward_dist": scores.numpy(),
     }
-    # wandb counts its steps itself, and drops what comes with a smaller number than its own.
-    at = {} if any(t.name == "wandb" for t in accelerator.trackers) else {"step": step}
-    accelerator.log(logs, **at)
+    # wandb counts steps by itself and drops what comes with a smaller number.
+    step_kwargs = {} if any(t.name == "wandb" for t in accelerator.trackers) else {"step": step}
+    accelerator.log(logs, **step_kwargs)
     for tracker in accelerator.trackers:
         if hasattr(tracker, "log_table"):
             rows = [list(row) for row in zip(*(batch[c] for c in columns), rewards, strict=True)]
-            tracker.log_table("game_log", columns=[*columns, "reward"], data=rows, **at)
+            tracker.log_table("game_log", columns=[*columns, "reward"], data=rows, **step_kwargs)

@@ -122,7 +122,7 @@ class PPOTrainer:
             cast_frozen_matrices(model, ref_model)
         if optimizer is None:
             trainable = [p for p in model.parameters() if p.requires_grad]
-            fused = self.device.type in ("cpu", "cuda")  # one pass over the weights, not a dozen
+            fused = self.device.type in ("cpu", "cuda")  # updates each weight in one pass
             optimizer = torch.optim.Adam(trainable, lr=config.learning_rate, fused=fused)
         self.replies = Replies(ptx_dataset, config, self.accelerator, self.tokenizer.pad_token_id)
         self.dataloader: Batches | None = None
@@ -182,20 +182,19 @@ class PPOTrainer:
             "length_sampler": length_sampler,
             **generation_kwargs,
         }
-        results = []
-        for reference in (False, True) if generate_ref_response else (False,):
-            model = self.ref_model if reference else self.policy
-            # The generators of all processes are in one state: the index tells them apart.
+        results, trunk_states = [], []
+        for model in [self.policy, self.ref_model] if generate_ref_response else [self.policy]:
+            # All processes draw the same seed; its index gives each one samples of its own.
             seed = int(torch.randint(2**31, (), generator=self.random))
             seed += self.accelerator.process_index
             with seeded(seed), self.accelerator.autocast():
                 responses, states = generate_responses(model, queries, **settings)
-            if not reference:
-                self.sampled = states
             if return_prompt:
                 responses = [torch.cat(pair) for pair in zip(queries, responses, strict=True)]
-            one = isinstance(query_tensor, Tensor)
-            results.append(responses[0].unsqueeze(0) if one else responses)
+            single = isinstance(query_tensor, Tensor)
+            results.append(responses[0].unsqueeze(0) if single else responses)
+            trunk_states.append(states)
+        self.sampled = trunk_states[0]  # the policy's
         return tuple(results) if generate_ref_response else results[0]
 
     # 2. Score them: that is up to you ----------------------------------------------------------
@@ -385,8 +384,8 @@ class PPOTrainer:
         values, mask = evaluation.values, evaluation.mask
         rewards = rewards * mask
         if self.config.whiten_rewards:
-            # Masked again: TRL leaves what whitening made of the padding's zeros, and GAE would
-            # carry that back into the response, the more the longer the padding.
+            # Masked again, unlike in TRL: whitening turns the padding's zeros into other numbers,
+            # which GAE would carry back into the response, the more the longer the padding.
             rewards = masked_whiten(rewards, mask, shift_mean=False) * mask
         advantages = gae(rewards, values, self.config.gamma, self.config.lam)
         return masked_whiten(advantages, mask), advantages + values
@@ -412,8 +411,8 @@ class PPOTrainer:
                     of_all = indices_of_all(self.accelerator, rows, config.batch_size)
                     part = replies[rows] if replies else None
                     stats.append(self.update(now, experience[of_all], part))
-            # Skipping the rest of the epochs once the policy has moved too far from where it
-            # sampled: the clip alone does not bound that.
+            # The clip alone does not bound how far the epochs move the policy from where it
+            # sampled.
             moved = stats[-1]["ppo/policy/policykl"]
             if config.early_stopping and moved > 1.5 * config.target_kl:
                 break
@@ -438,15 +437,15 @@ class PPOTrainer:
             values, old.values, old.returns, mask, config.cliprange_value
         )
         if checks.ratio_too_large(ratio.detach(), mask, config.ratio_threshold):
-            # Not the losses times 0: an infinite ratio would make the gradient nan.
+            # A loss of 0 made anew: 0 times a loss with an infinite ratio would be nan.
             pg_loss, vf_loss = 0.0 * now.logprobs.sum(), 0.0 * now.values.sum()
         loss, ptx = pg_loss + config.vf_coef * vf_loss, {}
         if replies:
             learnt = self.rows_of_all(self.forward(self.model, replies).logprobs)
             ptx["ppo/loss/ptx"] = language_model_loss(learnt, self.rows_of_all(replies.mask))
             loss = loss + config.ptx_coef * ptx["ppo/loss/ptx"]
-        # accelerate averages the processes' gradients; this loss, over the rows of all, wants
-        # their sum.
+        # accelerate averages the gradients of the processes. Each has only the part of its own
+        # rows, of a loss over the rows of all: the gradient is their sum.
         self.accelerator.backward(loss * self.accelerator.num_processes)
         if self.accelerator.sync_gradients:
             self.clip_gradient(loss)
@@ -459,7 +458,9 @@ class PPOTrainer:
             policy_clipfrac=policy_clipfrac,
             value_clipfrac=value_clipfrac,
             ratio=ratio.detach(),
-            now=ForwardPass(None, logprobs, entropy, values),
+            logprobs=logprobs,
+            values=values,
+            entropy=entropy,
             old=old,
         )
 
@@ -472,7 +473,7 @@ class PPOTrainer:
         self.accelerator.unscale_gradients()
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
-        if not norm.isfinite() and self.accelerator.scaler is None:  # float16's skips those
+        if not norm.isfinite() and self.accelerator.scaler is None:  # a scaler skips the update
             self.optimizer.zero_grad()
             raise checks.update_refused(loss, norm, step=len(self.history) + 1)
         if (largest := self.config.max_grad_norm) is not None:
@@ -532,13 +533,13 @@ class PPOTrainer:
         Raises:
             CheckpointError: if there are checkpoints, and none of them fits.
         """
-        found = checkpoint.restore_newest(folder, self.load_state_dict)
-        return len(self.history) if found else 0
+        restored = checkpoint.restore_newest(folder, self.load_state_dict)
+        return len(self.history) if restored else 0
 
     def state_dict(self) -> dict[str, Any]:
         """All that training goes on from: what of `run`, the trained weights, and every counter."""
         scheduler, loader = self.lr_scheduler, self.dataloader
-        scaler = self.accelerator.scaler  # of float16
+        scaler = self.accelerator.scaler  # None but for float16
         return {
             "run": self.identity(),
             "policy": {name: p.detach() for name, p in self.trained_parameters().items()},
@@ -568,7 +569,7 @@ class PPOTrainer:
             raise CheckpointError(f"it is of another model: policy.{differing[0]} does not fit")
         if self.dataloader is not None and state["position"] is not None:
             self.dataloader.go_to(*state["position"])
-        self.model.zero_grad()  # what a step that was torn apart has left
+        self.model.zero_grad()  # an interrupted step may have left some
         self.accelerator.step = 0
         with torch.no_grad():
             for name, parameter in parameters.items():

@@ -52,7 +52,7 @@ class RewardModel:
                 f"the reward model's tokenizer has {len(tokenizer)} tokens, but the model knows "
                 f"{embeddings}: load the tokenizer that it was trained with"
             )
-        # A decoder reads its score at the last token that is not this one.
+        # transformers takes a decoder's score at the last token that is not padding.
         model.config.pad_token_id = tokenizer.pad_token_id
         self.device = device_or_default(device)
         self.model = model.to(self.device).eval()
@@ -108,10 +108,10 @@ class RewardModel:
             return []
         encoded = encode(self.tokenizer, queries, responses, self.max_length)
         rows = [{name: encoded[name][i] for name in encoded} for i in range(len(queries))]
-        # Neighbours in length share a batch, so that little of it is padding.
+        # Sorted by length, so that the rows of a batch need little padding.
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
         scores = [0.0] * len(rows)
-        # Entered once for all batches, so that each weight is cast once.
+        # One autocast block around all batches: within it each weight is cast only once.
         with (
             torch.inference_mode(),
             torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16),

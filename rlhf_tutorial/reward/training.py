@@ -17,23 +17,12 @@ from ..device import device_or_default, supports_bf16
 from ..errors import DataError, loading
 from ..quiet import quiet_transformers
 from ..randomness import preserved_random_state
-from ..scores import Reward, checked_scores
 from .judge import RewardModel, encode, load_classifier
 
 Pair = dict[str, str]  # {"prompt", "chosen", "rejected"}
 
 
-def pairwise_accuracy(reward: Reward, pairs: Sequence[Pair]) -> float:
-    """Share of pairs in which `reward` puts the chosen response above the rejected one."""
-    _check_pairs(pairs)
-    prompts = [pair["prompt"] for pair in pairs]
-    responses = [pair["chosen"] for pair in pairs] + [pair["rejected"] for pair in pairs]
-    scores = checked_scores(reward(prompts + prompts, responses), len(responses))
-    wins = sum(c > r for c, r in zip(scores[: len(pairs)], scores[len(pairs) :], strict=True))
-    return wins / len(pairs)
-
-
-def _check_pairs(pairs: Sequence[Pair]) -> None:
+def check_pairs(pairs: Sequence[Pair]) -> None:
     if not len(pairs):
         raise DataError("there are no preference pairs: give at least one")
     for i, pair in enumerate(pairs):
@@ -97,11 +86,12 @@ def train_reward_model(
     from transformers import AutoTokenizer, PrinterCallback
     from trl import RewardConfig, RewardTrainer
 
-    _check_pairs(pairs)
+    check_pairs(pairs)
     device = device_or_default(device)
     source = as_source(base)
     base = resolve(source)
-    # trl's collator makes no token_type_ids; saved with the model, this tells the scorer so.
+    # TRL's collator makes no token_type_ids. Saved with the model, this makes the judge leave them
+    # out as well when it scores.
     inputs = {"model_input_names": ["input_ids", "attention_mask"]}
     with loading(base):
         tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False, **inputs)
@@ -144,7 +134,7 @@ def train_reward_model(
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-        # Score with what was saved: mixed precision leaves the trained module's forward patched.
+        # Load what was saved: mixed precision has left the trained module with a patched forward.
         trainer.model.save_pretrained(folder)
         if lora:
             Path(folder, "tokenizer_config.json").write_text(json.dumps(inputs, indent=2) + "\n")
@@ -178,13 +168,14 @@ def _training_rows(
         ]
         epoch = [{"chosen_ids": c, "rejected_ids": r} for c, r in zip(*ids, strict=True)]
         rng.shuffle(epoch)
-        # Sorted only within 16 batches at a time, so that a batch's company changes by epoch.
+        # Sorted within 16 batches at a time only: in each epoch other pairs share a batch.
         batches = []
         for start in range(0, len(epoch), 16 * batch_size):
             group = sorted(epoch[start : start + 16 * batch_size], key=_longer_side)
             batches += [group[i : i + batch_size] for i in range(0, len(group), batch_size)]
         rng.shuffle(batches)
-        # A batch short of rows would shift the rest of the epoch out of its grouping.
+        # The short batch last: the loader cuts the rows into batches by number, and a short one in
+        # the middle would shift all rows after it into other batches.
         batches.sort(key=lambda batch: len(batch) < batch_size)
         rows += [row for batch in batches for row in batch]
     return Dataset.from_list(rows)

@@ -35,10 +35,10 @@ def committed_rivals() -> pd.DataFrame:
     for result in _committed("seed"):
         columns: dict[str, Any] = {"query": result["queries"]}
         for when in ("before", "after"):
-            at = result[when]
-            columns[f"response_{when}"] = at["answers"]
-            columns[f"score_{when}"] = at["scores"]["first"]
-            columns[f"second_{when}"] = at["scores"]["second"]
+            look = result[when]
+            columns[f"response_{when}"] = look["answers"]
+            columns[f"score_{when}"] = look["scores"]["first"]
+            columns[f"second_{when}"] = look["scores"]["second"]
         columns["kl"] = result["after"]["kl"]
         own = {key: result.get(key) for key in ("method", "seed", "learning_rate", "answers")}
         tables.append(pd.DataFrame(columns).assign(**own))

@@ -59,7 +59,7 @@ def experiment(
     """
     from tqdm import tqdm
 
-    gc.collect()  # a trainer refers to itself: the one before would stay in memory
+    gc.collect()  # a trainer refers to itself, so only this frees the one of the training before
     reward = reward or next(iter(judges.values()))
     trainer = run.make_trainer(**ppo)
     epoch = len(batches_of(trainer))

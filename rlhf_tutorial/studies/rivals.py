@@ -52,7 +52,7 @@ def train_ppo(run: Run, reward: Reward, *, steps: int, **ppo: Any) -> Trained:
     trainer = run.make_trainer(**ppo)
     epochs = -(-steps // len(batches_of(trainer)))
     start, log = time.perf_counter(), []
-    # The steps first: zip would draw one more of what comes first before it stops.
+    # range comes first in zip: the other way round, zip would train one step more before it stops.
     for _, stats in zip(
         range(steps),
         train(
@@ -94,7 +94,7 @@ def train_online(
         method
     ]
     template, queries = run.load_template(), run.queries()["query"][:]
-    # As text: of a conversation TRL would render the template's own system message as well.
+    # As text: from a conversation TRL would also render the template's default system message.
     rows = {
         "prompt": [template.render([("Human", query)]) for query in queries],
         "query": queries,
@@ -104,14 +104,14 @@ def train_online(
         answers = template.decode([torch.tensor(ids) for ids in completion_ids])
         return checked_scores(reward(query, answers), len(query))
 
-    own = {"num_generations": num_generations, "max_completion_length": run.preset.max_new_tokens}
+    sizes = {"num_generations": num_generations, "max_completion_length": run.preset.max_new_tokens}
     with tempfile.TemporaryDirectory() as scratch, preserved_random_state(), quiet_transformers():
         trainer = trainer_of(
             model=untouched_policy(run),
             reward_funcs=judged,
             args=config_of(
                 **shared_arguments(run, scratch, learning_rate, batch_size, seed),
-                **own,
+                **sizes,
                 max_steps=steps,
                 beta=beta,
                 temperature=1.0,
@@ -160,7 +160,7 @@ def train_dpo(
             train_dataset=Dataset.from_list([{"prompt": "a", "chosen": " b", "rejected": " c"}]),
             processing_class=run.load_tokenizer(),
         )
-        # TRL would tokenise texts again, and end them with EOS: answers that were cut off as well.
+        # As token ids: TRL would end every text with EOS, also answers that were cut off.
         trainer.train_dataset = Dataset.from_list(list(pairs))
         done = run_trainer(trainer, answers)
         return Trained(done.model, done.seconds + seconds, done.answers, done.log)

@@ -108,7 +108,10 @@ def test_baselines_are_those_of_these_rows(
     assert now == {name: committed[name] for name in now}
 
 
-@pytest.mark.parametrize("feature", ["length in steps of 3 words", "word presence"])
+@pytest.mark.parametrize(
+    "feature",
+    ["length in steps of 3 words", pytest.param("word presence", marks=pytest.mark.slow)],
+)
 def test_shortcuts_are_no_stronger_than_the_card_says(
     feature: str, baselines: ModuleType, rows: list[Any], committed: dict[str, Any]
 ) -> None:
@@ -158,6 +161,7 @@ def test_cross_validation_never_sees_the_row_it_judges(baselines: ModuleType) ->
     assert baselines.accuracy(np.zeros(50))["correct"] == 25
 
 
+@pytest.mark.slow
 @pytest.mark.weights
 def test_no_two_requests_are_near_paraphrases(
     baselines: ModuleType, rows: list[Any], committed: dict[str, Any]

@@ -20,8 +20,7 @@ from support.lookalikes import make_policy as make_policy_folder
 from support.lookalikes import preferences
 from support.scripts import load_script
 
-from rlhf_tutorial import PPOConfig, PPOTrainer, models
-from rlhf_tutorial.ppo import config
+from rlhf_tutorial import PPOConfig, PPOTrainer
 
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 update_docs = load_script("update_docs")
@@ -54,8 +53,21 @@ def test_figures_that_are_not_the_logs_are_noticed() -> None:
 def test_every_field_stands_on_the_page_and_every_refusal_with_its_reason() -> None:
     page = read(FROM_TRL)
     assert update_docs.with_fields(page) == page, MEND
-    for name in [*config.NOT_SUPPORTED, *models.NOT_SUPPORTED]:
+    for name in [*update_docs.config.NOT_SUPPORTED, *update_docs.models.NOT_SUPPORTED]:
         assert page.count(f"| `{name}` |") == 1, name
+
+
+def test_the_script_mends_both_pages(tmp_path, monkeypatch) -> None:
+    for name in ("METRICS", "FROM_TRL"):
+        page = getattr(update_docs, name)
+        copy = tmp_path / page.name
+        damaged = re.sub(r"run: -?\d\S* to", "run: 7e-7 to", read(page))
+        damaged = damaged.replace("`batch_size`, ", "")
+        copy.write_text(damaged, encoding="utf-8")
+        monkeypatch.setattr(update_docs, name, copy)
+    update_docs.main()
+    for page in (METRICS, FROM_TRL):
+        assert read(tmp_path / page.name) == read(page), MEND
 
 
 # Names on the pages ----------------------------------------------------------------------------

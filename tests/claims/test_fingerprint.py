@@ -95,6 +95,7 @@ logger = logging.getLogger(__name__)
 
 
 def positive(x):
+    logger.debug("is it?")
     if x < 1:
         raise ValueError("too small")
     return x and even(x - 1)
@@ -113,6 +114,8 @@ def mean(values):
 """,
     "lessons.py": '''
 import inspect
+
+LEVEL = 1
 
 
 def show_source(function):
@@ -156,7 +159,7 @@ def _smoothed(values):
 
 def curve(values):
     """A curve."""
-    return _scaled(_smoothed(values)), widened(INK)
+    return _scaled(_smoothed(_scaled(values))), widened(INK)
 ''',
     "figures/style.py": """
 INK = "#222222"
@@ -173,6 +176,7 @@ CELLS = [
     "figures.curve(history)",
     "show_source(lesson)\nshow_source(Course.last)",
     "figures.curve.__doc__",
+    "'Done.'",
 ]
 NOTEBOOK, DATA = "../notebooks/01_all.ipynb", "bundled/rows.jsonl"
 
@@ -208,6 +212,7 @@ def parts(path: Path, *changes: tuple[str, str, str]) -> list[Any]:
 HALVED = "\n\ndef _halved(x):\n    return x / 2\n"
 EVEN = "\n\ndef even(x):\n    return x == 0 or not positive(x)\n"
 POSITIVE = """def positive(x):
+    logger.debug("is it?")
     if x < 1:
         raise ValueError("too small")
     return x and even(x - 1)
@@ -331,14 +336,14 @@ DIFFERENT = {
     ],
     "a constant of a figure": [("figures/style.py", "#222222", "#333333")],
     "a base class": [("settings.py", "class Clock:", "class Clock(Config):")],
-    "an attribute's name": [
-        ("settings.py", "def now", "def time"),
-        ("training.py", ".now()", ".time()"),
-    ],
+    "an attribute's name": [("training.py", ".now()", ".rate()")],
     "a function of a library": [("training.py", "np.sqrt", "np.cbrt")],
     "a library": [("training.py", "import numpy as np", "import torch as np")],
     "a library in a cell": [(NOTEBOOK, "import json", "import yaml as json")],
-    "the function of a call": [("figures/curve.py", "_scaled(_smoothed(", "_smoothed(_scaled(")],
+    "the order of calls": [("figures/curve.py", "_scaled(_smoothed(", "_smoothed(_scaled(")],
+    "which of two is called again": [
+        ("figures/curve.py", "(_scaled(values)", "(_smoothed(values)")
+    ],
     "the function behind a name": [
         ("training.py", "from .measures import mean", "from .checks import unused as mean")
     ],
@@ -355,7 +360,7 @@ DIFFERENT = {
     ],
     "a code cell": [(NOTEBOOK, "train(Config())", "train(Config(), 2)")],
     "what a cell shows": [(NOTEBOOK, "figures.curve(history)", "figures.curve(history);")],
-    "a text that a cell shows": [(NOTEBOOK, "json.dumps(history)", "'done'")],
+    "a text that a cell shows": [(NOTEBOOK, "Done.", "Over.")],
     "the order of cells": [
         (NOTEBOOK, "figures.curve(history)", "figures.other"),
         (NOTEBOOK, "figures.curve.__doc__", "figures.curve(history)"),
@@ -474,9 +479,14 @@ ERRORS = {
         [(NOTEBOOK, "show_source(lesson)", "for f in [lesson]:\n    show_source(f)")],
         "01_all.ipynb, code cell 4: cannot tell what is shown by f",
     ],
-    "what is shown is no definition": [
+    "what is shown of a class is no method": [
         [(NOTEBOOK, "show_source(lesson)", "show_source(Course.length)")],
         "01_all.ipynb, code cell 4: cannot tell what is shown by Course.length",
+    ],
+    "what is shown is a constant": [
+        [(NOTEBOOK, "Course, lesson,", "Course, LEVEL,"),
+         (NOTEBOOK, "show_source(lesson)", "show_source(LEVEL)")],
+        "01_all.ipynb, code cell 4: cannot tell what is shown by LEVEL",
     ],
 }  # fmt: skip
 

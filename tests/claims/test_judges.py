@@ -22,6 +22,7 @@ def script() -> ModuleType:
     return load_script("train_reward_adapter")
 
 
+@pytest.mark.slow
 @pytest.mark.weights
 def test_the_bundled_adapter_is_as_good_as_its_card_says(script):
     judge = load(assets.resolve(assets.MINILM), adapter=ADAPTER)
@@ -55,6 +56,7 @@ def test_the_judges_share_neither_pairs_nor_kinds_of_bad_answers(script):
     assert not ours & metrics["training"]["kinds"].keys()
 
 
+@pytest.mark.slow
 @pytest.mark.weights
 def test_the_second_judge_is_the_one_that_its_card_measured(script):
     judge = load(assets.resolve(assets.SMOLLM2), adapter=SECOND)

@@ -73,7 +73,7 @@ def test_notebook_08_says_how_far_the_second_judge_fell_from_step_40() -> None:
 
 
 def test_new_answers_alone_would_scatter_the_seeds_as_notebook_06_says() -> None:
-    """The residual of prompts and runs, over the root of the prompts: two-way analysis."""
+    """Two-way analysis: the residual deviation, over the root of the number of prompts."""
     table, scatter = load_table(study.RESULTS / "seeds.csv"), {}
     for judge in ("score", "second"):
         gains = table.assign(gain=table[f"{judge}_after"] - table[f"{judge}_before"])

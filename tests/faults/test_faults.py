@@ -301,6 +301,7 @@ GOOD_FOR_PIP = wheel_bytes(
 )
 
 
+@pytest.mark.slow
 def test_a_network_that_dies_half_way_leaves_nothing_and_the_next_try_succeeds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -646,7 +647,7 @@ def test_a_judges_tokenizer_that_does_not_fit(judge: Path) -> None:
     bare.pad_token = None
     with refused(ModelError, "no padding token: set one"):
         RewardModel(model, bare, "cpu", bf16=False)
-    bare.eos_token = "[SEP]"  # what pads is not read, so it may be EOS
+    bare.eos_token = "[SEP]"  # padding is masked, so the pad token may be EOS
     found = RewardModel(model, bare, "cpu", bf16=False)(QUERIES, RESPONSES)
     np.testing.assert_allclose(found, expected, atol=1e-5)
     larger = tiny_tokenizer()
@@ -736,7 +737,7 @@ def sources() -> list[tuple[str, ast.AST]]:
 
 
 def dangers(tree: ast.AST) -> list[str]:
-    """Calls that could run what they are given, or believe what an archive says."""
+    """Calls that could run code from what they load, or write where an archive tells them to."""
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
@@ -772,7 +773,7 @@ def test_the_search_for_dangers_finds_them() -> None:
     assert len(dangers(ast.parse(code))) == 8
 
 
-# Nothing is told that is nobody's business ----------------------------------------------------
+# No secret and no local path in what is published or saved ------------------------------------
 
 SECRETS = {
     "a token of the Hub": r"\bhf_[A-Za-z0-9]{20,}",

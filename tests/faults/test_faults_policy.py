@@ -35,7 +35,7 @@ PACKAGE = ROOT / "rlhf_tutorial"
 
 
 def test_the_package_loads_every_checkpoint_without_its_code() -> None:
-    """Said outright: left unset, transformers would ask."""
+    """`trust_remote_code=False` is written out: left unset, transformers would ask the reader."""
     calls = 0
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -122,7 +122,7 @@ def test_a_tokenizer_with_tokens_that_the_policy_does_not_know(
     config = PPOConfig(batch_size=2, mini_batch_size=2)
     with refused(ModelError, f"pads with token {pad}, but the model knows {pad}", "resize_token"):
         PPOTrainer(config, small, tokenizer=larger)
-    # Where only other tokens are too many, what counts is whether a text holds one.
+    # Other tokens beyond the model's vocabulary matter only where a text holds one.
     trainer = PPOTrainer(config, make_policy("llama", layers=1, vocab_size=100), None, tokenizer)
     queries = [torch.tensor([5, 6]), torch.tensor([100])]
     with refused(ModelError, "queries hold token ids from 5 to 100", "knows 0 to 99"):

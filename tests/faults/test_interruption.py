@@ -137,7 +137,7 @@ def test_handlers_are_those_of_before_after_any_end(signals: list[Any]) -> None:
 
 
 def test_where_the_handler_of_before_lets_the_work_go_on_so_does_this() -> None:
-    """One that only notes the signal, as a server's may: every signal is then saved for."""
+    """A handler that only notes the signal and returns, as a server's: each means one save."""
     done: list[Any] = []
     signal.signal(signal.SIGTERM, note := lambda number, _: done.append(number))
     with Interruption(lambda: done.append("saved")) as interruption:
@@ -152,7 +152,7 @@ def test_where_the_handler_of_before_lets_the_work_go_on_so_does_this() -> None:
 
 
 def restore_stopping() -> None:
-    """The handler of the fixture, which the other signal still has."""
+    """Give SIGTERM the fixture's handler again, which SIGINT still has."""
     signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
 
 
@@ -193,7 +193,7 @@ def test_several_processes_stop_together_at_the_end_of_busy_work() -> None:
     with stopped(signal.SIGINT), Interruption(lambda: done.append("saved"), anywhere) as work:
         with work.busy():
             done.append("worked")
-        signal.raise_signal(signal.SIGINT)  # not at once: the others know nothing of it
+        signal.raise_signal(signal.SIGINT)  # no stop yet: the other processes do not know of it
         for _ in range(3):
             with work.busy():
                 done.append("worked")
@@ -291,7 +291,7 @@ def test_a_signal_while_the_consumer_has_the_stats_saves_at_once(
                 raise AssertionError("it was to stop")
     assert checkpoints(run) == [3]
     assert handlers() == signals
-    with stopped():  # once more, while the steps of before are given again
+    with stopped():  # once more, while the stats of the steps done are handed out again
         for _ in new_run().train():
             signal.raise_signal(signal.SIGINT)
     assert checkpoints(run) == [3]
@@ -320,7 +320,7 @@ def no_reward(*_: Any) -> list[float]:
 def test_a_signal_during_a_regular_save_stops_after_it(
     new_run: Callable[[], Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not a step later, and not never, where the consumer asks for no further step."""
+    """And not only at the next step: a consumer that asks for none would never be stopped."""
     run = new_run()
     trainer = run.make_trainer()
     save = trainer.save_checkpoint
@@ -427,16 +427,20 @@ def test_seconds_add_up_over_interruptions(
     assert run.results()["training"]["steps"] == STEPS
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_trained_anew(new_run: Callable[[], Run], whole: Path) -> None:
     for _ in range(2):
         run = new_run()
         rewarded = signal_at()
         assert len(list(run.train(reward=rewarded))) == STEPS
         assert results(run.folder) == results(whole)
-    with pytest.raises(AssertionError, match="a step was taken"):  # it does begin with a step
+    with pytest.raises(
+        AssertionError, match="a step was taken"
+    ):  # so it begins with the first step
         list(new_run().train(reward=no_reward))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["policy", "checkpoints"])
 def test_a_run_stopped_while_it_finishes_can_be_started_again(
     moment: str, new_run: Callable[[], Run], whole: Path, monkeypatch: pytest.MonkeyPatch
@@ -493,7 +497,7 @@ def test_settings_that_change_between_starts_are_refused(new_run: Callable[[], R
     run = new_run()
     with stopped():
         list(run.train(reward=signal_at(2)))
-    (run.folder / "settings.sha256").unlink()  # which would refuse it before
+    (run.folder / "settings.sha256").unlink()  # its check would refuse them first
     other = replace(PRESET, ppo=PRESET.ppo | {"learning_rate": 1e-4})
     with refused(CheckpointError, "learning_rate is 0.001 there, 0.0001 here"):
         next(Run(other, run.folder).train())
@@ -507,6 +511,7 @@ def ended(process: Any) -> int:
     return process.exitcode
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", BOTH)
 def test_a_process_that_is_asked_to_stop_saves_first(
     number: int, new_run: Callable[[], Run], whole: Path
@@ -525,6 +530,7 @@ def test_a_process_that_is_asked_to_stop_saves_first(
     assert seen[:3] == seen[3:6]
 
 
+@pytest.mark.slow
 def test_the_command_stopped_by_ctrl_c_says_so_in_one_line_and_goes_on(
     new_run: Callable[[], Run], tmp_path: Path
 ) -> None:

@@ -148,7 +148,13 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+QUICK = ("full, all settings", "bfloat16, trunk")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(c, marks=() if c in QUICK else pytest.mark.slow) for c in CASES],
+)
 def test_a_resumed_run_is_the_uninterrupted_one_to_the_last_bit(case: str, tmp_path: Path) -> None:
     """Interrupted in the middle of a pass, at its end, and in the next one, by new trainers."""
     expected = go_on(make_trainer(**CASES[case]), until=7)
@@ -160,7 +166,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_last_bit(case: str, tmp_p
 
 
 def test_a_checkpoint_between_two_passes_begins_the_next(tmp_path: Path) -> None:
-    """The end of a pass may have been noticed, or not."""
+    """A pass may end at "12 rows used", or already stand at the start of the next one."""
     trainer = make_trainer()
     assert len(list(trainer.dataloader)) == 3
     assert trainer.dataloader.position == (1, 0)
@@ -220,7 +226,7 @@ def test_the_same_trainer_can_go_back_even_in_the_middle_of_a_step(
 
     def torn(*args: Any) -> Any:
         stats = update(*args)
-        if next(calls) == 3:  # of an update that takes two
+        if next(calls) == 3:  # the first of an update's two mini-batches
             raise KeyboardInterrupt
         return stats
 
@@ -281,6 +287,7 @@ def test_without_a_checkpoint_nothing_is_done(tmp_path: Path) -> None:
 # 2. Killed at any moment ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     """SIGKILL in the middle of a save, at each moment of it in turn, and at any other time.
 
@@ -523,7 +530,7 @@ def test_a_checkpoint_of_another_run_is_refused(foreign: str, saved: Path) -> No
 
 
 def test_frozen_weights_count_where_the_reference_has_others(tmp_path: Path) -> None:
-    """All that is trained comes from the checkpoint; what is frozen must be the same already."""
+    """The checkpoint holds only what is trained: frozen weights must be the same already."""
     settings = {"other": 7, "distance": 1.0, "freeze": True}
     make_trainer(**settings).save_checkpoint(tmp_path)
     assert make_trainer(**settings).resume(tmp_path) == 0
@@ -561,14 +568,16 @@ def test_saving_does_not_delete_checkpoints_of_later_steps(
     make_trainer(**ALL).save_checkpoint(saved)
     assert later.items() < contents(saved).items()
     assert (saved / "step-00000000").is_dir()
-    for path in saved.glob("step-*[12]"):  # where they cannot be used, the one just written is
+    for path in saved.glob(
+        "step-*[12]"
+    ):  # if the later ones cannot be used, the one just written is taken up
         cut(path / STATE)
     assert make_trainer(**ALL).resume(saved) == 0
     assert [record.getMessage()[-13:] for record in caplog.records] == ["step-00000000"] * 2
 
 
 def test_a_checkpoint_is_safetensors_and_json_without_paths_or_names(tmp_path: Path) -> None:
-    """Not even where the settings hold some."""
+    """Not even where the settings hold paths, names and a secret."""
     (tmp_path / "logs").mkdir()
     settings = {
         "model_name": str(tmp_path / "model"),
@@ -668,7 +677,7 @@ class Crash(BaseException):
 def test_there_is_a_checkpoint_at_every_moment(
     again: bool, saved: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A crash before any of the calls that change the disk: the newest can be taken up, silently.
+    """The machine stops before each call that changes the disk, in turn: a checkpoint is taken up.
 
     A step is saved again when a run is interrupted that has just been taken up.
     """

@@ -135,7 +135,7 @@ def test_the_sentiment_loop(path, tmp_path):
 
 
 def test_the_controlled_loop(path):
-    """Its variant: a control word before each query, all columns kept, stats of one's own."""
+    """As above with a control word before each query, all columns kept, stats of one's own."""
     notes = Notes()
     config = PPOConfig(
         model_name=str(path),

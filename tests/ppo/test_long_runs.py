@@ -24,6 +24,7 @@ def usage() -> dict[str, int]:
     return {"bytes": process.memory_info().rss, "threads": threading.active_count(), "files": files}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("RLHF_LONG" not in os.environ, reason="minutes: RLHF_LONG=1 runs it")
 def test_memory_threads_and_files_stay_as_they_are_over_two_thousand_steps(tmp_path: Path) -> None:
     run = Run(load_preset("tiny"), tmp_path)

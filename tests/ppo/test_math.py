@@ -243,7 +243,7 @@ def test_the_shift_drops_out_of_the_equations_at_lambda_one(drawn, shift, data):
     np.testing.assert_allclose((raw[1] - raw[0])[kept], shift, atol=1e-9)
     if kept.sum() > 1:
         whitened = [masked_whiten(a, mask)[kept] for a in raw]
-        # Advantages that are all the same are whitened by 1e-4: rounding is that much larger.
+        # Without variance they are divided by sqrt(1e-8), and so is their rounding.
         np.testing.assert_allclose(whitened[1], whitened[0], atol=1e-8)
 
 
@@ -283,7 +283,7 @@ def test_losses_are_those_of_a_slow_loop_and_blind_to_masked_tokens(c, cv):
     torch.testing.assert_close(ratio[KEPT], (lp - old_lp).exp()[KEPT])
 
 
-# Ratios up to e^60 under the mask, far from where float32 ends.
+# Masked ratios get as large as e^60, which float32 still holds.
 @MATH
 @given(drawn=per_token(6, largest=30.0, width=32), cliprange=st.sampled_from([0.1, 0.2, 0.5]))
 def test_no_masked_token_gets_a_gradient_and_the_others_get_the_formulas(drawn, cliprange):
@@ -298,7 +298,7 @@ def test_no_masked_token_gets_a_gradient_and_the_others_get_the_formulas(drawn, 
         a = advantage[i, t].item()
         ratio = np.exp(np.float64(lp[i, t].item() - old_lp[i, t].item()))
         stopped = ratio > 1 + cliprange if a > 0 else ratio < 1 - cliprange
-        if abs(abs(ratio - 1) - cliprange) > 1e-4:  # at the kink rounding decides
+        if abs(abs(ratio - 1) - cliprange) > 1e-4:  # on the edge of the clip rounding decides
             expected = 0.0 if stopped else -a * ratio / n
             assert lp.grad[i, t].item() == pytest.approx(expected, rel=1e-4, abs=1e-20)
         v, old, target = (x[i, t].item() for x in (values, old_values, returns))

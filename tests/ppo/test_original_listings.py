@@ -150,7 +150,7 @@ def test_the_training_loop(form, paths, tokenizer, dataset, reward_model):
 
 
 def test_an_answer_ends_at_the_end_key(paths, tokenizer, dataset):
-    """And does not take the end of the prompt in, as the original's slice does."""
+    """And holds nothing of the prompt, whose end the original's slice takes in."""
     ppo_trainer = make_trainer(paths["policy"], tokenizer, dataset)
     (end,) = tokenizer.encode(END_KEY)
     with torch.no_grad():  # a policy that says nothing but the end key: the largest logit, always

@@ -19,6 +19,8 @@ from support.process_worker import Result
 
 from rlhf_tutorial.__main__ import main
 
+pytestmark = pytest.mark.slow
+
 
 def torchrun(*arguments: str | Path, timeout: float = 120) -> str:
     """Run it in two processes on the CPU; what they print. A hang is a failure."""

@@ -194,7 +194,7 @@ def test_a_step_is_that_of_the_slow_reference(case, make_trainer, make_policy, s
 def test_dropout_stays_off(make_policy, make_trainer, samples):
     rates = {"resid_pdrop": 0.5, "embd_pdrop": 0.5, "attn_pdrop": 0.5}
     policy = make_policy("gpt2", **rates)
-    policy.train()  # as a caller might hand it over
+    policy.train()  # a caller may hand it over like this
     trainer = make_trainer("gpt2", policy=policy, ppo_epochs=1)
     assert np.abs(trainer.step(*samples)["ppo/policy/ratio"] - 1).max() <= 1e-6
 
@@ -437,7 +437,7 @@ def test_early_stopping_leaves_the_epochs_once_the_policy_has_moved(make_trainer
     plain = make_trainer(sgd=0.02, ppo_epochs=8)
     assert epochs(plain.step(*samples)) == 8
     moved = []
-    for n in range(1, 9):  # policykl after each number of epochs
+    for n in range(1, 9):  # how far the policy has moved after each number of epochs
         trainer, seen = make_trainer(sgd=0.02, ppo_epochs=n), []
         update = trainer.update
         trainer.update = lambda *a, update=update, seen=seen: seen.append(update(*a)) or seen[-1]
@@ -458,7 +458,9 @@ def test_the_kl_coefficient_moves_as_by_hand_and_only_if_told_to(make_trainer, s
     beta = 0.3
     for _ in range(3):
         stats = trainer.step(*samples)
-        assert stats["objective/kl_coef"] == pytest.approx(beta)  # the one that was in force
+        assert stats["objective/kl_coef"] == pytest.approx(
+            beta
+        )  # the coefficient that this step used
         error = min(max(stats["objective/kl"] / 5.0 - 1, -0.2), 0.2)
         beta *= 1 + error * 6 / 100
         assert trainer.kl_coef == pytest.approx(beta, rel=1e-9)
@@ -606,7 +608,7 @@ def test_one_query_or_a_list_with_or_without_its_prompt(make_trainer, samples):
     queries = samples[0]
 
     def fresh() -> PPOTrainer:
-        return make_trainer()  # with the seed as it was
+        return make_trainer()  # starts again from its seed
 
     single = fresh().generate(queries[0], max_new_tokens=5)
     assert single.shape[0] == 1 and single.ndim == 2
@@ -787,7 +789,7 @@ def test_an_update_whose_gradient_is_not_finite_is_refused(shared, settings, mak
     assert "\n" not in str(error.value) and "learning_rate" in str(error.value)
     assert_same_weights(before, weights_of(trainer))
     assert not trainer.optimizer.state_dict()["state"], "Adam has seen none of it"
-    # And it can go on, without what the refused pass left behind.
+    # It can go on, and what the refused pass had computed is gone.
     trainer.random.set_state(untouched.random.get_state())
     trainer.step(*samples)
     untouched.step(*samples)
@@ -856,6 +858,7 @@ def test_the_default_optimizer_is_trls(make_trainer):
 # All together --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_few_dozen_steps_raise_the_score_clearly(tmp_path):
     """The policy of the preset `tiny` learns to write letters and spaces without repeating."""
     from rlhf_tutorial.presets import load_preset

@@ -20,7 +20,7 @@ def one_line(error: pytest.ExceptionInfo[Any]) -> str:
 
 @contextlib.contextmanager
 def refused(kind: type[TutorialError], *parts: str) -> Iterator[None]:
-    """The block ends in this error, in one line of bearable length that holds all the parts."""
+    """The block ends in just this kind of error: one short line that holds all the parts."""
     with pytest.raises(kind) as error:
         yield
     message = str(error.value)

@@ -367,7 +367,7 @@ def training(shared: int | None) -> Result:
 
 
 def drawing_alone() -> Result:
-    """The first process samples once more than the others, as for a look at an answer."""
+    """The first process samples once more than the others: its script looks at an answer."""
     trainer = make_trainer(ppo_epochs=1, mini_batch=4)
     if world()[1] == 0:
         trainer.generate(torch.tensor([5, 6, 7]), max_new_tokens=3)
@@ -376,7 +376,7 @@ def drawing_alone() -> Result:
 
 
 def publishing(folder: Path) -> Result:
-    """All processes call it, as a script does that knows of one only."""
+    """Every process calls `save_pretrained`, as a script written for one process does."""
     trainer = make_trainer()
     trainer.save_pretrained(folder)
     return weights(trainer)
@@ -451,7 +451,7 @@ CASES |= {
 
 
 def main(folder: Path) -> None:
-    """All cases, and the first ones again with faults."""
+    """All cases, and two of them again with each planted fault."""
     from safetensors.torch import save_file
 
     faulthandler.dump_traceback_later(HANGS_AFTER, exit=True)

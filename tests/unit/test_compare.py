@@ -1,4 +1,4 @@
-"""Before and after: the sampled answers, the table of scores, its summary and its listing."""
+"""Before and after: the table of scores, its summary and its listing."""
 
 from __future__ import annotations
 

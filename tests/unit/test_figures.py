@@ -357,7 +357,10 @@ DRAW = {
 
 
 @pytest.mark.parametrize("name", DRAW)
-def test_figures_ignore_the_readers_theme_and_leave_it_alone(name):
+def test_figures_ignore_the_readers_theme_and_leave_it_alone(name, monkeypatch):
+    png_bytes = style.png_bytes
+    # Coarse is enough, and quick.
+    monkeypatch.setattr(style, "png_bytes", lambda fig, dpi: png_bytes(fig, dpi=40))
     light, _ = DRAW[name]()._repr_png_()
     with matplotlib.style.context("dark_background"):
         before = dict(matplotlib.rcParams)
@@ -461,6 +464,7 @@ def test_live_curve_shows_scores_moving_mean_and_kl():
         figures.LiveCurve(window=0)
 
 
+@pytest.mark.slow
 def test_an_executed_notebook_holds_one_picture_per_figure():
     """Through a real kernel: the live curve, and a figure as the last line of a cell."""
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")

@@ -1,4 +1,4 @@
-"""A training with looks on the way: the looks are right, and the training does not feel them."""
+"""Experiments that look at the policy while it trains: the looks are right and disturb nothing."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from rlhf_tutorial import Run, load_preset
 from rlhf_tutorial.evaluation.measures import text_measures
 from rlhf_tutorial.reward import rule_of_variety, rule_reward
 from rlhf_tutorial.studies.looks import experiment, look
+
+pytestmark = pytest.mark.slow
 
 JUDGES = {"first": rule_reward, "second": rule_of_variety}
 

@@ -63,7 +63,7 @@ def test_left_padding_changes_neither_logits_nor_values(kind, make_policy):
 
 @torch.no_grad()
 def test_gpt2_without_position_ids_does_depend_on_padding(make_policy):
-    """Or the test above would show nothing."""
+    """Otherwise the test above would pass with a model that ignores positions."""
     policy = make_policy("gpt2")
     ids, mask = left_padded()
     with_ids, without = policy(ids, mask, position_ids_from(mask))[0], policy(ids, mask)[0]

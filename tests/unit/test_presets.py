@@ -1,4 +1,4 @@
-"""Presets and their overrides; the package's names, its import, and the files that install it."""
+"""The presets, and what replaces their sources."""
 
 from __future__ import annotations
 

@@ -26,6 +26,8 @@ from rlhf_tutorial.studies.rivals import (
     train_ppo,
 )
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:

@@ -121,6 +121,7 @@ def test_command_line_error_is_one_line(tmp_path: Path, monkeypatch: pytest.Monk
     assert "\n" not in str(stopped.value)
 
 
+@pytest.mark.slow
 @pytest.mark.weights
 def test_two_real_steps_on_the_default_preset(tmp_path: Path) -> None:
     """The real policy, judge and prompts: two steps, KL 0 at first, and the policy moves."""
