@@ -22,7 +22,7 @@ from .judge import RewardModel, encode, load_classifier
 Pair = dict[str, str]  # {"prompt", "chosen", "rejected"}
 
 
-def check_pairs(pairs: Sequence[Pair]) -> None:
+def _check_pairs(pairs: Sequence[Pair]) -> None:
     if not len(pairs):
         raise DataError("there are no preference pairs: give at least one")
     for i, pair in enumerate(pairs):
@@ -86,7 +86,7 @@ def train_reward_model(
     from transformers import AutoTokenizer, PrinterCallback
     from trl import RewardConfig, RewardTrainer
 
-    check_pairs(pairs)
+    _check_pairs(pairs)
     device = device_or_default(device)
     source = as_source(base)
     base = resolve(source)

@@ -11,7 +11,6 @@ from support.judges import load
 from support.scripts import load_script
 
 from rlhf_tutorial import assets
-from rlhf_tutorial.reward.training import pairwise_accuracy
 
 ADAPTER = ROOT / "rlhf_tutorial" / "bundled" / "reward_adapter"
 SECOND = ROOT / "rlhf_tutorial" / "bundled" / "second_judge"
@@ -28,7 +27,7 @@ def test_the_bundled_adapter_is_as_good_as_its_card_says(script):
     judge = load(assets.resolve(assets.MINILM), adapter=ADAPTER)
     metrics = json.loads((ADAPTER / "metrics.json").read_text(encoding="utf-8"))
     test = script.course_pairs(script.BUNDLED / "preferences", "test")
-    accuracy = pairwise_accuracy(judge, test)
+    accuracy = script.rate(judge, test)["accuracy"]
     assert accuracy == pytest.approx(metrics["lora"]["whole"]["course"]["accuracy"], abs=0.01)
     assert accuracy > 0.8
     assert f"{accuracy:.1%}" in (ADAPTER / "README.md").read_text(encoding="utf-8")

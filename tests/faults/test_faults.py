@@ -65,8 +65,7 @@ from rlhf_tutorial.errors import (
     reason,
 )
 from rlhf_tutorial.evaluation.compare import compare
-from rlhf_tutorial.reward import RewardModel, rule_reward, train_reward_model
-from rlhf_tutorial.reward.training import pairwise_accuracy
+from rlhf_tutorial.reward import RewardModel, train_reward_model
 from rlhf_tutorial.scores import checked_scores
 from rlhf_tutorial.template import CHAT, DLITE, PromptTemplate
 
@@ -234,7 +233,7 @@ def test_prompts_on_disk_that_were_altered(tmp_path: Path, tokenizer: Any) -> No
 @pytest.mark.parametrize("template", ["{% for %}", "{{ messages.nothing.at_all }}", "{{ 1 / 0 }}"])
 def test_a_broken_chat_template(template: str, tokenizer: Any) -> None:
     with refused(DataError, "the chat template of", "fails (", "give the preset a template text"):
-        CHAT.encode(with_chat_template(tokenizer, template), "hi")
+        CHAT.bind(with_chat_template(tokenizer, template)).encode("hi")
 
 
 @pytest.mark.parametrize(
@@ -258,7 +257,7 @@ def test_a_tokenizer_without_eos_or_with_padding_that_is_eos(tokenizer: Any) -> 
     same = copy.deepcopy(tokenizer)
     same.pad_token = same.eos_token
     assert DLITE.bind(same).eos_token_ids == [same.pad_token_id]
-    assert DLITE.decode(same, [torch.tensor(same("Yes<eos><eos>")["input_ids"])]) == ["Yes"]
+    assert DLITE.bind(same).decode([torch.tensor(same("Yes<eos><eos>")["input_ids"])]) == ["Yes"]
 
 
 # Wheels: networks and disks ------------------------------------------------------------------
@@ -580,8 +579,6 @@ def test_a_reward_that_is_not_one_finite_number_per_response(
     with refused(RewardError, *parts):
         checked_scores(scores, 2)
     with refused(RewardError, *parts):
-        pairwise_accuracy(lambda queries, responses: scores, toy_pairs(1, 0))
-    with refused(RewardError, *parts):
         compare(["a", "b"], ["x", "y"], ["x", "y"], lambda queries, responses: scores)
 
 
@@ -607,7 +604,7 @@ def test_an_error_of_the_callers_reward_is_not_hidden() -> None:
         raise KeyError("my own bug")
 
     with pytest.raises(KeyError, match="my own bug"):
-        pairwise_accuracy(reward, toy_pairs(1, 0))
+        compare(["a"], ["x"], ["y"], reward)
 
 
 @pytest.mark.parametrize(
@@ -619,8 +616,6 @@ def test_an_error_of_the_callers_reward_is_not_hidden() -> None:
     ],
 )
 def test_pairs_that_are_not_three_texts(pairs: list[dict[str, Any]], part: str) -> None:
-    with refused(DataError, part):
-        pairwise_accuracy(rule_reward, pairs)
     with refused(DataError, part):
         train_reward_model(pairs, "no/base/is/looked/for")
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, PreTrainedTokenizerFast
 
 from rlhf_tutorial.reward import RewardModel
+from rlhf_tutorial.reward.training import Pair
+from rlhf_tutorial.scores import Reward
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
@@ -73,3 +76,11 @@ def toy_pairs(n: int, seed: int) -> list[dict[str, str]]:
         texts = (" ".join(words) for words in (prompt, *sides))
         pairs.append(dict(zip(("prompt", "chosen", "rejected"), texts, strict=True)))
     return pairs
+
+
+def accuracy(reward: Reward, pairs: Sequence[Pair]) -> float:
+    """Share of pairs in which the reward puts the chosen response above the rejected one."""
+    prompts = [pair["prompt"] for pair in pairs]
+    chosen = reward(prompts, [pair["chosen"] for pair in pairs])
+    rejected = reward(prompts, [pair["rejected"] for pair in pairs])
+    return sum(c > r for c, r in zip(chosen, rejected, strict=True)) / len(pairs)

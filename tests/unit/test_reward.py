@@ -10,7 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.judges import QUERIES, RESPONSES, WORDS, load, tiny_config, tiny_tokenizer, toy_pairs
+from support.judges import (
+    QUERIES,
+    RESPONSES,
+    WORDS,
+    accuracy,
+    load,
+    tiny_config,
+    tiny_tokenizer,
+    toy_pairs,
+)
 from transformers import (
     AutoModelForSequenceClassification,
     BertForSequenceClassification,
@@ -21,7 +30,7 @@ from rlhf_tutorial.device import default_device, supports_bf16
 from rlhf_tutorial.errors import DataError, ModelError, RewardError
 from rlhf_tutorial.reward import RewardModel, cut_pair, rule_reward, train_reward_model
 from rlhf_tutorial.reward import training as rewards
-from rlhf_tutorial.reward.training import cut_words, pairwise_accuracy
+from rlhf_tutorial.reward.training import cut_words
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +247,7 @@ def adapter(encoder, tmp_path_factory) -> Path:
 
 def test_lora_learns_saves_and_loads_what_it_learned(adapter, encoder):
     judge = load(encoder, adapter=adapter)
-    assert pairwise_accuracy(judge, toy_pairs(64, 1)) > 0.9
+    assert accuracy(judge, toy_pairs(64, 1)) > 0.9
     # Merged weights against PEFT's own unmerged forward pass, without token_type_ids.
     from peft import PeftModel
 
@@ -263,7 +272,7 @@ def test_full_tuning_learns_and_reports(encoder, tmp_path):
         log=lambda step, figures: steps.append((step, figures["loss"], figures["accuracy"])),
         **TOY,
     )
-    assert pairwise_accuracy(judge, toy_pairs(64, 1)) > 0.9
+    assert accuracy(judge, toy_pairs(64, 1)) > 0.9
     assert [step for step, *_ in steps] == [10, 20, 30]
     assert steps[-1][1] < steps[0][1]
     assert load(tmp_path)(QUERIES, RESPONSES) == pytest.approx(judge(QUERIES, RESPONSES))
@@ -308,19 +317,6 @@ def test_rule_reward_against_values_by_hand():
     assert rule_reward(["q"] * 6, texts) == pytest.approx(expected)
     with pytest.raises(RewardError):
         rule_reward(["q"], [])
-
-
-def test_pairwise_accuracy_counts_a_tie_as_wrong():
-    def length(queries: list[str], responses: list[str]) -> list[float]:
-        return [float(len(r)) for r in responses]
-
-    pairs = [
-        {"prompt": "p", "chosen": c, "rejected": r}
-        for c, r in (("aaa", "b"), ("a", "bbb"), ("aa", "bb"), ("aaaa", "bbb"))
-    ]
-    assert pairwise_accuracy(length, pairs) == 0.5
-    with pytest.raises(DataError):
-        pairwise_accuracy(length, [])
 
 
 def test_cuts_keep_whole_words_and_treat_both_sides_alike():
