@@ -13,7 +13,7 @@ tutorial: $(INSTALLED)
 	$(BIN)/python scripts/run_notebooks.py
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 render: $(INSTALLED)
 	$(BIN)/python scripts/run_notebooks.py --in-place

@@ -535,6 +535,7 @@ def texts(part: Any) -> Iterator[str]:
             yield from texts(inner)
 
 
+@pytest.mark.slow
 def test_a_copy_has_the_same(real: Any, copied: Path) -> None:
     assert Fingerprint(copied).hash() == real.hash()
 
@@ -551,6 +552,7 @@ def test_it_has_the_text_of_all_that_the_notebooks_show(real: Any) -> None:
     assert shown > 5
 
 
+@pytest.mark.slow
 def test_a_figures_helper_may_have_another_name(real: Any, copied: Path) -> None:
     helper = next(t for t in real.reached if re.search(r"\.figures\..*:_[a-z]", t)).split(":")[1]
     for path in (copied / "rlhf_tutorial" / "figures").glob("*.py"):
@@ -561,6 +563,7 @@ def test_a_figures_helper_may_have_another_name(real: Any, copied: Path) -> None
     assert renamed.hash() == real.hash()
 
 
+@pytest.mark.slow
 def test_the_definitions_of_the_figures_may_stand_in_another_order(real: Any, copied: Path) -> None:
     for path in (copied / "rlhf_tutorial" / "figures").glob("[a-z]*.py"):
         body = ast.parse(path.read_text(encoding="utf-8")).body
@@ -577,6 +580,7 @@ def functions(tree: Any, module: str) -> dict[str, ast.FunctionDef]:
     return {f"{module}:{s.name}": s for s in body if isinstance(s, ast.FunctionDef)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reached", [True, False])
 @pytest.mark.parametrize("which", [0.1, 0.5, 0.9])
 def test_what_is_reached_decides_and_nothing_else(

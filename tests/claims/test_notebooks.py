@@ -117,6 +117,7 @@ def run_all(environment: dict[str, str], runs: Path) -> list[Path]:
     return [folder / notebook.name for notebook in NOTEBOOKS]
 
 
+@pytest.mark.slow
 def test_all_run_on_tiny(tmp_path: Path) -> None:
     executed = run_all({"RLHF_PRESET": "tiny"}, tmp_path)
     for path in executed:
@@ -125,6 +126,7 @@ def test_all_run_on_tiny(tmp_path: Path) -> None:
     assert {"policy", "stats.jsonl", "comparison.csv", "perplexity.json", "results.json"} <= left
 
 
+@pytest.mark.slow
 def test_all_run_on_lookalikes_of_the_original(tmp_path: Path) -> None:
     paths = lookalikes.make(tmp_path / "hub")
     environment = {

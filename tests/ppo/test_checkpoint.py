@@ -194,6 +194,7 @@ PARTS: dict[str, Callable[[PPOTrainer], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", PARTS)
 def test_no_part_of_a_checkpoint_could_be_missing(part: str, tmp_path: Path) -> None:
     """Without any one of them the run goes on otherwise, and the comparison sees it."""

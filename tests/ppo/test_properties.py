@@ -172,7 +172,7 @@ def test_logprobs_are_those_of_each_sample_alone(kind, shared, samples):
 @MODEL
 @given(samples=sample_lists(), n=st.integers(1, 5), cut=st.integers(0, 2))
 def test_a_step_is_the_same_for_a_trainer_that_did_not_sample_the_responses(kind, samples, n, cut):
-    """The trunk's states may be kept from sampling; here the other trainer cannot have them."""
+    """One takes the trunk's states that its sampling left, the other computes them."""
     trainers = [
         make_trainer(kind, samples, shared=1, sgd=0.01, other_reference=True) for _ in range(2)
     ]
@@ -184,6 +184,7 @@ def test_a_step_is_the_same_for_a_trainer_that_did_not_sample_the_responses(kind
         eos_token_id=[EOS, *range(SMALL_VOCABULARY - 7, SMALL_VOCABULARY)],
     )
     responses[0] = responses[0][: max(1, len(responses[0]) - cut)]
+    assert trainers[0].sampled is not None and trainers[1].sampled is None
     stats, others = (trainer.step(queries, responses, scores) for trainer in trainers)
     assert_same_scalars(stats, others)
     assert_same_weights(weights_of(trainers[0]), weights_of(trainers[1]), atol=1e-5)
