@@ -33,22 +33,14 @@ def run(*arguments: str, **environment: str) -> str:
 
 
 @pytest.mark.slow
-def test_steps_are_measured_without_trl_too(tmp_path, monkeypatch, capsys):
+def test_steps_are_measured_without_trl_too(tmp_path):
     """On a GPT-2 of random weights, as the original's shapes are on a GPU."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import ppo_step
-
-    # As on a machine without bfloat16: half as many variants, each in a process of its own.
-    monkeypatch.setattr("rlhf_tutorial.device.supports_bf16", lambda device: False)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     output = tmp_path / "rows.json"
     settings = ["--model", "tiny", "--steps", "1", "--batch-size", "4", "--output", str(output)]
-    monkeypatch.setattr("sys.argv", ["ppo_step.py", *settings, "--trl", str(tmp_path / "none")])
-    ppo_step.main()
-    printed = capsys.readouterr().out
+    printed = run(str(BENCHMARKS / "ppo_step.py"), *settings, "--trl", str(tmp_path / "none"))
     rows = json.loads(output.read_text(encoding="utf-8"))
     names = {row["variant"] for row in rows}
-    assert {"ours, full, float32", "ours, frozen trunk, float32"} == names
+    assert {"ours, full, float32", "ours, frozen trunk, float32"} <= names
     for row in rows:
         assert 0 < row["seconds"]["step"] < row["seconds"]["total"]
         assert row["flop"] > 0 and row["matmul_rate"] > 0 and row["peak_bytes"] > 1e8
