@@ -198,11 +198,12 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
         max_new_tokens: int,
         eos_token_ids: list[int],
         pad_token_id: int,
+        temperature: float = 1.0,
     ) -> tuple[Tensor, TrunkStates | None]:
-        """Continue each row by draws from the model's whole distribution, softmax(z).
+        """Continue each row by draws from the whole distribution, softmax(z / temperature).
 
-        That is what `transformers`' generate does with do_sample, temperature 1, top_k 0 and top_p
-        1, in less time.
+        That is what `transformers`' generate does with do_sample, top_k 0 and top_p 1, in less
+        time.
 
         Args:
             input_ids, attention_mask: (B, Q), padded on the left.
@@ -228,7 +229,7 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
                 hidden.append(states)
                 inputs["inputs_embeds"], cache = states, caches[1]
             logits = model(past_key_values=cache, logits_to_keep=1, **inputs).logits[:, -1]
-            tokens = torch.where(going_on, draw(logits), pad_token_id)
+            tokens = torch.where(going_on, draw(logits.float() / temperature), pad_token_id)
             going_on = going_on & ~torch.isin(tokens, ends)
             new, positions = tokens.unsqueeze(1), positions[:, -1:] + 1
             sequences = torch.cat([sequences, new], dim=1)

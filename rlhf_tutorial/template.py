@@ -21,15 +21,19 @@ class PromptTemplate:
     """How an instruction is put to a policy, and how its answer is read back.
 
     Attributes:
-        text: with "{instruction}" in it; None for the tokenizer's own chat template, of which only
-            the user turn is used: no system message, not even the template's default one.
+        text: with "{instruction}" in it; None for the tokenizer's own chat template.
         end: the string that ends an answer, where that is not the tokenizer's EOS.
+        system: the system message of the chat template; None for no such message, not even the
+            template's default one.
     """
 
     text: str | None = None
     end: str | None = None
+    system: str | None = None
 
     def __post_init__(self) -> None:
+        if self.text is not None and self.system is not None:
+            raise DataError("a system message needs a chat template: write it into the text")
         try:
             has_field = self.text is None or "?" in self.text.format(instruction="?")
         except (KeyError, IndexError, ValueError, AttributeError):
@@ -62,6 +66,8 @@ class BoundTemplate:
             return self.template.text.format(instruction="\n".join(turn for _, turn in turns))
         roles = {"Human": "user", "Assistant": "assistant"}
         messages = [{"role": roles[role], "content": turn} for role, turn in turns]
+        if self.template.system is not None:
+            return _render_with_system(self.tokenizer, messages, self.template.system)
         return _render_without_system(self.tokenizer, messages)
 
     def encode(self, turns: list[Turn] | str) -> list[int]:
@@ -91,6 +97,25 @@ CHAT = PromptTemplate()
 DLITE = PromptTemplate("\n### Instruction:\n{instruction}\n### Response:\n", end="### End")
 
 
+def _render_with_system(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], system: str
+) -> str:
+    """The chat template's text of a system message and the messages after it."""
+    name = tokenizer.name_or_path
+    try:
+        text = _apply(tokenizer, [{"role": "system", "content": system}, *messages], prompt=True)
+    except DataError:
+        raise
+    except Exception as error:  # templates refuse a system message with errors of their own
+        raise DataError(
+            f"the chat template of {name!r} takes no system message ({reason(error)}): give the "
+            "preset none"
+        ) from error
+    if system.strip() not in text:
+        raise DataError(f"the chat template of {name!r} drops the system message: give none")
+    return text
+
+
 def _render_without_system(
     tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]
 ) -> str:
@@ -100,18 +125,11 @@ def _render_without_system(
     own, and taking its text off the front, leaves the messages. That is so if another one would
     have left the same; some templates write it into the first message instead.
     """
-    if tokenizer.chat_template is None:
-        raise DataError(
-            f"the tokenizer {tokenizer.name_or_path!r} has no chat template: give the preset a "
-            "template text"
-        )
-
-    def render(messages: list[dict[str, str]], prompt: bool) -> str:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
 
     def without(system_text: str) -> str | None:
         system = [{"role": "system", "content": system_text}]
-        prefix, text = render(system, False), render(system + messages, True)
+        prefix = _apply(tokenizer, system, prompt=False)
+        text = _apply(tokenizer, system + messages, prompt=True)
         if not text.startswith(prefix):
             return None
         rest, bos = text[len(prefix) :], tokenizer.bos_token
@@ -121,12 +139,24 @@ def _render_without_system(
     try:
         if (text := without("-")) is not None and text == without("+"):
             return text
+    except DataError:
+        raise
     except Exception:  # templates refuse a system message with errors of their own
         pass
     try:
-        return render(messages, True)
+        return _apply(tokenizer, messages, prompt=True)
     except Exception as error:
         raise DataError(
             f"the chat template of {tokenizer.name_or_path!r} fails ({reason(error)}): give the "
             "preset a template text"
         ) from error
+
+
+def _apply(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], prompt: bool) -> str:
+    if tokenizer.chat_template is None:
+        raise DataError(
+            f"the tokenizer {tokenizer.name_or_path!r} has no chat template: give the preset a "
+            "template text"
+        )
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+    return str(text)

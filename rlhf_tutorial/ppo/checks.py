@@ -105,6 +105,19 @@ def check_tokens(config: PretrainedConfig, **lists: Sequence[Tensor]) -> None:
     check_room(config, max(sum(map(len, row)) for row in zip(*lists.values(), strict=True)))
 
 
+def check_temperature(temperature: float, generation_kwargs: dict[str, Any]) -> None:
+    """Raise ModelError for samples of another temperature than the one that is trained.
+
+    At the default of 1, what `generate` is told goes before, as in TRL.
+    """
+    asked = generation_kwargs.get("temperature", temperature)
+    if temperature != 1 and asked != temperature:
+        raise ModelError(
+            f"generate was given temperature {asked}, but PPOConfig.temperature is {temperature}: "
+            "leave it out of generate, PPO needs samples of the policy that it trains"
+        )
+
+
 def check_room(config: PretrainedConfig | None, tokens: int) -> None:
     """Raise ModelError for a text of more tokens than the model can read."""
     context = getattr(config, "max_position_embeddings", None)

@@ -101,6 +101,9 @@ class PPOConfig:
     """A mini-batch with a larger mean ratio is skipped."""
     max_grad_norm: float | None = None
     """Gradient norm to clip to, if any."""
+    temperature: float = 1.0
+    """The policy is softmax(z / temperature), and so is the reference: what is sampled, and every
+    log-probability, entropy and KL. TRL's PPO had none; its RLOO and GRPO have."""
     early_stopping: bool = False
     """Whether to leave the PPO epochs once the policy has moved 1.5 times `target_kl`."""
     target_kl: float = 1.0
@@ -142,7 +145,14 @@ class PPOConfig:
         for name in ("learning_rate", "init_kl_coef", "vf_coef", "ptx_coef"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise TutorialError(f"PPOConfig.{name} is {getattr(self, name)}: use 0 or more")
-        limits = ("target", "horizon", "cliprange", "cliprange_value", "ratio_threshold")
+        limits = (
+            "target",
+            "horizon",
+            "cliprange",
+            "cliprange_value",
+            "ratio_threshold",
+            "temperature",
+        )
         for name in (*limits, "target_kl", "max_grad_norm", "score_clip"):
             value = getattr(self, name)
             if value is not None and not value > 0:

@@ -114,6 +114,7 @@ def generate_responses(
                 max_new_tokens=settings["max_new_tokens"],
                 eos_token_ids=eos_ids,
                 pad_token_id=pad_token_id,
+                temperature=settings["temperature"],
             )
         else:
             states = None
@@ -129,9 +130,15 @@ def generate_responses(
 
 
 def _is_pure(settings: dict[str, Any]) -> bool:
-    """Whether generate would draw from the whole distribution, for a number of tokens."""
+    """Whether generate would draw from the whole distribution, for a number of tokens.
+
+    At any temperature that transformers takes: it refuses 0 and less in words of its own.
+    """
     others = {k: v for k, v in settings.items() if PURE_SAMPLING.get(k, ...) != v}
     no_minimum = others.pop("min_length", 0) <= 0
+    temperature = others.pop("temperature", 1.0)
+    if not (isinstance(temperature, (int, float)) and temperature > 0):
+        return False
     return no_minimum and others.keys() == {"max_new_tokens"}
 
 
@@ -236,23 +243,26 @@ class ForwardPass:
     """What one pass of a model says of the responses of a `Batch`: this process's rows."""
 
     logits: Tensor | None
-    """(B, T, V), in the precision of the pass; not kept in parts of it."""
+    """(B, T, V), z, in the precision of the pass; not kept in parts of it."""
     logprobs: Tensor
     """(B, T), of the response tokens."""
     entropy: Tensor
     """(B, T), of the predicted distributions."""
     values: Tensor
     """(B, T)"""
+    temperature: float = 1.0
+    """The model is softmax(z / temperature)."""
 
     def log_distribution(self) -> Tensor:
         """(B, T, V), log-probabilities of the whole vocabulary in float32."""
         if self.logits is None:
             raise ValueError("the logits of a part of a pass are not kept")
-        return self.logits.float().log_softmax(-1)
+        return (self.logits.float() / self.temperature).log_softmax(-1)
 
     def __getitem__(self, rows: Tensor) -> ForwardPass:
         """That of the mini-batch of these rows."""
-        return ForwardPass(None, self.logprobs[rows], self.entropy[rows], self.values[rows])
+        parts = self.logprobs[rows], self.entropy[rows], self.values[rows]
+        return ForwardPass(None, *parts, self.temperature)
 
 
 @dataclass(frozen=True)

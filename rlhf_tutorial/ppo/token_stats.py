@@ -17,8 +17,12 @@ BLOCK_BYTES = {"cpu": 2**20, "cuda": 2**28}
 """Float32 logits per block: about a processor core's cache, or enough to keep a GPU busy."""
 
 
-def logprobs_and_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def logprobs_and_entropy(
+    logits: Tensor, labels: Tensor, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
     """log softmax(z)[label] and H = logsumexp(z) - sum_v softmax(z)_v z_v, in float32.
+
+    z are the logits divided by the temperature.
 
     Args:
         logits: (B, T, V), in any floating dtype. labels: (B, T).
@@ -26,7 +30,7 @@ def logprobs_and_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor
     Returns:
         Both (B, T), in nats. Only the log-probabilities have a gradient.
     """
-    return _TokenStatistics.apply(logits, labels)
+    return _TokenStatistics.apply(logits, labels, temperature)
 
 
 def _blocks(logits: Tensor) -> list[slice]:
@@ -38,12 +42,14 @@ def _blocks(logits: Tensor) -> list[slice]:
 
 class _TokenStatistics(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, logits: Tensor, labels: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor]:
         flat, targets = logits.flatten(0, -2), labels.flatten()
         logsumexp = torch.empty(len(flat), device=flat.device)
         logprobs, entropy = torch.empty_like(logsumexp), torch.empty_like(logsumexp)
         for rows in _blocks(flat):
-            z = flat[rows].float()
+            z = flat[rows].float() / temperature
             top = z.amax(dim=-1, keepdim=True)
             z = z - top  # so that exp does not overflow, and small differences keep their digits
             weights = z.exp()
@@ -55,17 +61,17 @@ class _TokenStatistics(torch.autograd.Function):
         ctx.save_for_backward(flat, targets, logsumexp)
         logprobs, entropy = logprobs.view_as(labels), entropy.view_as(labels)
         ctx.mark_non_differentiable(entropy)
-        ctx.shape = logits.shape
+        ctx.shape, ctx.temperature = logits.shape, temperature
         return logprobs, entropy
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
         flat, targets, logsumexp = ctx.saved_tensors
         gradient, result = gradient.flatten(), torch.empty_like(flat)
         for rows in _blocks(flat):
             # d log softmax(z)[label] / dz = onehot(label) - softmax(z)
-            g = gradient[rows].unsqueeze(-1)
-            p = (flat[rows].float() - logsumexp[rows].unsqueeze(-1)).exp_()
+            g = gradient[rows].unsqueeze(-1) / ctx.temperature
+            p = (flat[rows].float() / ctx.temperature - logsumexp[rows].unsqueeze(-1)).exp_()
             p.mul_(-g).scatter_add_(-1, targets[rows].unsqueeze(-1), g)
             result[rows] = p
-        return result.view(ctx.shape), None
+        return result.view(ctx.shape), None, None

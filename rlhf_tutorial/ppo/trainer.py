@@ -167,15 +167,17 @@ class PPOTrainer:
             return_prompt: whether the query's tokens come first in what is returned.
             generate_ref_response: return a pair, the policy's responses and the reference's.
             generation_kwargs: for `transformers`' generate. Unless they say otherwise, sampling is
-                pure: temperature 1, no top-k, no top-p.
+                pure: `config.temperature`, no top-k, no top-p.
 
         Returns:
             For a list, a list of 1-d tensors; for one query a (1, length) tensor, as in TRL.
         """
         queries = [query_tensor] if isinstance(query_tensor, Tensor) else list(query_tensor)
         checks.check_tokens(self.model_config, queries=queries)
+        checks.check_temperature(self.config.temperature, generation_kwargs)
         queries = [q.to(self.device) for q in queries]
         settings = {
+            "temperature": self.config.temperature,
             "eos_token_id": self.tokenizer.eos_token_id,
             "pad_token_id": self.tokenizer.pad_token_id,
             "batch_size": batch_size,
@@ -320,7 +322,7 @@ class PPOTrainer:
         return replace(batch, trunk_states=states)
 
     def forward(self, model: torch.nn.Module, batch: Batch) -> ForwardPass:
-        """What a model says of the responses, in the trainer's precision.
+        """What a model says of the responses, in the trainer's precision: softmax(z / temperature).
 
         A model that has the policy's frozen trunk goes on from the trunk's states.
         """
@@ -336,8 +338,9 @@ class PPOTrainer:
                 logits_to_keep=batch.predicting,
                 **read,
             )
-        logprobs, entropy = logprobs_and_entropy(logits, batch.responses)
-        return ForwardPass(logits, logprobs, entropy, values.float())
+        temperature = self.config.temperature
+        logprobs, entropy = logprobs_and_entropy(logits, batch.responses, temperature)
+        return ForwardPass(logits, logprobs, entropy, values.float(), temperature)
 
     def live_pass(self, batch: Batch) -> ForwardPass | None:
         """Stage 2: the policy's pass with its gradient, where it can serve the first update too.

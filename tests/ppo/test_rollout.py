@@ -174,7 +174,8 @@ def test_a_model_answers_a_batch_as_a_slow_loop_would_each_query(
         assert response.tolist() == said[len(query) :]
 
 
-def test_sampling_follows_the_policy_and_not_the_checkpoints_taste(make_policy):
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_sampling_follows_the_policy_and_not_the_checkpoints_taste(make_policy, temperature):
     """4,000 samples of one token against the softmax, with a generation config full of traps."""
     policy = make_policy("llama", vocab_size=80, layers=1)
     config = policy.pretrained_model.generation_config
@@ -183,11 +184,16 @@ def test_sampling_follows_the_policy_and_not_the_checkpoints_taste(make_policy):
     query, n = torch.arange(5, 45), 4000  # long: a repetition penalty would show on 40 tokens
     with torch.no_grad():
         logits = policy(query.unsqueeze(0))[0][0, -1].double()
-    expected = logits.softmax(-1).numpy()
+    expected = (logits / temperature).softmax(-1).numpy()
     with torch.random.fork_rng():
         torch.manual_seed(0)
         responses, _ = generate_responses(
-            policy, [query] * n, pad_token_id=PAD, eos_token_id=EOS, max_new_tokens=1
+            policy,
+            [query] * n,
+            pad_token_id=PAD,
+            eos_token_id=EOS,
+            max_new_tokens=1,
+            temperature=temperature,
         )
     counts = np.bincount([r.item() for r in responses], minlength=80)
     # Pearson's statistic over the 80 tokens has mean about 79 and deviation about sqrt(2 * 79).

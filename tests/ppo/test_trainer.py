@@ -188,6 +188,52 @@ def test_a_step_is_that_of_the_slow_reference(case, make_trainer, make_policy, s
     assert 0 < expected["share of clipped values"] < 1
 
 
+def with_divided_logits(policy: Any, temperature: float) -> Any:
+    """The policy of a model that divides its logits by itself."""
+    head = policy.pretrained_model.get_output_embeddings()
+    head.register_forward_hook(lambda module, inputs, logits: logits / temperature)
+    return policy
+
+
+@pytest.mark.parametrize("kl_penalty", ["kl", "full"])
+@pytest.mark.parametrize("shared", [None, 2])
+@pytest.mark.parametrize("temperature", [0.4, 2.5])
+def test_a_temperature_is_a_model_whose_logits_are_divided(
+    temperature, shared, kl_penalty, make_policy, make_trainer, samples
+):
+    """Samples, log-probabilities, entropy, KL, reference and gradient, over three steps."""
+    queries, _, scores = samples
+    settings = {"sgd": 0.05, "kl_penalty": kl_penalty, "init_kl_coef": 0.5, "mini_batch_size": 3}
+    mine = make_trainer("llama", shared, temperature=temperature, **settings)
+    divided = with_divided_logits(make_policy("llama"), temperature)
+    oracle = make_trainer("llama", shared, policy=divided, **settings)
+    plain = make_trainer("llama", shared, **settings)
+    before = weights_of(oracle)
+    for step in range(3):
+        drawn = [t.generate(queries, return_prompt=False, max_new_tokens=8) for t in (mine, oracle)]
+        assert [r.tolist() for r in drawn[0]] == [r.tolist() for r in drawn[1]]
+        stats, expected = (t.step(queries, drawn[0], scores) for t in (mine, oracle))
+        for key in ("objective/kl", "objective/entropy", "ppo/loss/policy", "ppo/policy/entropy"):
+            assert stats[key] == pytest.approx(expected[key], rel=1e-3, abs=1e-5), (step, key)
+        if step == 0:  # it is another policy than at temperature 1
+            other = plain.step(queries, drawn[0], scores)
+            assert abs(other["objective/entropy"] - stats["objective/entropy"]) > 0.01
+    after = weights_of(oracle)
+    assert max((after[name] - before[name]).abs().max() for name in after) > 1e-2
+    for name, value in after.items():
+        torch.testing.assert_close(weights_of(mine)[name], value, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_samples_of_another_temperature_are_refused_unless_it_was_left_at_one(
+    make_trainer, samples
+):
+    trainer = make_trainer(temperature=0.5)
+    trainer.generate(samples[0], max_new_tokens=2, temperature=0.5)
+    with pytest.raises(ModelError, match=r"temperature 1\.0, but PPOConfig.temperature is 0\.5"):
+        trainer.generate(samples[0], max_new_tokens=2, temperature=1.0)
+    make_trainer().generate(samples[0], max_new_tokens=2, temperature=0.5)  # as TRL does
+
+
 # Ratio, padding, order -----------------------------------------------------------------------
 
 

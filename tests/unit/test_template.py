@@ -64,6 +64,33 @@ def test_a_system_message_inside_of_the_first_turn_is_left_out(tokenizer):
     assert CHAT.bind(tokenizer).render([("Human", "hi")]) == "<user>hi</><assistant>"
 
 
+BRIEF = PromptTemplate(system="Be brief.")
+
+
+def test_a_system_message_of_the_presets_own_comes_first(tokenizer):
+    whole = with_chat_template(tokenizer, DEFAULT_SYSTEM + MESSAGES)
+    assert BRIEF.bind(whole).render([("Human", "hi")]) == (
+        "<system>Be brief.</><user>hi</><assistant>"
+    )
+    inside = with_chat_template(tokenizer, SYSTEM_IN_THE_TURN)
+    assert BRIEF.bind(inside).render([("Human", "hi")]) == "<user>(Be brief.)hi</><assistant>"
+
+
+def test_a_system_message_that_cannot_be_said_is_refused(tokenizer):
+    drops = "{% set messages = messages | rejectattr('role', 'equalto', 'system') | list %}"
+    for prefix, message in [
+        (REFUSES_SYSTEM, "takes no system message"),
+        (drops, "drops the system"),
+    ]:
+        with pytest.raises(DataError, match=message) as error:
+            BRIEF.bind(with_chat_template(tokenizer, prefix + MESSAGES)).encode("hi")
+        one_line(error)
+    with pytest.raises(DataError, match="has no chat template"):
+        BRIEF.bind(tokenizer).encode("hi")
+    with pytest.raises(DataError, match="needs a chat template"):
+        PromptTemplate("{instruction}", system="Be brief.")
+
+
 @pytest.mark.parametrize("prefix", ["", DEFAULT_SYSTEM])
 def test_the_token_that_starts_every_text_stays(prefix, tokenizer):
     """As in Llama 3's template."""

@@ -1,0 +1,147 @@
+"""Graded answers: sheets for a blind reading, and what comes back of them.
+
+A row is a prompt and some answers to it, as `bundled/feedback/*.jsonl` holds them: `prompt`, and
+`answers`, each with `text`, `ended` (whether it ended by itself within its room), and, once it is
+read, `grade` (0 to 5, higher is better) and `rank` (1 is the best of its prompt).
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from .errors import DataError
+
+Row = dict[str, Any]
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+GRADES = range(6)
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """What a reader gets, and what tells whose answer is whose."""
+
+    text: str
+    """Prompts and answers in random order, and nothing else."""
+    key: list[tuple[int, list[list[int]]]]
+    """For each prompt of the sheet its row, and for each letter the answers with this text."""
+
+
+def load_feedback(path: str | Path) -> list[Row]:
+    """The rows of a file of graded answers."""
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def save_feedback(rows: list[Row], path: str | Path) -> None:
+    """Write rows as `load_feedback` reads them."""
+    Path(path).write_text(
+        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+    )
+
+
+def make_sheet(rows: list[Row], seed: int = 0) -> Sheet:
+    """A sheet for a blind reading: who made an answer shows neither in its place nor in its name.
+
+    An answer that several of a row share stands once. One that did not end by itself is marked.
+    """
+    draw = random.Random(seed)
+    order = draw.sample(range(len(rows)), len(rows))
+    blocks, key = [], []
+    for number, index in enumerate(order, start=1):
+        alike: dict[tuple[str, bool], list[int]] = {}
+        for i, answer in enumerate(rows[index]["answers"]):
+            alike.setdefault((answer["text"].strip(), answer["ended"]), []).append(i)
+        if len(alike) > len(LETTERS):
+            raise DataError(f"{len(alike)} answers to one prompt: a sheet has {len(LETTERS)}")
+        shown = draw.sample(list(alike), len(alike))
+        lines = [f"PROMPT {number}: {_one_line(rows[index]['prompt'])}"]
+        for letter, (text, ended) in zip(LETTERS, shown, strict=False):
+            lines.append(f"  {letter}) {_one_line(text)}{'' if ended else ' [CUT]'}")
+        blocks.append("\n".join(lines))
+        key.append((index, [alike[each] for each in shown]))
+    return Sheet("\n\n".join(blocks) + "\n", key)
+
+
+def fold_grades(rows: list[Row], sheet: Sheet, grades: str) -> list[Row]:
+    """The rows with what a reader wrote: a line `17: a4 b2 c0 | a b c` for each prompt.
+
+    Behind the bar stand the letters, best first. Answers of equal text have equal grade and rank.
+
+    Raises:
+        DataError: for a prompt or an answer that has no grade, or one that is on no sheet.
+    """
+    written: dict[int, tuple[dict[str, int], list[str]]] = {}
+    for line in grades.splitlines():
+        if match := re.fullmatch(r"\s*(\d+):((?:\s+[a-z][0-5])+)\s*\|((?:\s+[a-z])+)\s*", line):
+            given = {token[0]: int(token[1]) for token in match[2].split()}
+            written[int(match[1])] = given, match[3].split()
+        elif line.strip():
+            raise DataError(f"{line.strip()!r} is not of the form '17: a4 b2 c0 | a b c'")
+    numbers = set(range(1, len(sheet.key) + 1))
+    if differing := sorted(numbers ^ written.keys()):
+        raise DataError(f"prompt {differing[0]} is not both on the sheet and among the grades")
+    folded: dict[int, Row] = {}
+    for number, (index, places) in enumerate(sheet.key, start=1):
+        given, best_first = written[number]
+        letters = list(LETTERS[: len(places)])
+        if sorted(given) != letters or sorted(best_first) != letters:
+            raise DataError(f"prompt {number}: grade and rank each of {', '.join(letters)} once")
+        answers = [dict(answer) for answer in rows[index]["answers"]]
+        for letter, same in zip(letters, places, strict=True):
+            for i in same:
+                answers[i] |= {"grade": given[letter], "rank": best_first.index(letter) + 1}
+        folded[index] = {**rows[index], "answers": answers}
+    return [folded[index] for index in sorted(folded)]
+
+
+def pairs(rows: list[Row]) -> list[dict[str, str]]:
+    """Every two answers of a prompt that have different grades: `prompt`, `chosen`, `rejected`."""
+    found = []
+    for row in rows:
+        for two in combinations(row["answers"], 2):
+            worse, better = sorted(two, key=lambda answer: answer["grade"])
+            if worse["grade"] < better["grade"]:
+                texts = {"chosen": better["text"], "rejected": worse["text"]}
+                found.append({"prompt": row["prompt"], **texts})
+    return found
+
+
+def agreement(first: list[Row], second: list[Row]) -> dict[str, float]:
+    """How alike two readings of the same answers are.
+
+    Returns:
+        `n` answers, the `correlation` of their grades, and of the `pairs` that both readings graded
+        differently within a prompt, the share that they order alike.
+    """
+    import numpy as np
+
+    grades = np.array(
+        [
+            [answer["grade"] for row in rows for answer in row["answers"]]
+            for rows in (first, second)
+        ],
+        dtype=float,
+    )
+    same = total = 0
+    for one, other in zip(first, second, strict=True):
+        for i, j in combinations(range(len(one["answers"])), 2):
+            a = one["answers"][i]["grade"] - one["answers"][j]["grade"]
+            b = other["answers"][i]["grade"] - other["answers"][j]["grade"]
+            total += a * b != 0
+            same += a * b > 0
+    return {
+        "n": grades.shape[1],
+        "correlation": float(np.corrcoef(grades)[0, 1]),
+        "pairs": total,
+        "same_order": same / total,
+    }
+
+
+def _one_line(text: str) -> str:
+    return " / ".join(line.strip() for line in text.splitlines() if line.strip())
