@@ -1,0 +1,205 @@
+"""A judge that is a line: grades read off a language model's hidden states by ridge regression.
+
+A language model that reads an answer makes of it hundreds of numbers a token, its hidden states.
+They are not made for grading; yet a linear function of them, fitted to a few thousand grades in
+seconds, orders answers about as well as a fine-tuned model does.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..assets import as_source, resolve
+from ..device import device_or_default, supports_bf16
+from ..errors import DataError, ModelError, loading
+from ..quiet import quiet_transformers
+from ..scores import check_one_each, checked_scores
+from ..template import CHAT
+from ..trunk import cast_frozen_matrices, freeze_below
+
+LAYERS = (18, 22)
+"""Of SmolLM2's 30, the highest being the course's frozen trunk: chosen on validation prompts."""
+LINE_FILE, SETTINGS_FILE = "line.safetensors", "line.json"
+
+
+class StateReader:
+    """What the lower layers of a language model make of an answer to a query.
+
+    Query and answer are read as turns of the model's own chat template, without a system message,
+    and the end token after the answer: what the model makes of *that* tells whether something could
+    end here.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        layers: Sequence[int] = LAYERS,
+        *,
+        device: torch.device | str | None = None,
+        batch_size: int = 32,
+        bf16: bool | None = None,
+    ) -> None:
+        """Take a loaded causal language model, which is frozen; `bf16=None` where supported.
+
+        Raises:
+            ModelError: if the model has not that many layers.
+        """
+        self.device = device_or_default(device)
+        self.trunk = freeze_below(model.to(self.device).eval(), max(layers)).trunk.base_model
+        self.trunk.requires_grad_(False)
+        self.bf16 = supports_bf16(self.device) if bf16 is None else bf16
+        if self.bf16:
+            cast_frozen_matrices(self.trunk)
+        self.template = CHAT.bind(tokenizer)
+        self.layers, self.batch_size = tuple(layers), batch_size
+
+    @classmethod
+    def from_pretrained(
+        cls, folder_or_id: str | Path, layers: Sequence[int] = LAYERS, **settings: Any
+    ) -> StateReader:
+        """The reader of a language model, from a folder or the hub; `settings` as above."""
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        folder = resolve(as_source(folder_or_id))
+        with loading(folder), quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=torch.float32, trust_remote_code=False
+            )
+        return cls(model, tokenizer, layers, **settings)
+
+    @torch.inference_mode()
+    def __call__(self, queries: list[str], responses: list[str]) -> Tensor:
+        """(N, F): for each layer the mean over the answer's tokens, and the state at its end token.
+
+        In float32, on the CPU; F is twice the layers times the hidden size.
+        """
+        check_one_each(queries, responses)
+        tokenizer, end = self.template.tokenizer, self.template.eos_token_ids[0]
+        rows = []
+        for query, response in zip(queries, responses, strict=True):
+            answer = tokenizer(response, add_special_tokens=False)["input_ids"]
+            rows.append((self.template.encode(query), [*answer, end]))
+        # Sorted by length, so that the rows of a batch need little padding.
+        order = sorted(range(len(rows)), key=lambda i: sum(map(len, rows[i])))
+        features: dict[int, Tensor] = {}
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            for start in range(0, len(order), self.batch_size):
+                indices = order[start : start + self.batch_size]
+                read = self._read([rows[i] for i in indices])
+                features |= dict(zip(indices, read, strict=True))
+        return torch.stack([features[i] for i in range(len(rows))])
+
+    def _read(self, rows: list[tuple[list[int], list[int]]]) -> Tensor:
+        """The features of a batch of queries and answers in tokens, (B, F)."""
+        longest = max(len(query) + len(answer) for query, answer in rows)
+        input_ids = torch.zeros(len(rows), longest, dtype=torch.long)
+        attention_mask, answers = torch.zeros_like(input_ids), torch.zeros(len(rows), longest)
+        ends = []
+        for row, (query, answer) in enumerate(rows):
+            length = len(query) + len(answer)
+            input_ids[row, :length] = torch.tensor(query + answer)
+            attention_mask[row, :length] = 1
+            # The tokens between the query and the end token; of an empty answer that token.
+            answers[row, len(query) : max(length - 1, len(query) + 1)] = 1
+            ends.append(length - 1)
+        states = self.trunk(
+            input_ids.to(self.device),
+            attention_mask=attention_mask.to(self.device),
+            output_hidden_states=True,
+            use_cache=False,
+        ).hidden_states
+        parts = []
+        weights = (answers / answers.sum(dim=1, keepdim=True)).to(self.device)
+        for layer in self.layers:
+            hidden = states[layer].float()
+            parts += [
+                torch.einsum("bt,bth->bh", weights, hidden),
+                hidden[torch.arange(len(rows)), torch.tensor(ends)],
+            ]
+        return torch.cat(parts, dim=1).cpu()
+
+
+class StateJudge:
+    """A linear function of a `StateReader`'s features, as a reward."""
+
+    def __init__(self, reader: StateReader, weights: Tensor, bias: float) -> None:
+        """`weights`: (F,), one for each number that the reader gives."""
+        self.reader, self.weights, self.bias = reader, weights, bias
+
+    @classmethod
+    def fit(
+        cls,
+        reader: StateReader,
+        queries: list[str],
+        responses: list[str],
+        grades: Sequence[float],
+        ridge: float = 2.0,
+    ) -> StateJudge:
+        """The judge that comes closest to these grades: see `fit_line`."""
+        return cls(reader, *fit_line(reader(queries, responses), torch.tensor(grades), ridge))
+
+    @classmethod
+    def from_pretrained(cls, base: str | Path, folder: str | Path, **settings: Any) -> StateJudge:
+        """The judge that `save_pretrained` left in a folder, on its language model `base`."""
+        from safetensors.torch import load_file
+
+        folder = Path(folder)
+        with loading(folder):
+            line = load_file(folder / LINE_FILE)
+            layers = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))["layers"]
+        reader = StateReader.from_pretrained(base, layers, **settings)
+        features = 2 * len(layers) * reader.trunk.config.hidden_size
+        if line["weights"].shape != (features,):
+            raise ModelError(
+                f"the judge in {folder} has {line['weights'].numel()} weights, but {base} gives "
+                f"{features} numbers: use the model that it was fitted on"
+            )
+        return cls(reader, line["weights"], line["bias"].item())
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Leave the line in a folder: a few kilobytes, without the language model."""
+        from safetensors.torch import save_file
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        line = {"weights": self.weights.contiguous(), "bias": torch.tensor(self.bias)}
+        save_file(line, folder / LINE_FILE)
+        settings = json.dumps({"layers": list(self.reader.layers)})
+        (folder / SETTINGS_FILE).write_text(settings + "\n", encoding="utf-8")
+
+    def __call__(self, queries: list[str], responses: list[str]) -> list[float]:
+        """Grade each response to the query at the same place, in the caller's order."""
+        if not len(queries) and not len(responses):
+            return []
+        scores = self.reader(list(queries), list(responses)) @ self.weights + self.bias
+        return checked_scores(scores.tolist(), len(responses))
+
+
+def fit_line(features: Tensor, grades: Tensor, ridge: float = 2.0) -> tuple[Tensor, float]:
+    """Ridge regression (Hoerl & Kennard 1970) from features to grades: weights (F,) and bias.
+
+    With z the features scaled to mean 0 and deviation 1, the weights minimise
+    sum_i (grade_i - bias - w z_i)^2 + ridge F |w|^2; they are given for the features unscaled.
+
+    Args:
+        features: (N, F). grades: (N,). ridge: the penalty, in units of the number of features.
+
+    Raises:
+        DataError: unless there is a grade for each answer, and two answers at least.
+    """
+    if len(features) != len(grades) or len(grades) < 2:
+        raise DataError(f"{len(grades)} grades for {len(features)} answers: give one for each")
+    x, y = features.double(), grades.double()
+    mean, deviation = x.mean(dim=0), x.std(dim=0, correction=0) + 1e-6
+    z = (x - mean) / deviation
+    penalty = ridge * z.shape[1] * torch.eye(z.shape[1], dtype=z.dtype)
+    weights = torch.linalg.solve(z.T @ z + penalty, z.T @ (y - y.mean())) / deviation
+    return weights.float(), float(y.mean() - mean @ weights)
