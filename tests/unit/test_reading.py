@@ -1,0 +1,75 @@
+"""What a blind reading says of two policies."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from support.errors import one_line
+
+from rlhf_tutorial.errors import DataError
+from rlhf_tutorial.evaluation.intervals import bootstrap_interval
+from rlhf_tutorial.evaluation.reading import compare_sources
+
+
+def answer(source: str, grade: int, rank: int, text: str | None = None, ended: bool = True) -> dict:
+    text = text or f"{source} {grade} {rank}"
+    return {"source": source, "grade": grade, "rank": rank, "text": text, "ended": ended}
+
+
+def test_grade_decides_then_rank_and_equal_answers_count_half():
+    rows = [
+        {"prompt": "a", "answers": [answer("old", 2, 2), answer("new", 4, 1)]},
+        {"prompt": "b", "answers": [answer("old", 3, 1), answer("new", 3, 2)]},
+        {"prompt": "c", "answers": [answer("new", 1, 1), answer("old", 1, 2, ended=False)]},
+        {"prompt": "d", "answers": [answer("old", 3, 1, "x"), answer("new", 3, 1, "x")]},
+        {"prompt": "e", "answers": [answer("old", 4, 3), answer("new", 3, 1)]},
+    ]
+    result = compare_sources(rows, "old", ["new"])
+    assert result["n"] == 5
+    assert result["win_rate"] == pytest.approx((1 + 0 + 1 + 0.5 + 0) / 5)
+    assert result["grade_before"] == pytest.approx(13 / 5)
+    assert result["grade_after"] == pytest.approx(14 / 5)
+    assert result["acceptable_before"] == 3 / 5 and result["acceptable_after"] == 4 / 5
+    assert result["ended_before"] == 4 / 5 and result["ended_after"] == 1
+
+
+def graded(random: np.random.Generator, seeds: int, shift: float, between: float) -> list[dict]:
+    offsets = between * random.normal(size=seeds)
+    rows = []
+    for i in range(120):
+        level = random.normal(2.5, 1)
+        grades = [level, *(level + shift + offsets + random.normal(size=seeds))]
+        grades = np.clip(np.round(grades), 0, 5).astype(int)
+        rank = np.argsort(np.argsort(-grades)) + 1
+        names = ["old", *(f"new-{s}" for s in range(seeds))]
+        triples = zip(names, grades.tolist(), rank.tolist(), strict=True)
+        rows.append({"prompt": str(i), "answers": [answer(*triple) for triple in triples]})
+    return rows
+
+
+def test_with_one_seed_the_interval_is_that_of_the_bootstrap_over_prompts():
+    rows = graded(np.random.default_rng(0), 1, 0.5, 0)
+    result = compare_sources(rows, "old", ["new-0"])
+    gains = [row["answers"][1]["grade"] - row["answers"][0]["grade"] for row in rows]
+    assert result["grade_gain_interval"] == pytest.approx(bootstrap_interval(gains), abs=0.02)
+    low, high = result["win_rate_interval"]
+    assert low < result["win_rate"] < high and high - low == pytest.approx(0.175, abs=0.02)
+
+
+def test_seeds_that_differ_widen_the_interval():
+    names = ["new-0", "new-1", "new-2"]
+    alike = compare_sources(graded(np.random.default_rng(1), 3, 0.5, 0.0), "old", names)
+    unlike = compare_sources(graded(np.random.default_rng(1), 3, 0.5, 1.0), "old", names)
+
+    def width(result: dict) -> float:
+        low, high = result["grade_gain_interval"]
+        return high - low
+
+    assert alike["n"] == 360
+    assert width(unlike) > 2 * width(alike)
+
+
+def test_a_source_without_an_answer_is_named():
+    with pytest.raises(DataError, match="'a' has no answer of new") as error:
+        compare_sources([{"prompt": "a", "answers": [answer("old", 1, 1)]}], "old", ["new"])
+    one_line(error)
