@@ -1,8 +1,9 @@
-"""What a blind reading says: one kind of answer against another, over prompts and seeds."""
+"""What a blind reading says: of one kind of answer against another, and of a judge."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,45 @@ def compare_sources(
         "acceptable_after": float((grades[:, 1:] >= ACCEPTABLE).mean()),
         "ended_before": float(ended[:, 0].mean()),
         "ended_after": float(ended[:, 1:].mean()),
+    }
+
+
+def pair_accuracy(
+    rows: Sequence[Row], scores: Sequence[float], *, resamples: int = 10_000, seed: int = 0
+) -> dict[str, float]:
+    """How often a judge orders two answers of different grade to one prompt as the reader does.
+
+    Args:
+        rows: graded answers. scores: one for each answer, prompt by prompt.
+
+    Returns:
+        `n` pairs, `accuracy` (equal scores count half), and `low` and `high`, 95% of a bootstrap
+        over prompts: the pairs of one prompt are not independent.
+
+    Raises:
+        DataError: if there is not one score an answer, or no pair.
+    """
+    count = sum(len(row["answers"]) for row in rows)
+    if len(scores) != count:
+        raise DataError(f"{len(scores)} scores for {count} answers: give one for each")
+    given, right, pairs = iter(scores), np.zeros(len(rows)), np.zeros(len(rows))
+    for i, row in enumerate(rows):
+        graded = [(answer["grade"], next(given)) for answer in row["answers"]]
+        for (grade, score), (other_grade, other_score) in combinations(graded, 2):
+            if grade != other_grade:
+                pairs[i] += 1
+                right[i] += (np.sign(grade - other_grade) * np.sign(score - other_score) + 1) / 2
+    if not pairs.any():
+        raise DataError("no two answers to a prompt have different grades: there is no pair")
+    rng = np.random.default_rng(seed)
+    drawn = rng.integers(len(rows), size=(resamples, len(rows)))
+    resampled = right[drawn].sum(axis=1) / np.maximum(pairs[drawn].sum(axis=1), 1)
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    return {
+        "n": int(pairs.sum()),
+        "accuracy": float(right.sum() / pairs.sum()),
+        "low": float(low),
+        "high": float(high),
     }
 
 

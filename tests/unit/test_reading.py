@@ -8,7 +8,7 @@ from support.errors import one_line
 
 from rlhf_tutorial.errors import DataError
 from rlhf_tutorial.evaluation.intervals import bootstrap_interval
-from rlhf_tutorial.evaluation.reading import compare_sources
+from rlhf_tutorial.evaluation.reading import compare_sources, pair_accuracy
 
 
 def answer(source: str, grade: int, rank: int, text: str | None = None, ended: bool = True) -> dict:
@@ -73,3 +73,29 @@ def test_a_source_without_an_answer_is_named():
     with pytest.raises(DataError, match="'a' has no answer of new") as error:
         compare_sources([{"prompt": "a", "answers": [answer("old", 1, 1)]}], "old", ["new"])
     one_line(error)
+
+
+def test_a_judge_is_held_against_the_readers_order_within_each_prompt():
+    rows = [
+        {"prompt": "a", "answers": [answer("x", 1, 3), answer("y", 4, 1), answer("z", 4, 2)]},
+        {"prompt": "b", "answers": [answer("x", 2, 1), answer("y", 0, 2)]},
+    ]
+    result = pair_accuracy(rows, [0.1, 0.3, 0.1, -5.0, 9.0])
+    assert result["n"] == 3 and result["accuracy"] == pytest.approx((1 + 0.5 + 0) / 3)
+    with pytest.raises(DataError, match="4 scores for 5 answers"):
+        pair_accuracy(rows, [1.0, 2, 3, 4])
+    with pytest.raises(DataError, match="there is no pair"):
+        pair_accuracy([{"prompt": "a", "answers": [answer("x", 1, 1)] * 2}], [1.0, 2.0])
+
+
+def test_the_interval_of_an_accuracy_is_that_of_independent_prompts():
+    """A pair a prompt: the bootstrap over prompts is then the one over pairs."""
+    random = np.random.default_rng(0)
+    rows = [
+        {"prompt": str(i), "answers": [answer("x", 1, 2), answer("y", 3, 1)]} for i in range(200)
+    ]
+    right = random.random(200) < 0.7
+    scores = [s for r in right for s in ((0.0, 1.0) if r else (1.0, 0.0))]
+    result = pair_accuracy(rows, scores)
+    low, high = bootstrap_interval(right.astype(float))
+    assert (result["low"], result["high"]) == pytest.approx((low, high), abs=0.01)
