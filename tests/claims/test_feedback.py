@@ -1,0 +1,93 @@
+"""The graded answers that come with the course: their form, and what their card says of them."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rlhf_tutorial import assets
+from rlhf_tutorial.feedback import agreement, load_feedback
+
+FOLDER = Path(assets.__file__).parent / "bundled" / "feedback"
+CARD = (FOLDER / "README.md").read_text(encoding="utf-8")
+SPLITS = ("train", "validation", "test")
+GRADED = sorted(path.name for path in FOLDER.glob("*.jsonl"))
+
+
+def answers(name: str) -> list[dict[str, Any]]:
+    return [answer for row in load_feedback(FOLDER / name) for answer in row["answers"]]
+
+
+def prompts_of(split: str) -> list[str]:
+    path = FOLDER.parent / "preferences" / f"{split}.jsonl"
+    dialogues = [json.loads(line)["chosen"] for line in path.read_text("utf-8").splitlines()]
+    return [text.split("\n\nAssistant: ")[0].removeprefix("\n\nHuman: ") for text in dialogues]
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_there_are_four_answers_to_every_prompt_of_the_split(split):
+    rows = load_feedback(FOLDER / f"{split}.jsonl")
+    assert [row["prompt"] for row in rows] == prompts_of(split)
+    assert all(len(row["answers"]) == 4 for row in rows)
+
+
+@pytest.mark.parametrize("name", GRADED)
+def test_every_answer_is_graded_and_ranked_as_the_guide_says(name):
+    for row in load_feedback(FOLDER / name):
+        assert row.keys() == {"prompt", "answers"}
+        for answer in row["answers"]:
+            assert answer.keys() - {"source"} == {"text", "ended", "grade", "rank"}
+            assert answer["grade"] in range(6) and answer["rank"] >= 1
+        ranked = sorted(row["answers"], key=lambda answer: answer["rank"])
+        assert ranked[0]["rank"] == 1
+        grades = [answer["grade"] for answer in ranked]
+        assert grades == sorted(grades, reverse=True), f"{row['prompt']}: rank against grade"
+
+
+@pytest.mark.parametrize("name", [f"{split}.jsonl" for split in SPLITS])
+def test_a_cut_answer_has_one_at_the_most(name):
+    assert max(answer["grade"] for answer in answers(name) if not answer["ended"]) <= 1
+
+
+def test_what_rounds_and_candidates_answer_are_training_prompts():
+    train = set(prompts_of("train"))
+    others = [*FOLDER.glob("round-*.jsonl"), *(FOLDER / "candidates").glob("*.jsonl")]
+    assert len(others) >= 4
+    for path in others:
+        assert {row["prompt"] for row in load_feedback(path)} <= train
+
+
+def test_the_cards_table_is_that_of_the_files():
+    table = re.findall(r"^\| `(\S+\.jsonl)` \| (.+) \|$", CARD, flags=re.MULTILINE)
+    assert {name for name, _ in table} == set(GRADED) - {"validation-again.jsonl"}
+    for name, cells in table:
+        stated = [float(cell.strip(" %").replace(",", "")) for cell in cells.split("|")]
+        grades = np.array([answer["grade"] for answer in answers(name)], dtype=float)
+        ended = np.array([answer["ended"] for answer in answers(name)])
+        found = [
+            len(load_feedback(FOLDER / name)),
+            len(grades),
+            grades.mean(),
+            grades[ended].mean(),
+            grades[~ended].mean(),
+            100 * ended.mean(),
+        ]
+        rounding = np.array([0, 0, 0.0051, 0.0051, 0.0051, 0.051])
+        assert (np.abs(np.subtract(stated, found)) <= rounding).all(), (name, stated, found)
+
+
+def test_the_cards_agreement_is_that_of_the_two_readings():
+    first, second = (load_feedback(FOLDER / f"validation{again}.jsonl") for again in ("", "-again"))
+    assert [row["prompt"] for row in first] == [row["prompt"] for row in second]
+    for one, other in zip(first, second, strict=True):
+        texts = [[answer["text"] for answer in row["answers"]] for row in (one, other)]
+        assert texts[0] == texts[1]
+    found = agreement(first, second)
+    assert f"correlate at {found['correlation']:.3f}" in " ".join(CARD.split())
+    assert f"grades of the {found['n']} answers" in " ".join(CARD.split())
+    assert f"all {found['pairs']} pairs" in CARD and found["same_order"] == 1
