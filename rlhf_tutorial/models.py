@@ -241,6 +241,17 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
         read = sequences, attention_mask, position_ids_from(attention_mask)
         return sequences, TrunkStates(*read, torch.cat(hidden, dim=1), self.trunk_version())
 
+    def start_values_at(self, value: float) -> None:
+        """Make every value this one, until training changes it.
+
+        A head with random weights starts with noise of the size of the scores, and the first steps'
+        advantages are made of that. A constant that is near their mean starts with the plain
+        difference to it.
+        """
+        with torch.no_grad():
+            self.v_head.weight.zero_()
+            self.v_head.bias.fill_(value)
+
     def trunk_version(self) -> int:
         """Changes when frozen weights are written to, as by load_state_dict."""
         return trunk_version(self.split.trunk)

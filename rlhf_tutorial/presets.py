@@ -25,11 +25,11 @@ class Preset:
     """Preference dialogues with a "train" and a "test" split."""
     template: PromptTemplate
     reward_adapter: Source | None = None
-    """A LoRA adapter that turns `reward_model` into the judge; None if it is one by itself."""
+    """What turns `reward_model` into the judge (see `reward.load_judge`); None if it is one."""
     second_judge: Source | None = None
     """Another judge, used only to evaluate; None for `reward.rule_of_variety`."""
     second_adapter: Source | None = None
-    """A LoRA adapter that turns `second_judge` into a judge; None if it is one by itself."""
+    """What turns `second_judge` into a judge; None if it is one by itself."""
     data_dir: str | None = None
     """The subfolder of `data` that is read; None for all of it."""
     prompts: int | None = None
@@ -42,6 +42,9 @@ class Preset:
     """Frozen layers shared with the reference; None trains every layer against a full copy."""
     value_head_learning_rate: float | None = None
     """The value head's own, as it starts untrained; None for that of the policy."""
+    value_head_start: float | None = None
+    """The value that every token has before training, the mean score of the untouched policy's
+    answers; None for a head with random weights."""
     ppo: Mapping[str, Any] = field(default_factory=dict)
     """Fields of `PPOConfig`; a field not named here has the default of TRL 0.11.4."""
     comparison_prompts: int = 128

@@ -31,7 +31,7 @@ from .models import (
 from .ppo import PPOConfig, PPOTrainer
 from .ppo.processes import any_process, main_process_first
 from .presets import Preset
-from .reward import RewardModel, rule_of_variety, rule_reward
+from .reward import load_judge, rule_of_variety, rule_reward
 from .scores import Reward
 from .template import BoundTemplate
 from .training import batches_of, train
@@ -94,6 +94,11 @@ class Run:
     def load_template(self) -> BoundTemplate:
         """The preset's template with the policy's tokenizer."""
         return self.preset.template.bind(self.load_tokenizer())
+
+    @property
+    def temperature(self) -> float:
+        """That of the policy: it answers with softmax(z / temperature), trained or not."""
+        return float(self.preset.ppo.get("temperature", 1.0))
 
     def load_policy(self) -> AutoModelForCausalLMWithValueHead:
         """The policy before training."""
@@ -159,6 +164,8 @@ class Run:
         with main_process_first():
             queries = self.queries()
             model = model or self.load_policy()
+        if preset.value_head_start is not None:
+            model.start_values_at(preset.value_head_start)
         set_training_attention(model.pretrained_model, self.device)
         ref_model = create_reference_model(model, preset.num_shared_layers)
         bf16 = trains_in_bf16(self.device, preset.num_shared_layers is not None)
@@ -257,6 +264,9 @@ class Run:
                 "seconds": round(history[-1]["time/elapsed"], 1),
                 "seed": trainer.config.seed,
                 "precision": trainer.accelerator.mixed_precision,
+                "temperature": trainer.config.temperature,
+                "system_message": self.preset.template.system,
+                "max_new_tokens": self.preset.max_new_tokens,
             }
         )
 
@@ -314,6 +324,7 @@ class Run:
                 template,
                 queries["input_ids"][:],
                 max_new_tokens=self.preset.max_new_tokens,
+                temperature=self.temperature,
                 seed=self.preset.ppo.get("seed", 0),
             ).texts
 
@@ -469,8 +480,7 @@ def _load_judge(model: Source | None, adapter: Source | None, rule: Reward) -> R
     """A reward model, with an adapter or without, or the rule where there is none."""
     if model is None:
         return rule
-    adapter = None if adapter is None else resolve(adapter)
-    return RewardModel.from_pretrained(resolve(model), adapter=adapter)
+    return load_judge(resolve(model), None if adapter is None else resolve(adapter))
 
 
 @contextmanager

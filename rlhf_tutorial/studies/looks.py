@@ -174,12 +174,13 @@ def look_at(
         template,
         ids,
         max_new_tokens=run.preset.max_new_tokens,
+        temperature=run.temperature,
         batch_size=BATCH_SIZE,
         seed=seed,
         bf16=bf16,
     )
     pad_token_id = template.tokenizer.pad_token_id
-    kl = _log_ratios(policy, reference, ids, answers, pad_token_id, bf16)
+    kl = _log_ratios(policy, reference, ids, answers, pad_token_id, bf16, run.temperature)
     return {
         "scores": {
             name: [round(s, 4) for s in checked_scores(judge(texts, answers.texts), len(texts))]
@@ -199,8 +200,9 @@ def _log_ratios(
     answers: Answers,
     pad_token_id: int,
     bf16: bool,
+    temperature: float,
 ) -> list[float]:
-    """sum_t log pi(y_t) - log pi_ref(y_t) of each answer."""
+    """sum_t log pi(y_t) - log pi_ref(y_t) of each answer, of softmax(z / temperature)."""
     device, ratios = next(policy.parameters()).device, []
     for n, sampled in enumerate(answers.trunk_states):
         rows = slice(n * BATCH_SIZE, (n + 1) * BATCH_SIZE)
@@ -224,6 +226,8 @@ def _log_ratios(
                 )[0]
                 for model in (policy, reference)
             ]
-            logprobs = [logprobs_from_logits(z.float(), batch.responses) for z in logits]
+            logprobs = [
+                logprobs_from_logits(z.float() / temperature, batch.responses) for z in logits
+            ]
         ratios += ((logprobs[0] - logprobs[1]) * batch.mask).sum(dim=1).tolist()
     return ratios

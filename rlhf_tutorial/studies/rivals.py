@@ -114,7 +114,7 @@ def train_online(
                 **sizes,
                 max_steps=steps,
                 beta=beta,
-                temperature=1.0,
+                temperature=run.temperature,
                 log_completions=False,
             ),
             train_dataset=Dataset.from_dict(rows),
@@ -242,7 +242,12 @@ def untouched_sampler(run: Run) -> Callable[[Sequence[torch.Tensor], int], Answe
 
     def sample(ids: Sequence[torch.Tensor], seed: int) -> Answers:
         return sample_answers(
-            policy, template, list(ids), max_new_tokens=run.preset.max_new_tokens, seed=seed
+            policy,
+            template,
+            list(ids),
+            max_new_tokens=run.preset.max_new_tokens,
+            temperature=run.temperature,
+            seed=seed,
         )
 
     return sample

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +69,15 @@ def test_a_look_scores_and_measures_its_answers(run: Run) -> None:
     assert seen["kl"] == [0.0] * 6, "policy and reference are one model before the first step"
 
 
-def test_the_kl_of_a_look_is_the_log_ratio_of_its_answers(run: Run) -> None:
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_the_kl_of_a_look_is_the_log_ratio_of_its_answers(
+    temperature: float, tmp_path: Path
+) -> None:
     """Against transformers alone, an answer at a time, without padding."""
     from rlhf_tutorial.ppo.rollout import generate_responses
 
+    preset = load_preset("tiny")
+    run = Run(replace(preset, ppo={**preset.ppo, "temperature": temperature}), tmp_path)
     precise = {"mixed_precision": "no", "cpu": True}
     trainer = run.make_trainer(learning_rate=3e-3, accelerator_kwargs=precise)
     batch = next(iter(trainer.dataloader))
@@ -88,6 +94,7 @@ def test_the_kl_of_a_look_is_the_log_ratio_of_its_answers(run: Run) -> None:
             pad_token_id=trainer.tokenizer.pad_token_id,
             eos_token_id=run.preset.template.bind(trainer.tokenizer).eos_token_ids,
             max_new_tokens=run.preset.max_new_tokens,
+            temperature=temperature,
         )
     for query, response, kl in zip(queries["input_ids"][:], drawn, seen["kl"], strict=True):
         ids = torch.cat([query, response])[None]
@@ -95,7 +102,9 @@ def test_the_kl_of_a_look_is_the_log_ratio_of_its_answers(run: Run) -> None:
         for model in (trainer.model, trainer.ref_model):
             with torch.no_grad():
                 logits = model.pretrained_model(ids).logits[0, len(query) - 1 : -1]
-            logprobs.append(logits.log_softmax(-1).gather(1, response[:, None]).sum())
+            logprobs.append(
+                (logits / temperature).log_softmax(-1).gather(1, response[:, None]).sum()
+            )
         assert kl == pytest.approx((logprobs[0] - logprobs[1]).item(), abs=2e-4)
     assert any(abs(kl) > 0.01 for kl in seen["kl"])
 

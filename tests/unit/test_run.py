@@ -12,7 +12,10 @@ import torch
 from rlhf_tutorial import Run, load_preset
 from rlhf_tutorial.__main__ import main
 from rlhf_tutorial.data import PromptReport
-from rlhf_tutorial.errors import TutorialError
+from rlhf_tutorial.errors import CheckpointError, TutorialError
+from rlhf_tutorial.presets import Preset
+from rlhf_tutorial.template import PromptTemplate
+from rlhf_tutorial.training import train
 
 TINY = replace(load_preset("tiny"), prompts=32, comparison_prompts=6, perplexity_texts=4)
 
@@ -139,3 +142,54 @@ def test_two_real_steps_on_the_default_preset(tmp_path: Path) -> None:
     assert stats[0]["tokens/responses_len_mean"] > 8
     head = trainer.model.pretrained_model.get_output_embeddings().weight
     assert not head.requires_grad
+
+
+def with_temperature(temperature: float) -> Preset:
+    system = PromptTemplate(system="Be brief.")
+    return replace(TINY, ppo={**TINY.ppo, "temperature": temperature}, template=system)
+
+
+def test_temperature_and_system_message_are_those_of_every_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nearly cold, the policy before training answers as the greedy one does."""
+    monkeypatch.setattr("rlhf_tutorial.evaluation.sampling.supports_bf16", lambda device: False)
+    run = Run(with_temperature(1e-3), tmp_path)
+    assert run.temperature == 1e-3 and Run(TINY, tmp_path / "other").temperature == 1
+    queries = run.queries("test")
+    assert "Be brief." in run.load_tokenizer().decode(queries["input_ids"][0])
+    table = run.compare()
+    policy, template = run.load_policy().pretrained_model, run.load_template()
+    for i, answer in enumerate(table["response_before"]):
+        query = queries["input_ids"][i].unsqueeze(0)
+        drawn = policy.generate(
+            query,
+            attention_mask=torch.ones_like(query),
+            do_sample=False,
+            max_new_tokens=16,
+            pad_token_id=template.tokenizer.pad_token_id,
+            eos_token_id=template.eos_token_ids,
+        )
+        assert template.decode([drawn[0, query.shape[1] :]]) == [answer]
+    training = run.results()["training"]
+    assert training["temperature"] == 1e-3 and training["system_message"] == "Be brief."
+
+
+def test_a_checkpoint_of_another_temperature_is_refused(tmp_path: Path) -> None:
+    trainer = Run(with_temperature(0.5), tmp_path / "warm").make_trainer()
+    trainer.save_checkpoint(tmp_path / "checkpoints")
+    other = Run(with_temperature(0.6), tmp_path / "other").make_trainer()
+    with pytest.raises(CheckpointError, match="temperature is 0.5 there, 0.6 here"):
+        other.resume(tmp_path / "checkpoints")
+
+
+def test_a_value_head_may_start_as_a_constant(tmp_path: Path) -> None:
+    run = Run(replace(TINY, value_head_start=1.25), tmp_path)
+    trainer = run.make_trainer()
+    query = trainer.dataloader.dataset["input_ids"][0].unsqueeze(0)
+    with trainer.accelerator.autocast():
+        values = trainer.policy(query)[2].float()
+    assert torch.equal(values, torch.full_like(values, 1.25))
+    before = trainer.policy.v_head.weight.clone()
+    next(train(trainer, run.load_reward(), run.preset.template, max_new_tokens=8))
+    assert not torch.equal(trainer.policy.v_head.weight, before), "it learns from there"
