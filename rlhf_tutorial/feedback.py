@@ -34,8 +34,8 @@ class Sheet:
 
 def load_feedback(path: str | Path) -> list[Row]:
     """The rows of a file of graded answers."""
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+    with Path(path).open(encoding="utf-8") as file:  # its lines end at "\n" alone
+        return [json.loads(line) for line in file]
 
 
 def save_feedback(rows: list[Row], path: str | Path) -> None:
@@ -74,13 +74,17 @@ def fold_grades(rows: list[Row], sheet: Sheet, grades: str) -> list[Row]:
     Behind the bar stand the letters, best first. Answers of equal text have equal grade and rank.
 
     Raises:
-        DataError: for a prompt or an answer that has no grade, or one that is on no sheet.
+        DataError: for a prompt or an answer that has no grade or two, or one that is on no sheet,
+            or an order that contradicts the grades.
     """
-    written: dict[int, tuple[dict[str, int], list[str]]] = {}
+    written: dict[int, tuple[list[tuple[str, int]], list[str]]] = {}
     for line in grades.splitlines():
         if match := re.fullmatch(r"\s*(\d+):((?:\s+[a-z][0-5])+)\s*\|((?:\s+[a-z])+)\s*", line):
-            given = {token[0]: int(token[1]) for token in match[2].split()}
-            written[int(match[1])] = given, match[3].split()
+            number = int(match[1])
+            if number in written:
+                raise DataError(f"prompt {number} has two lines of grades: leave one")
+            tokens = match[2].split()
+            written[number] = [(token[0], int(token[1])) for token in tokens], match[3].split()
         elif line.strip():
             raise DataError(f"{line.strip()!r} is not of the form '17: a4 b2 c0 | a b c'")
     numbers = set(range(1, len(sheet.key) + 1))
@@ -88,10 +92,13 @@ def fold_grades(rows: list[Row], sheet: Sheet, grades: str) -> list[Row]:
         raise DataError(f"prompt {differing[0]} is not both on the sheet and among the grades")
     folded: dict[int, Row] = {}
     for number, (index, places) in enumerate(sheet.key, start=1):
-        given, best_first = written[number]
+        graded, best_first = written[number]
         letters = list(LETTERS[: len(places)])
-        if sorted(given) != letters or sorted(best_first) != letters:
+        if sorted(letter for letter, _ in graded) != letters or sorted(best_first) != letters:
             raise DataError(f"prompt {number}: grade and rank each of {', '.join(letters)} once")
+        given = dict(graded)
+        if (order := [given[letter] for letter in best_first]) != sorted(order, reverse=True):
+            raise DataError(f"prompt {number}: the order contradicts the grades, mend one of them")
         answers = [dict(answer) for answer in rows[index]["answers"]]
         for letter, same in zip(letters, places, strict=True):
             for i in same:
@@ -116,11 +123,17 @@ def agreement(first: list[Row], second: list[Row]) -> dict[str, float]:
     """How alike two readings of the same answers are.
 
     Returns:
-        `n` answers, the `correlation` of their grades, and of the `pairs` that both readings graded
-        differently within a prompt, the share that they order alike.
+        `n` answers; the `correlation` of their grades, and the share that have the `same_grade`; of
+        the `pairs` of a prompt that the first reading graded differently, the share that the second
+        orders alike, `same_order` (one that it does not tell apart counts half).
+
+    Raises:
+        DataError: for readings of different answers, or without such a pair.
     """
     import numpy as np
 
+    if [texts_of(row) for row in first] != [texts_of(row) for row in second]:
+        raise DataError("the two readings are not of the same answers in the same order")
     grades = np.array(
         [
             [answer["grade"] for row in rows for answer in row["answers"]]
@@ -128,19 +141,27 @@ def agreement(first: list[Row], second: list[Row]) -> dict[str, float]:
         ],
         dtype=float,
     )
-    same = total = 0
+    same = total = 0.0
     for one, other in zip(first, second, strict=True):
         for i, j in combinations(range(len(one["answers"])), 2):
             a = one["answers"][i]["grade"] - one["answers"][j]["grade"]
             b = other["answers"][i]["grade"] - other["answers"][j]["grade"]
-            total += a * b != 0
-            same += a * b > 0
+            total += a != 0
+            same += (a != 0) * (1 + (a * b > 0) - (a * b < 0)) / 2
+    if not total:
+        raise DataError("no two answers to a prompt have different grades: there is no pair")
     return {
         "n": grades.shape[1],
         "correlation": float(np.corrcoef(grades)[0, 1]),
-        "pairs": total,
+        "same_grade": float((grades[0] == grades[1]).mean()),
+        "pairs": int(total),
         "same_order": same / total,
     }
+
+
+def texts_of(row: Row) -> list[str]:
+    """Of a row's answers, behind its prompt."""
+    return [row["prompt"], *(answer["text"] for answer in row["answers"])]
 
 
 def _one_line(text: str) -> str:

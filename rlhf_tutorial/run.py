@@ -163,9 +163,10 @@ class Run:
         preset = self.preset
         with main_process_first():
             queries = self.queries()
-            model = model or self.load_policy()
-        if preset.value_head_start is not None:
-            model.start_values_at(preset.value_head_start)
+            if model is None:
+                model = self.load_policy()
+                if preset.value_head_start is not None:
+                    model.start_values_at(preset.value_head_start)
         set_training_attention(model.pretrained_model, self.device)
         ref_model = create_reference_model(model, preset.num_shared_layers)
         bf16 = trains_in_bf16(self.device, preset.num_shared_layers is not None)
@@ -174,6 +175,11 @@ class Run:
             "accelerator_kwargs": {"mixed_precision": "bf16" if bf16 else "no"},
         }
         config = PPOConfig(**{**defaults, **preset.ppo, **ppo})
+        if config.temperature != self.temperature:
+            raise TutorialError(
+                f"this run's policy has temperature {self.temperature}, and all that looks at it "
+                f"samples so: give a preset with temperature {config.temperature} instead"
+            )
         body = [p for p in model.pretrained_model.parameters() if p.requires_grad]
         head_lr = preset.value_head_learning_rate or config.learning_rate
         groups: list[dict[str, Any]] = [

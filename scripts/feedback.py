@@ -22,6 +22,7 @@ import torch
 
 from rlhf_tutorial import Run, load_preset
 from rlhf_tutorial.assets import Bundled, as_source, resolve
+from rlhf_tutorial.errors import DataError
 from rlhf_tutorial.evaluation.sampling import sample_answers
 from rlhf_tutorial.feedback import (
     Row,
@@ -41,8 +42,7 @@ TOKENS = 32
 
 def prompts_of(split: str) -> list[str]:
     """The bare prompts of a split of the course's preferences, "validation" among them."""
-    path = resolve(Bundled("preferences")) / f"{split}.jsonl"
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = load_feedback(resolve(Bundled("preferences")) / f"{split}.jsonl")
     return [row["chosen"].split("\n\nAssistant: ")[0].removeprefix("\n\nHuman: ") for row in rows]
 
 
@@ -100,8 +100,14 @@ def write_sheets(rows: list[Row], folder: Path, parts: int, seed: int) -> None:
 def fold(rows: list[Row], folder: Path, parts: int, seed: int) -> list[Row]:
     graded = []
     for k, part in enumerate(parts_of(rows, parts)):
+        sheet = make_sheet(part, seed=1000 * seed + k)
+        if (folder / f"sheet-{k}.txt").read_text(encoding="utf-8") != sheet.text:
+            raise DataError(
+                f"{folder}/sheet-{k}.txt was not made of these rows with --parts {parts} --seed "
+                f"{seed}: give those that it was made with"
+            )
         grades = (folder / f"grades-{k}.txt").read_text(encoding="utf-8")
-        graded += fold_grades(part, make_sheet(part, seed=1000 * seed + k), grades)
+        graded += fold_grades(part, sheet, grades)
     return graded
 
 

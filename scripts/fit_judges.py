@@ -36,20 +36,44 @@ def flat(rows: list[Row]) -> tuple[list[str], list[str], list[float]]:
     return list(prompts), list(texts), list(grades)
 
 
-def training_rows(name: str) -> list[Row]:
-    """What a judge learns from: its prompts' answers, of the untouched policy and of the rounds."""
-    rows = load_feedback(FEEDBACK / "train.jsonl")
-    second = {row["prompt"] for row in rows[3::4]}
-    for path in sorted(FEEDBACK.glob("round-*.jsonl")):
-        rows += load_feedback(path)
-    return [row for row in rows if (row["prompt"] in second) == (name == "evaluating_judge")]
+def graded_rows(name: str) -> dict[str, list[Row]]:
+    """The answers that a judge learns from, and those on which it is measured, by their file.
+
+    The two judges share the training prompts: of a round's answers each is measured on those to the
+    other one's prompts.
+    """
+    train = load_feedback(FEEDBACK / "train.jsonl")
+    others = {row["prompt"] for row in train[3::4]}
+    found: dict[str, list[Row]] = {"fit": [], "validation": [], "test": []}
+    for path in (FEEDBACK / "train.jsonl", *sorted(FEEDBACK.glob("round-*.jsonl"))):
+        rows = load_feedback(path)
+        mine = [row for row in rows if (row["prompt"] in others) == (name == "evaluating_judge")]
+        found["fit"] += mine
+        if path.stem != "train":
+            found[path.stem] = [row for row in rows if row not in mine]
+    for split in ("validation", "test"):
+        found[split] = load_feedback(FEEDBACK / f"{split}.jsonl")
+    return found
+
+
+def accuracies(rows: list[Row], scores: list[float]) -> dict[str, Any]:
+    """Of all pairs, and of the pairs of answers that both ended by themselves."""
+    given = iter(scores)
+    kept = [[(a, next(given)) for a in row["answers"]] for row in rows]
+    whole = [[(a, score) for a, score in pairs if a["ended"]] for pairs in kept]
+    ended = [{"prompt": row["prompt"], "answers": [a for a, _ in pairs]}
+             for row, pairs in zip(rows, whole, strict=True)]  # fmt: skip
+    return {
+        "all": pair_accuracy(rows, scores),
+        "whole": pair_accuracy(ended, [score for pairs in whole for _, score in pairs]),
+    }
 
 
 def main() -> None:
-    tests = {name: load_feedback(FEEDBACK / f"{name}.jsonl") for name in ("validation", "test")}
     for name, layers in LAYERS.items():
         reader = StateReader.from_pretrained(assets.resolve(assets.SMOLLM2), layers)
-        rows = training_rows(name)
+        tests = graded_rows(name)
+        rows = tests.pop("fit")
         prompts, texts, grades = flat(rows)
         features = reader(prompts, texts)
         weights, bias = fit_line(features, torch.tensor(grades))
@@ -60,7 +84,7 @@ def main() -> None:
             "prompts": len({row["prompt"] for row in rows}),
             "grades": len(grades),
             "accuracy": {
-                split: pair_accuracy(tests[split], (read[split] @ weights + bias).tolist())
+                split: accuracies(tests[split], (read[split] @ weights + bias).tolist())
                 for split in tests
             },
             "by_prompts": {},

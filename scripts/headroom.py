@@ -78,6 +78,9 @@ def main() -> None:
         scores = judged(features[file], grades)
         picked = grades.gather(1, scores.argmax(dim=1, keepdim=True))[:, 0]
         gain = (picked - grades.mean(dim=1)).numpy()
+        whole = torch.tensor([bool(answer["ended"]) for answer in answers]).view(len(rows), -1)
+        of_whole = (grades * whole).sum(dim=1) / whole.sum(dim=1).clamp(min=1)
+        by_ending = torch.where(whole.any(dim=1), of_whole, grades.mean(dim=1)) - grades.mean(dim=1)
         results[name] = {
             "prompts": len(rows),
             "mean": round(grades.mean().item(), 3),
@@ -86,6 +89,7 @@ def main() -> None:
             "best_of_8_by_the_judge": round(picked.mean().item(), 3),
             "recovered": round(float(gain.mean()), 3),
             "recovered_interval": [round(x, 3) for x in bootstrap_interval(gain)],
+            "by_ending_alone": round(by_ending.mean().item(), 3),
             "pair_accuracy": round(pair_accuracy(rows, scores.flatten().tolist())["accuracy"], 3),
         }
         print(name, json.dumps(results[name]), flush=True)

@@ -157,6 +157,8 @@ class PPOConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise TutorialError(f"PPOConfig.{name} is {value}: use more than 0")
+        if self.temperature == float("inf"):
+            raise TutorialError("PPOConfig.temperature is inf: use a number")
         for name in ("gamma", "lam"):
             if not 0 <= getattr(self, name) <= 1:
                 raise TutorialError(f"PPOConfig.{name} is {getattr(self, name)}: use 0 to 1")

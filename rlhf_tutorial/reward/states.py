@@ -2,7 +2,7 @@
 
 A language model that reads an answer makes of it hundreds of numbers a token, its hidden states.
 They are not made for grading; yet a linear function of them, fitted to a few thousand grades in
-seconds, orders answers about as well as a fine-tuned model does.
+seconds, orders most answers as a reader does.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..assets import as_source, resolve
 from ..device import device_or_default, supports_bf16
-from ..errors import DataError, ModelError, loading
+from ..errors import DataError, ModelError, RewardError, loading
 from ..quiet import quiet_transformers
 from ..scores import check_one_each, checked_scores
 from ..template import CHAT
@@ -46,7 +46,9 @@ class StateReader:
         batch_size: int = 32,
         bf16: bool | None = None,
     ) -> None:
-        """Take a loaded causal language model, which is frozen; `bf16=None` where supported.
+        """Take over a causal language model: its weights are frozen, and rounded where bf16.
+
+        `bf16=None` uses bfloat16 where supported.
 
         Raises:
             ModelError: if the model has not that many layers.
@@ -82,6 +84,8 @@ class StateReader:
         In float32, on the CPU; F is twice the layers times the hidden size.
         """
         check_one_each(queries, responses)
+        if not queries:
+            raise RewardError("there is no answer to read: give at least one")
         tokenizer, end = self.template.tokenizer, self.template.eos_token_ids[0]
         rows = []
         for query, response in zip(queries, responses, strict=True):
@@ -196,7 +200,9 @@ def fit_line(features: Tensor, grades: Tensor, ridge: float = 2.0) -> tuple[Tens
         DataError: unless there is a grade for each answer, and two answers at least.
     """
     if len(features) != len(grades) or len(grades) < 2:
-        raise DataError(f"{len(grades)} grades for {len(features)} answers: give one for each")
+        raise DataError(
+            f"{len(grades)} grades for {len(features)} answers: give one for each, of two at least"
+        )
     x, y = features.double(), grades.double()
     mean, deviation = x.mean(dim=0), x.std(dim=0, correction=0) + 1e-6
     z = (x - mean) / deviation

@@ -101,6 +101,8 @@ def test_an_answer_of_several_lines_stands_on_one():
         (lambda lines: [lines[0].replace("a", "f"), *lines[1:]], "prompt 1: grade and rank each"),
         (lambda lines: [re.sub(r" \w$", "", lines[0]), *lines[1:]], "prompt 1: grade and rank"),
         (lambda lines: [lines[0].replace("|", ""), *lines[1:]], "is not of the form"),
+        (lambda lines: [*lines, lines[3]], "prompt 4 has two lines"),
+        (lambda lines: [re.sub(r"a\d", "a1 a1", lines[0]), *lines[1:]], "prompt 1: grade and rank"),
         (lambda lines: [re.sub(r"a\d", "a6", lines[0]), *lines[1:]], "is not of the form"),
     ],
 )
@@ -126,16 +128,34 @@ def test_pairs_are_those_of_different_grade():
     assert texts == [("0", "01", "00"), ("0", "02", "00"), ("2", "21", "20")]
 
 
+def test_an_order_that_contradicts_the_grades_is_refused():
+    rows = ungraded(1, 2)
+    with pytest.raises(DataError, match="prompt 1: the order contradicts the grades") as error:
+        fold_grades(rows, make_sheet(rows), "1: a1 b3 | a b")
+    one_line(error)
+
+
 def test_agreement_counts_pairs_within_a_prompt():
+    """Three pairs of the first prompt and one of the second; that one the second reading ties."""
     first, second = graded([0, 1, 2], [5, 3]), graded([0, 2, 1], [4, 4])
     result = agreement(first, second)
-    assert result["n"] == 5 and result["pairs"] == 3
-    assert result["same_order"] == pytest.approx(2 / 3)
+    assert result["n"] == 5 and result["pairs"] == 4
+    assert result["same_order"] == pytest.approx((1 + 1 + 0 + 0.5) / 4)
+    assert result["same_grade"] == pytest.approx(1 / 5)
     # Pearson's r of (0, 1, 2, 5, 3) and (0, 2, 1, 4, 4), by hand: 11.8 / sqrt(14.8 * 12.8).
     assert result["correlation"] == pytest.approx(11.8 / (14.8 * 12.8) ** 0.5)
 
 
 def test_rows_go_to_the_disk_and_back(tmp_path):
     rows = ungraded()
+    rows[0]["answers"][0]["text"] = "a\u2028b\u0085c\nd"  # more line ends than JSON's lines have
     save_feedback(rows, tmp_path / "rows.jsonl")
     assert load_feedback(tmp_path / "rows.jsonl") == rows
+
+
+def test_readings_of_different_answers_are_not_compared():
+    first = graded([0, 1], [2, 4])
+    with pytest.raises(DataError, match="not of the same answers"):
+        agreement(first, first[::-1])
+    with pytest.raises(DataError, match="there is no pair"):
+        agreement(graded([1, 1]), graded([1, 2]))

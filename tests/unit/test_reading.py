@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from support.errors import one_line
 
-from rlhf_tutorial.errors import DataError
+from rlhf_tutorial.errors import DataError, RewardError
 from rlhf_tutorial.evaluation.intervals import bootstrap_interval
 from rlhf_tutorial.evaluation.reading import compare_sources, pair_accuracy
 
@@ -21,11 +21,11 @@ def test_grade_decides_then_rank_and_equal_answers_count_half():
         {"prompt": "a", "answers": [answer("old", 2, 2), answer("new", 4, 1)]},
         {"prompt": "b", "answers": [answer("old", 3, 1), answer("new", 3, 2)]},
         {"prompt": "c", "answers": [answer("new", 1, 1), answer("old", 1, 2, ended=False)]},
-        {"prompt": "d", "answers": [answer("old", 3, 1, "x"), answer("new", 3, 1, "x")]},
+        {"prompt": "d", "answers": [answer("old", 3, 1, "x"), answer("new", 3, 1, "x ")]},
         {"prompt": "e", "answers": [answer("old", 4, 3), answer("new", 3, 1)]},
     ]
     result = compare_sources(rows, "old", ["new"])
-    assert result["n"] == 5
+    assert result["n"] == 5 and result["seeds"] == 1
     assert result["win_rate"] == pytest.approx((1 + 0 + 1 + 0.5 + 0) / 5)
     assert result["grade_before"] == pytest.approx(13 / 5)
     assert result["grade_after"] == pytest.approx(14 / 5)
@@ -65,14 +65,44 @@ def test_seeds_that_differ_widen_the_interval():
         low, high = result["grade_gain_interval"]
         return high - low
 
-    assert alike["n"] == 360
+    assert alike["n"] == 360 and alike["seeds"] == 3
+    assert np.mean(unlike["win_rate_by_seed"]) == pytest.approx(unlike["win_rate"])
     assert width(unlike) > 2 * width(alike)
 
 
-def test_a_source_without_an_answer_is_named():
-    with pytest.raises(DataError, match="'a' has no answer of new") as error:
-        compare_sources([{"prompt": "a", "answers": [answer("old", 1, 1)]}], "old", ["new"])
+@pytest.mark.parametrize(
+    ("sources", "message"),
+    [(["old"], "'a' has no answer of new"), (["old", "new", "new"], "'a' has two answers of new")],
+)
+def test_every_source_answers_every_prompt_once(sources, message):
+    rows = [{"prompt": "a", "answers": [answer(name, 1, 1) for name in sources]}]
+    with pytest.raises(DataError, match=message) as error:
+        compare_sources(rows, "old", ["new"])
     one_line(error)
+    with pytest.raises(DataError, match="nothing to compare"):
+        compare_sources([], "old", ["new"])
+
+
+def test_the_interval_covers_what_it_should_when_seeds_differ_a_little():
+    """Of 100 experiments with three seeds, the truth is within about 95."""
+    covered = 0
+    for n in range(100):
+        random = np.random.default_rng(n)
+        level = random.normal(2.5, 1, size=(100, 1))
+        seeds = 0.1 * random.normal(size=3)
+        after = level + 0.5 + seeds + random.normal(size=(100, 3))
+        rows = [
+            {
+                "prompt": str(i),
+                "answers": [answer("old", level[i, 0], 1)]
+                + [answer(f"new-{s}", after[i, s], 1) for s in range(3)],
+            }
+            for i in range(100)
+        ]
+        names = ["new-0", "new-1", "new-2"]
+        low, high = compare_sources(rows, "old", names, resamples=400)["grade_gain_interval"]
+        covered += low < 0.5 < high
+    assert 88 <= covered <= 100
 
 
 def test_a_judge_is_held_against_the_readers_order_within_each_prompt():
@@ -99,3 +129,20 @@ def test_the_interval_of_an_accuracy_is_that_of_independent_prompts():
     result = pair_accuracy(rows, scores)
     low, high = bootstrap_interval(right.astype(float))
     assert (result["low"], result["high"]) == pytest.approx((low, high), abs=0.01)
+
+
+def test_pairs_of_one_prompt_do_not_count_as_independent():
+    """A judge that is right or wrong about a prompt as a whole: its pairs are worth one."""
+    random = np.random.default_rng(0)
+    rows, scores = [], []
+    for i in range(200):
+        rows.append(
+            {"prompt": str(i), "answers": [answer(s, g, 4 - g) for g, s in enumerate("wxyz")]}
+        )
+        scores += [0.0, 1.0, 2.0, 3.0] if random.random() < 0.7 else [3.0, 2.0, 1.0, 0.0]
+    result = pair_accuracy(rows, scores)
+    assert result["n"] == 1200
+    independent = 2 * 1.96 * (result["accuracy"] * (1 - result["accuracy"]) / 1200) ** 0.5
+    assert result["high"] - result["low"] == pytest.approx(6**0.5 * independent, rel=0.1)
+    with pytest.raises(RewardError, match="must be finite"):
+        pair_accuracy(rows, [float("nan"), *scores[1:]])

@@ -183,6 +183,11 @@ def test_a_checkpoint_of_another_temperature_is_refused(tmp_path: Path) -> None:
         other.resume(tmp_path / "checkpoints")
 
 
+def test_a_temperature_that_the_run_would_not_be_looked_at_with_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TutorialError, match="temperature 1.0, and all that looks at it"):
+        Run(TINY, tmp_path).make_trainer(temperature=0.5)
+
+
 def test_a_value_head_may_start_as_a_constant(tmp_path: Path) -> None:
     run = Run(replace(TINY, value_head_start=1.25), tmp_path)
     trainer = run.make_trainer()

@@ -125,5 +125,7 @@ def test_what_does_not_fit_together_is_refused(make_reader):
     one_line(error)
     with pytest.raises(RewardError, match="1 queries but 2 responses"):
         reader(["?"], ["a", "b"])
+    with pytest.raises(RewardError, match="no answer to read"):
+        reader([], [])
     with pytest.raises(ModelError, match="num_shared_layers is 9|the model has 4 layers"):
         StateReader(language_model("llama"), reader.template.tokenizer, (2, 9))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from rlhf_tutorial import assets
+from rlhf_tutorial.evaluation.reading import pair_accuracy
 from rlhf_tutorial.feedback import agreement, load_feedback
 
 FOLDER = Path(assets.__file__).parent / "bundled" / "feedback"
@@ -49,7 +50,7 @@ def test_every_answer_is_graded_and_ranked_as_the_guide_says(name):
         assert grades == sorted(grades, reverse=True), f"{row['prompt']}: rank against grade"
 
 
-@pytest.mark.parametrize("name", [f"{split}.jsonl" for split in SPLITS])
+@pytest.mark.parametrize("name", GRADED)
 def test_a_cut_answer_has_one_at_the_most(name):
     assert max(answer["grade"] for answer in answers(name) if not answer["ended"]) <= 1
 
@@ -87,7 +88,27 @@ def test_the_cards_agreement_is_that_of_the_two_readings():
     for one, other in zip(first, second, strict=True):
         texts = [[answer["text"] for answer in row["answers"]] for row in (one, other)]
         assert texts[0] == texts[1]
-    found = agreement(first, second)
-    assert f"correlate at {found['correlation']:.3f}" in " ".join(CARD.split())
-    assert f"grades of the {found['n']} answers" in " ".join(CARD.split())
-    assert f"all {found['pairs']} pairs" in CARD and found["same_order"] == 1
+    found, text = agreement(first, second), " ".join(CARD.split())
+    assert f"graded the {found['n']} validation answers anew" in text
+    assert f"correlate at {found['correlation']:.3f}, and {found['same_grade']:.1%} are" in text
+    stated = f"the {found['pairs']} pairs that the first reading told apart, the second orders "
+    assert stated + f"{found['same_order']:.1%} alike" in text
+
+
+CUES = {
+    "the shorter one, in words": lambda answer: -len(answer["text"].split()),
+    "it ended": lambda answer: answer["ended"],
+    "it ended, then the longer one": lambda answer: (
+        1000 * answer["ended"] + len(answer["text"].split())
+    ),
+}
+
+
+@pytest.mark.parametrize("cue", CUES)
+def test_the_cards_shallow_cues_are_those_of_the_files(cue):
+    found = []
+    for split in ("validation", "test"):
+        rows = load_feedback(FOLDER / f"{split}.jsonl")
+        scores = [float(CUES[cue](answer)) for row in rows for answer in row["answers"]]
+        found.append(f"{pair_accuracy(rows, scores, resamples=1)['accuracy']:.1%}")
+    assert f"| {cue} | {found[0]} | {found[1]} |" in CARD
