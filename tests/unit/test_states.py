@@ -12,7 +12,7 @@ from support.models import language_model
 from support.tokenizers import byte_tokenizer, with_chat_template
 
 from rlhf_tutorial.errors import DataError, ModelError, RewardError
-from rlhf_tutorial.reward import StateJudge, StateReader, fit_line
+from rlhf_tutorial.reward import StateJudge, StateReader, fit_line, load_judge
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}<eos>{% endfor %}"
@@ -108,6 +108,8 @@ def test_a_judge_comes_back_from_the_disk(make_reader, tokenizer, tmp_path):
     back = StateJudge.from_pretrained(tmp_path / "base", tmp_path / "line", bf16=False)
     assert back.reader.layers == LAYERS
     assert back(QUERIES, RESPONSES) == pytest.approx(judge(QUERIES, RESPONSES), abs=1e-5)
+    same = load_judge(tmp_path / "base", tmp_path / "line")
+    assert isinstance(same, StateJudge), "as a preset names it: a base and what makes it a judge"
     settings = tmp_path / "line" / "line.json"
     settings.write_text(json.dumps({"layers": [1]}))
     with pytest.raises(ModelError, match="has 128 weights, but .* gives 64 numbers") as error:
