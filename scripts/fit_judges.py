@@ -1,6 +1,6 @@
 """Fit the two judges to the graded answers that come with the course, and measure them.
 
-    python scripts/fit_judges.py
+    python scripts/fit_judges.py                  # both; or name one: judge, evaluating_judge
 
 The first judge trains policies; it learns from three quarters of the training prompts. The second
 one only evaluates: it learns from the prompts that are left, and from the states of other layers.
@@ -9,6 +9,7 @@ Both are lines (`rlhf_tutorial.reward.states`) and take seconds, once the answer
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,10 @@ def accuracies(rows: list[Row], scores: list[float]) -> dict[str, Any]:
 
 
 def main() -> None:
-    for name, layers in LAYERS.items():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", help=f"{' or '.join(LAYERS)}; both without")
+    for name in parser.parse_args().names or LAYERS:
+        layers = LAYERS[name]
         reader = StateReader.from_pretrained(assets.resolve(assets.SMOLLM2), layers)
         tests = graded_rows(name)
         rows = tests.pop("fit")
