@@ -22,6 +22,7 @@ from rlhf_tutorial.evaluation.reading import pair_accuracy
 from rlhf_tutorial.feedback import Row, load_feedback
 from rlhf_tutorial.reward import StateJudge, StateReader, fit_line
 
+BASE_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 BUNDLED = Path(assets.__file__).parent / "bundled"
 FEEDBACK = BUNDLED / "feedback"
 LAYERS = {"judge": (18, 22), "evaluating_judge": (26, 29)}
@@ -70,6 +71,90 @@ def accuracies(rows: list[Row], scores: list[float]) -> dict[str, Any]:
     }
 
 
+CARD = """---
+base_model: {base}
+license: apache-2.0
+language: en
+---
+
+# {title}
+
+A line on the hidden states of [{base}](https://huggingface.co/{base}): it grades one answer of at
+most 32 tokens to one request in English, on the scale of [its guide](../feedback/GUIDE.md), 0 to 5.
+{role} `scripts/fit_judges.py` fitted it and wrote this page; every figure stands in `metrics.json`.
+
+```python
+from rlhf_tutorial import assets
+from rlhf_tutorial.reward import StateJudge
+
+judge = StateJudge.from_pretrained(
+    assets.resolve(assets.SMOLLM2), assets.resolve(assets.Bundled("{name}"))
+)
+judge(["How do I boil an egg?"], ["Put it in boiling water for eight minutes."])
+```
+
+It reads request and answer as turns of the chat template, and the end token behind the answer. Of
+layers {layers} it takes the mean over the answer's tokens and the state at the end token. Ridge
+regression fitted the weights of these {features} numbers to {grades} grades of answers to {prompts}
+training prompts ([AI feedback](../feedback/README.md), not people's).
+
+## How often it orders two answers as the reader does
+
+Pairs of different grade to prompts whose grades it has not seen, with 95% intervals over prompts.
+
+| answers | pairs | right | pairs of whole answers | right |
+| --- | --- | --- | --- | --- |
+{table}
+
+By the number of prompts it learns from, on validation pairs, means of five draws: {curve}.
+
+## Limits
+
+- It learned what one language model likes, of answers by one small model. It knows no facts.
+- Much of what it knows is whether an answer has ended: see the columns on the right.
+- Push a policy against it, and the policy finds what it overrates. The rounds are there for that.
+"""
+
+TITLES = {
+    "judge": ("The judge that trains", "Policies are trained on it."),
+    "evaluating_judge": (
+        "The judge that only evaluates",
+        "No policy is trained on it: it learned from other prompts than the judge that trains, and "
+        "reads other layers.",
+    ),
+}
+LABELS = {"validation": "untouched policy, validation", "test": "untouched policy, test"}
+
+
+def write_card(name: str, metrics: dict[str, Any], folder: Path) -> None:
+    """The card from `metrics`, so that no number in it is typed by hand."""
+
+    def cell(figures: dict[str, float]) -> str:
+        return f"{figures['accuracy']:.1%} ({figures['low']:.0%} to {figures['high']:.0%})"
+
+    table = "\n".join(
+        f"| {LABELS.get(split, f'trained policies, {split}')} | {found['all']['n']} | "
+        f"{cell(found['all'])} | {found['whole']['n']} | {cell(found['whole'])} |"
+        for split, found in metrics["accuracy"].items()
+    )
+    curve = ", ".join(f"{n}: {share:.1%}" for n, share in metrics["by_prompts"].items())
+    title, role = TITLES[name]
+    layers = LAYERS[name]
+    card = CARD.format(
+        base=BASE_NAME,
+        name=name,
+        title=title,
+        role=role,
+        layers=" and ".join(map(str, layers)),
+        features=f"{metrics['features']:,}",
+        grades=f"{metrics['grades']:,}",
+        prompts=metrics["prompts"],
+        table=table,
+        curve=curve,
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", help=f"{' or '.join(LAYERS)}; both without")
@@ -87,6 +172,7 @@ def main() -> None:
         metrics: dict[str, Any] = {
             "prompts": len({row["prompt"] for row in rows}),
             "grades": len(grades),
+            "features": len(weights),
             "accuracy": {
                 split: accuracies(tests[split], (read[split] @ weights + bias).tolist())
                 for split in tests
@@ -108,6 +194,7 @@ def main() -> None:
         metrics["scores"] = [round(score, 3) for score in judge(queries, responses)]
         path = BUNDLED / name / "metrics.json"
         path.write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+        write_card(name, metrics, path.parent)
         print(name, json.dumps(metrics, indent=1))
 
 

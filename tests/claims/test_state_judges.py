@@ -1,0 +1,73 @@
+"""The judges that are lines are the ones that their cards measured."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from support.scripts import load_script
+
+from rlhf_tutorial import assets
+from rlhf_tutorial.evaluation.reading import pair_accuracy
+from rlhf_tutorial.feedback import load_feedback
+from rlhf_tutorial.reward import StateJudge
+
+
+@pytest.fixture(scope="module")
+def script():
+    return load_script("fit_judges")
+
+
+def metrics_of(script, name: str) -> dict:
+    return json.loads((script.BUNDLED / name / "metrics.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", ["judge", "evaluating_judge"])
+def test_the_card_is_written_from_the_metrics(name, script, tmp_path):
+    metrics = metrics_of(script, name)
+    script.write_card(name, metrics, tmp_path)
+    card = (script.BUNDLED / name / "README.md").read_text(encoding="utf-8")
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == card
+    assert f"{metrics['accuracy']['test']['all']['accuracy']:.1%}" in card
+    assert sum(path.stat().st_size for path in (script.BUNDLED / name).iterdir()) < 40_000
+
+
+@pytest.mark.slow
+@pytest.mark.weights
+@pytest.mark.parametrize("name", ["judge", "evaluating_judge"])
+def test_the_judge_is_the_one_that_was_measured(name, script):
+    judge = StateJudge.from_pretrained(
+        assets.resolve(assets.SMOLLM2), script.BUNDLED / name, bf16=False, device="cpu"
+    )
+    metrics = metrics_of(script, name)
+    rows = load_feedback(script.FEEDBACK / "validation.jsonl")
+    queries, responses, _ = script.flat(rows[:4])
+    # Measured in bfloat16 where the processor has it.
+    assert judge(queries, responses) == pytest.approx(metrics["scores"], abs=0.15)
+    part = rows[:24]
+    stated = metrics["accuracy"]["validation"]["all"]
+    found = pair_accuracy(part, judge(*script.flat(part)[:2]), resamples=1)
+    assert found["accuracy"] == pytest.approx(stated["accuracy"], abs=0.12)
+
+
+def test_the_judge_that_trains_orders_test_answers_better_than_any_shallow_cue(script):
+    rows = load_feedback(script.FEEDBACK / "test.jsonl")
+    cue = [
+        1000.0 * answer["ended"] + len(answer["text"].split())
+        for row in rows
+        for answer in row["answers"]
+    ]
+    best_cue = pair_accuracy(rows, cue, resamples=1)["accuracy"]
+    accuracy = metrics_of(script, "judge")["accuracy"]["test"]["all"]["accuracy"]
+    assert accuracy >= 0.76 and accuracy > best_cue
+
+
+def test_the_judges_learn_from_different_prompts(script):
+    fits = [script.graded_rows(name)["fit"] for name in ("judge", "evaluating_judge")]
+    prompts = [{row["prompt"] for row in rows} for rows in fits]
+    assert not prompts[0] & prompts[1]
+    assert [len(p) for p in prompts] == [480, 160]
+    for name, mine in zip(("judge", "evaluating_judge"), prompts, strict=True):
+        measured = script.graded_rows(name)
+        measured.pop("fit")
+        assert not mine & {row["prompt"] for rows in measured.values() for row in rows}
