@@ -19,7 +19,6 @@ from .errors import DataError
 
 Row = dict[str, Any]
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
-GRADES = range(6)
 
 
 @dataclass(frozen=True)

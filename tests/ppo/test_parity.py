@@ -74,10 +74,18 @@ def test_stats_have_trls_keys_and_shapes(tokenizer):
 def test_the_defaults_are_trls():
     ours, trls = PPOConfig(), TRL["defaults"]
     supported = {f.name for f in fields(PPOConfig)}
-    assert supported | NOT_SUPPORTED.keys() == trls.keys() | {"max_grad_norm", "ptx_coef"}
+    assert supported | NOT_SUPPORTED.keys() == trls.keys() | {
+        "max_grad_norm",
+        "ptx_coef",
+        "temperature",
+    }
     assert not supported & NOT_SUPPORTED.keys()
-    assert ours.ptx_coef == 0  # TRL has no such setting
-    for name in supported - {"exp_name", "ptx_coef"}:  # TRL's exp_name is the running script
+    assert ours.ptx_coef == 0 and ours.temperature == 1  # TRL has no such settings
+    for name in supported - {
+        "exp_name",
+        "ptx_coef",
+        "temperature",
+    }:  # TRL's exp_name is the running script
         assert getattr(ours, name) == trls[name], name
 
 
