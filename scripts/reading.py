@@ -23,12 +23,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from feedback import prompts_of, sample
+from feedback import SYSTEM, TOKENS, prompts_of, sample
 
 from rlhf_tutorial import Run, load_preset
+from rlhf_tutorial.assets import SMOLLM2, Bundled
 from rlhf_tutorial.evaluation.reading import compare_sources
 from rlhf_tutorial.feedback import Row, load_feedback, save_feedback
 from rlhf_tutorial.presets import Preset
+from rlhf_tutorial.template import PromptTemplate
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "runs" / "reading"
@@ -51,9 +53,32 @@ class Source:
     """Of how many answers the judge chooses one."""
 
 
+def form() -> Preset:
+    """The experiment of whole answers, which is to become the preset `smollm2`.
+
+    Temperature 0.5, where answers of the untouched policy still differ; the top 12 layers, which in
+    one trial each learned more per nat than the top 18, and more per second than the top 8; a value
+    head that starts at the mean grade.
+    """
+    preset = load_preset("smollm2")
+    return replace(
+        preset,
+        reward_model=SMOLLM2,
+        reward_adapter=Bundled("judge"),
+        second_judge=SMOLLM2,
+        second_adapter=Bundled("evaluating_judge"),
+        template=PromptTemplate(system=SYSTEM),
+        max_new_tokens=TOKENS,
+        epochs=1,
+        num_shared_layers=18,
+        value_head_start=1.25,
+        ppo={**preset.ppo, "temperature": 0.5, "init_kl_coef": 0.05},
+    )
+
+
 def presets() -> dict[str, Preset]:
     """The trainings: the default run with three seeds, and the long one."""
-    preset = load_preset("smollm2")
+    preset = form()
     seeds = {f"default-{s}": replace(preset, ppo={**preset.ppo, "seed": s}) for s in SEEDS}
     return {**seeds, "long": replace(preset, epochs=LONG_EPOCHS)}
 
@@ -74,7 +99,7 @@ def validation_sources() -> dict[str, Source]:
 
 
 def test_sources(best: dict[str, float]) -> dict[str, Source]:
-    temperature, found = Run(load_preset("smollm2")).temperature, policies()
+    temperature, found = form().ppo["temperature"], policies()
     trained = {name: policy for name, policy in found.items() if policy}
     return {
         "untouched": Source(None, temperature),
@@ -95,7 +120,7 @@ def answered(sources: dict[str, Source], split: str) -> list[Row]:
     """An answer of each source to each prompt of the split."""
     prompts = prompts_of(split)
     rows: list[Row] = [{"prompt": prompt, "answers": []} for prompt in prompts]
-    judge = Run(load_preset("smollm2")).load_reward()
+    judge = Run(form(), FOLDER / "default-0").load_reward()
     for seed, (name, source) in enumerate(sources.items()):
         settings: dict[str, Any] = {} if source.system else {"system": None}
         drawn = sample(

@@ -1,0 +1,72 @@
+"""scripts/reading.py: who is read, at which temperature, and what is reported."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import pytest
+from support.scripts import load_script
+
+from rlhf_tutorial.evaluation.reading import compare_sources
+from rlhf_tutorial.ppo import PPOConfig
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    return load_script("reading")
+
+
+def row(prompt: str, grades: dict[str, int]) -> dict[str, Any]:
+    order = sorted(grades, key=lambda name: -grades[name])
+    return {
+        "prompt": prompt,
+        "answers": [
+            {"source": s, "text": s, "ended": True, "grade": g, "rank": order.index(s) + 1}
+            for s, g in grades.items()
+        ],
+    }
+
+
+def test_the_best_temperature_has_the_best_mean_and_of_equal_ones_is_the_lowest(script):
+    names = ["untouched at 0.3", "untouched at 0.01", "long at 0.5", "long at 0.3"]
+    rows = [
+        row(prompt, dict(zip(names, grades, strict=True)))
+        for prompt, grades in {"a": (2, 1, 3, 3), "b": (2, 2, 1, 1)}.items()
+    ]
+    assert script.best_temperatures(rows) == {"untouched": 0.3, "long": 0.3}
+
+
+def test_every_control_and_every_training_is_read_and_reported(script):
+    best = {"untouched": 0.3, "default-0": 0.01, "long": 0.5}
+    sources = script.test_sources(best)
+    assert sources["default-2, best"].temperature == 0.01, "seeds share the first one's temperature"
+    assert sources["long, best"].temperature == 0.5
+    assert sources["untouched"].temperature == script.form().ppo["temperature"]
+    assert not sources["untouched, no prompt"].system
+    assert sources["untouched, best of 4"].best_of == 4
+    rows = [row(str(i), {name: (i + k) % 6 for k, name in enumerate(sources)}) for i in range(12)]
+    results = script.report(rows, best)
+    seeds = ["default-0", "default-1", "default-2"]
+    assert results["default"] == compare_sources(rows, "untouched", seeds)
+    assert results["best_temperatures"]["long"] == compare_sources(
+        rows, "untouched, best", ["long, best"]
+    )
+    controls = {name for name in sources if name.startswith("untouched,")} | {"fine-tuned"}
+    assert set(results) == {"temperatures", "default", "long", "best_temperatures", *controls}
+
+
+def test_the_form_is_one_that_can_be_trained(script):
+    trainings = script.presets()
+    assert set(trainings) == {"default-0", "default-1", "default-2", "long"}
+    for preset in trainings.values():
+        assert PPOConfig(**preset.ppo).temperature == 0.5
+        assert preset.max_new_tokens == 32 and preset.template.system == script.SYSTEM
+    assert [trainings[f"default-{s}"].ppo["seed"] for s in range(3)] == [0, 1, 2]
+    assert trainings["long"].epochs > trainings["default-0"].epochs
+
+
+def test_of_several_answers_the_judge_chooses(script):
+    rows = [{"prompt": "?", "answers": [{"text": t} for t in ("a", "bbb", "cc")]}]
+    chosen = list(script._chosen(rows, lambda prompts, texts: [len(t) for t in texts]))
+    assert chosen == [{"text": "bbb"}]
