@@ -51,7 +51,8 @@ def test_results_hold_headline_seed_versions_and_time(finished: Run) -> None:
     assert results["training"]["steps"] == 2
     assert results["training"]["seed"] == 0
     assert results["training"]["seconds"] > 0
-    assert results["versions"]["torch"] == torch.__version__
+    # A wheel's metadata may leave out the build, as in "2.13.0" for "2.13.0+cu130".
+    assert results["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     gain = results["comparison"]["mean_after"] - results["comparison"]["mean_before"]
     assert results["comparison"]["mean_gain"] == pytest.approx(gain)
 
