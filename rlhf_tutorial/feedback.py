@@ -118,50 +118,5 @@ def pairs(rows: list[Row]) -> list[dict[str, str]]:
     return found
 
 
-def agreement(first: list[Row], second: list[Row]) -> dict[str, float]:
-    """How alike two readings of the same answers are.
-
-    Returns:
-        `n` answers; the `correlation` of their grades, and the share that have the `same_grade`; of
-        the `pairs` of a prompt that the first reading graded differently, the share that the second
-        orders alike, `same_order` (one that it does not tell apart counts half).
-
-    Raises:
-        DataError: for readings of different answers, or without such a pair.
-    """
-    import numpy as np
-
-    if [texts_of(row) for row in first] != [texts_of(row) for row in second]:
-        raise DataError("the two readings are not of the same answers in the same order")
-    grades = np.array(
-        [
-            [answer["grade"] for row in rows for answer in row["answers"]]
-            for rows in (first, second)
-        ],
-        dtype=float,
-    )
-    same = total = 0.0
-    for one, other in zip(first, second, strict=True):
-        for i, j in combinations(range(len(one["answers"])), 2):
-            a = one["answers"][i]["grade"] - one["answers"][j]["grade"]
-            b = other["answers"][i]["grade"] - other["answers"][j]["grade"]
-            total += a != 0
-            same += (a != 0) * (1 + (a * b > 0) - (a * b < 0)) / 2
-    if not total:
-        raise DataError("no two answers to a prompt have different grades: there is no pair")
-    return {
-        "n": grades.shape[1],
-        "correlation": float(np.corrcoef(grades)[0, 1]),
-        "same_grade": float((grades[0] == grades[1]).mean()),
-        "pairs": int(total),
-        "same_order": same / total,
-    }
-
-
-def texts_of(row: Row) -> list[str]:
-    """Of a row's answers, behind its prompt."""
-    return [row["prompt"], *(answer["text"] for answer in row["answers"])]
-
-
 def _one_line(text: str) -> str:
     return " / ".join(line.strip() for line in text.splitlines() if line.strip())

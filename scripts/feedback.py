@@ -22,11 +22,12 @@ import torch
 
 from rlhf_tutorial import Run, load_preset
 from rlhf_tutorial.assets import Bundled, as_source, resolve
+from rlhf_tutorial.data import first_prompt, load_preferences
 from rlhf_tutorial.errors import DataError
+from rlhf_tutorial.evaluation.reading import agreement
 from rlhf_tutorial.evaluation.sampling import sample_answers
 from rlhf_tutorial.feedback import (
     Row,
-    agreement,
     fold_grades,
     load_feedback,
     make_sheet,
@@ -42,8 +43,8 @@ TOKENS = 32
 
 def prompts_of(split: str) -> list[str]:
     """The bare prompts of a split of the course's preferences, "validation" among them."""
-    rows = load_feedback(resolve(Bundled("preferences")) / f"{split}.jsonl")
-    return [row["chosen"].split("\n\nAssistant: ")[0].removeprefix("\n\nHuman: ") for row in rows]
+    dialogues = load_preferences(Bundled("preferences"), split)["chosen"][:]
+    return [prompt for text in dialogues if (prompt := first_prompt(text)) is not None]
 
 
 def sample(

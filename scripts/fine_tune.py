@@ -14,11 +14,12 @@ import re
 from pathlib import Path
 
 import torch
-from feedback import SYSTEM, TOKENS, prompts_of
+from feedback import SYSTEM, TOKENS
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from rlhf_tutorial import Run, load_preset
+from rlhf_tutorial.data import last_reply
 from rlhf_tutorial.device import supports_bf16
 from rlhf_tutorial.template import PromptTemplate
 
@@ -36,13 +37,13 @@ def main() -> None:
     run = Run(load_preset("smollm2"))
     model, tokenizer = run.load_policy(), run.load_tokenizer()
     template = PromptTemplate(system=SYSTEM).bind(tokenizer)
-    chosen = [text.split("\n\nAssistant: ")[1] for text in run.preferences("train")["chosen"][:]]
     examples = []
-    for prompt, reply in zip(prompts_of("train"), chosen, strict=True):
+    for text in run.preferences("train")["chosen"][:]:
+        turns, reply = last_reply(text)
         said = tokenizer(first_sentence(reply), add_special_tokens=False)["input_ids"]
         said += template.eos_token_ids[:1]
         if len(said) <= TOKENS:
-            asked = template.encode(prompt)
+            asked = template.encode(turns)
             labels = torch.tensor([-100] * len(asked) + said)
             examples.append((torch.tensor(asked + said), labels))
     language_model = model.pretrained_model

@@ -116,6 +116,35 @@ def pair_accuracy(
     }
 
 
+def agreement(first: Sequence[Row], second: Sequence[Row]) -> dict[str, float]:
+    """How alike two readings of the same answers are.
+
+    Returns:
+        `n` answers; the `correlation` of their grades, and the share that have the `same_grade`; of
+        the `pairs` of a prompt that the first reading graded differently, the share that the second
+        orders alike, `same_order` (one that it does not tell apart counts half).
+
+    Raises:
+        DataError: for readings of different answers, or without such a pair.
+    """
+
+    def texts(rows: Sequence[Row]) -> list[list[str]]:
+        return [[row["prompt"], *(a["text"] for a in row["answers"])] for row in rows]
+
+    if texts(first) != texts(second):
+        raise DataError("the two readings are not of the same answers in the same order")
+    grades = np.array([[a["grade"] for row in rows for a in row["answers"]]
+                       for rows in (first, second)], dtype=float)  # fmt: skip
+    pairs = pair_accuracy(first, grades[1].tolist())  # the second reading as a judge of the first
+    return {
+        "n": grades.shape[1],
+        "correlation": float(np.corrcoef(grades)[0, 1]),
+        "same_grade": float((grades[0] == grades[1]).mean()),
+        "pairs": pairs["n"],
+        "same_order": pairs["accuracy"],
+    }
+
+
 def _won(answer: dict[str, Any], other: dict[str, Any]) -> float:
     mine, its = ((a["grade"], -a["rank"]) for a in (answer, other))
     return 0.5 if mine == its else float(mine > its)

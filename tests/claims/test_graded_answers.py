@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from rlhf_tutorial import assets
-from rlhf_tutorial.evaluation.reading import pair_accuracy
-from rlhf_tutorial.feedback import agreement, load_feedback
+from rlhf_tutorial.evaluation.reading import agreement, pair_accuracy
+from rlhf_tutorial.feedback import load_feedback
 
 FOLDER = Path(assets.__file__).parent / "bundled" / "feedback"
 CARD = (FOLDER / "README.md").read_text(encoding="utf-8")

@@ -9,8 +9,8 @@ import pytest
 from support.errors import one_line
 
 from rlhf_tutorial.errors import DataError
+from rlhf_tutorial.evaluation.reading import agreement
 from rlhf_tutorial.feedback import (
-    agreement,
     fold_grades,
     load_feedback,
     make_sheet,
