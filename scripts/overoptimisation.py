@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from feedback import prompts_of, sample
 from fit_judges import FEEDBACK, LAYERS, flat
-from reading import form
+from reading import whole_answers
 
 from rlhf_tutorial import Run, assets
 from rlhf_tutorial.data import prepare_queries
@@ -54,7 +54,7 @@ def load(name: str) -> StateJudge:
 
 
 def ppo(size: int, seed: int) -> None:
-    run = Run(form(), FOLDER / "run")
+    run = Run(whole_answers(), FOLDER / "run")
     queries, _ = prepare_queries(run.preferences("validation"), run.load_template())
     judges = {"proxy": load(f"proxy-{size}"), "gold": load("gold")}
     result = experiment(
@@ -73,7 +73,10 @@ def ppo(size: int, seed: int) -> None:
 
 def best_of_n() -> None:
     rows = sample(
-        prompts_of("validation"), answers=ANSWERS, temperature=form().ppo["temperature"], seed=7
+        prompts_of("validation"),
+        answers=ANSWERS,
+        temperature=whole_answers().ppo["temperature"],
+        seed=7,
     )
     prompts = [row["prompt"] for row in rows for _ in row["answers"]]
     texts = [answer["text"] for row in rows for answer in row["answers"]]

@@ -53,7 +53,7 @@ class Source:
     """Of how many answers the judge chooses one."""
 
 
-def form() -> Preset:
+def whole_answers() -> Preset:
     """The experiment of whole answers, which is to become the preset `smollm2`.
 
     Temperature 0.5, where answers of the untouched policy still differ; the top 12 layers, which in
@@ -78,7 +78,7 @@ def form() -> Preset:
 
 def presets() -> dict[str, Preset]:
     """The trainings: the default run with three seeds, and the long one."""
-    preset = form()
+    preset = whole_answers()
     seeds = {f"default-{s}": replace(preset, ppo={**preset.ppo, "seed": s}) for s in SEEDS}
     return {**seeds, "long": replace(preset, epochs=LONG_EPOCHS)}
 
@@ -99,7 +99,7 @@ def validation_sources() -> dict[str, Source]:
 
 
 def test_sources(best: dict[str, float]) -> dict[str, Source]:
-    temperature, found = form().ppo["temperature"], policies()
+    temperature, found = whole_answers().ppo["temperature"], policies()
     trained = {name: policy for name, policy in found.items() if policy}
     return {
         "untouched": Source(None, temperature),
@@ -120,7 +120,7 @@ def answered(sources: dict[str, Source], split: str) -> list[Row]:
     """An answer of each source to each prompt of the split."""
     prompts = prompts_of(split)
     rows: list[Row] = [{"prompt": prompt, "answers": []} for prompt in prompts]
-    judge = Run(form(), FOLDER / "default-0").load_reward()
+    judge = Run(whole_answers(), FOLDER / "default-0").load_reward()
     for seed, (name, source) in enumerate(sources.items()):
         settings: dict[str, Any] = {} if source.system else {"system": None}
         drawn = sample(

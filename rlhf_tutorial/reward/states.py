@@ -24,7 +24,7 @@ from ..template import CHAT
 from ..trunk import cast_frozen_matrices, freeze_below
 
 LAYERS = (18, 22)
-"""Of SmolLM2's 30, the highest being the course's frozen trunk: chosen on validation prompts."""
+"""Of SmolLM2's 30: chosen by cross-validation on the training prompts' grades."""
 LINE_FILE, SETTINGS_FILE = "line.safetensors", "line.json"
 
 

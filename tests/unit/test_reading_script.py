@@ -42,7 +42,7 @@ def test_every_control_and_every_training_is_read_and_reported(script):
     sources = script.test_sources(best)
     assert sources["default-2, best"].temperature == 0.01, "seeds share the first one's temperature"
     assert sources["long, best"].temperature == 0.5
-    assert sources["untouched"].temperature == script.form().ppo["temperature"]
+    assert sources["untouched"].temperature == script.whole_answers().ppo["temperature"]
     assert not sources["untouched, no prompt"].system
     assert sources["untouched, best of 4"].best_of == 4
     rows = [row(str(i), {name: (i + k) % 6 for k, name in enumerate(sources)}) for i in range(12)]
