@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -51,6 +52,8 @@ class Source:
     """Whether it is told to be brief."""
     best_of: int = 1
     """Of how many answers the judge chooses one."""
+    first_sentence: bool = False
+    """Whether an answer is cut after its first sentence, which costs nothing."""
 
 
 def whole_answers() -> Preset:
@@ -106,6 +109,7 @@ def test_sources(best: dict[str, float]) -> dict[str, Source]:
         "untouched, best": Source(None, best["untouched"]),
         "untouched, greedy": Source(None, TEMPERATURES[0]),
         "untouched, no prompt": Source(None, best["untouched"], system=False),
+        "untouched, first sentence": Source(None, best["untouched"], first_sentence=True),
         "untouched, best of 4": Source(None, temperature, best_of=4),
         **{name: Source(policy, temperature) for name, policy in trained.items()},
         **{
@@ -131,9 +135,16 @@ def answered(sources: dict[str, Source], split: str) -> list[Row]:
             seed=100 + seed,
             **settings,
         )
-        for row, answers in zip(rows, _chosen(drawn, judge), strict=True):
-            row["answers"].append({**answers, "source": name})
+        for row, answer in zip(rows, _chosen(drawn, judge), strict=True):
+            kept = first_sentence(answer) if source.first_sentence else answer
+            row["answers"].append({**kept, "source": name})
     return rows
+
+
+def first_sentence(answer: dict[str, Any]) -> dict[str, Any]:
+    """The answer up to the end of its first sentence, if it goes on after one."""
+    match = re.match(r".*?(?<!\d)[.!?](?=\s)", answer["text"], re.DOTALL)
+    return answer if match is None else {**answer, "text": match[0], "ended": True}
 
 
 def _chosen(drawn: list[Row], judge: Any) -> Iterator[dict[str, Any]]:

@@ -70,3 +70,18 @@ def test_of_several_answers_the_judge_chooses(script):
     rows = [{"prompt": "?", "answers": [{"text": t} for t in ("a", "bbb", "cc")]}]
     chosen = list(script._chosen(rows, lambda prompts, texts: [len(t) for t in texts]))
     assert chosen == [{"text": "bbb"}]
+
+
+@pytest.mark.parametrize(
+    ("text", "kept", "ended"),
+    [
+        ("Use salt. It is then", "Use salt.", True),
+        ("Use salt and then", "Use salt and then", False),
+        ("1. Take salt\n2. Then", "1. Take salt\n2. Then", False),
+        ("About 2.5 g is", "About 2.5 g is", False),
+        ("Really? Yes, it", "Really?", True),
+    ],
+)
+def test_an_answer_is_cut_after_its_first_sentence(text, kept, ended, script):
+    answer = {"text": text, "ended": False}
+    assert script.first_sentence(answer) == {"text": kept, "ended": ended}
