@@ -27,7 +27,7 @@ lint: $(INSTALLED)
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-# What the README's headline, docs/tuning.md and notebook 08 rest on. What is there is kept.
+# What the README's headline, docs/first-edition.md and notebook 08 rest on. What is there is kept.
 study: $(INSTALLED)
 	$(BIN)/python scripts/study.py tuning
 	$(BIN)/python scripts/study.py choose

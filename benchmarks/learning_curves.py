@@ -48,7 +48,7 @@ def measure(variant: dict[str, Any], every: int, prompts: int, steps: int | None
 
     AcceleratorState._reset_state(reset_partial_state=True)  # or the precision would stay
     with tempfile.TemporaryDirectory() as folder:
-        preset = replace(load_preset("smollm2"), num_shared_layers=variant["shared"])
+        preset = replace(load_preset("sixteen-tokens"), num_shared_layers=variant["shared"])
         run = Run(preset, folder)
         reward = run.load_reward()
         trainer = run.make_trainer(accelerator_kwargs={"mixed_precision": variant["precision"]})

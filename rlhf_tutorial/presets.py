@@ -9,7 +9,7 @@ from typing import Any
 
 from .assets import MINILM, SMOLLM2, Bundled, Hub, Source, as_source
 from .errors import TutorialError
-from .template import CHAT, DLITE, PromptTemplate
+from .template import BRIEF, CHAT, DLITE, PromptTemplate
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,43 @@ PRESETS = {
         Preset(
             name="smollm2",
             policy=SMOLLM2,
+            reward_model=SMOLLM2,
+            reward_adapter=Bundled("judge"),
+            second_judge=SMOLLM2,
+            second_adapter=Bundled("evaluating_judge"),
+            data=Bundled("preferences"),
+            template=BRIEF,
+            max_new_tokens=32,
+            num_shared_layers=18,
+            value_head_learning_rate=5e-4,
+            value_head_start=1.25,
+            ppo={
+                "batch_size": 16,
+                "mini_batch_size": 16,
+                "learning_rate": 5e-5,
+                "adap_kl_ctrl": False,
+                "init_kl_coef": 0.05,
+                "max_grad_norm": 1.0,
+                "temperature": 0.5,
+            },
+        ),
+        Preset(
+            name="dlite",
+            policy=Hub("aisquared/dlite-v1-355m"),
+            reward_model=Hub("OpenAssistant/reward-model-deberta-v3-large-v2"),
+            second_judge=Hub(
+                "OpenAssistant/reward-model-electra-large-discriminator",
+                "12a77db0aab0056cde4dd8e37f529286ab48b9c1",
+            ),
+            data=Hub("Anthropic/hh-rlhf"),
+            data_dir="helpful-base",
+            template=DLITE,
+            prompts=6_400,
+            ppo={"batch_size": 16, "mini_batch_size": 16},
+        ),
+        Preset(
+            name="sixteen-tokens",
+            policy=SMOLLM2,
             reward_model=MINILM,
             reward_adapter=Bundled("reward_adapter"),
             second_judge=SMOLLM2,
@@ -76,20 +113,6 @@ PRESETS = {
                 "init_kl_coef": 0.15,
                 "max_grad_norm": 1.0,
             },
-        ),
-        Preset(
-            name="dlite",
-            policy=Hub("aisquared/dlite-v1-355m"),
-            reward_model=Hub("OpenAssistant/reward-model-deberta-v3-large-v2"),
-            second_judge=Hub(
-                "OpenAssistant/reward-model-electra-large-discriminator",
-                "12a77db0aab0056cde4dd8e37f529286ab48b9c1",
-            ),
-            data=Hub("Anthropic/hh-rlhf"),
-            data_dir="helpful-base",
-            template=DLITE,
-            prompts=6_400,
-            ppo={"batch_size": 16, "mini_batch_size": 16},
         ),
         Preset(
             name="tiny",

@@ -94,6 +94,7 @@ class BoundTemplate:
 
 
 CHAT = PromptTemplate()
+BRIEF = PromptTemplate(system="Answer briefly, in one sentence of at most 20 words.")
 DLITE = PromptTemplate("\n### Instruction:\n{instruction}\n### Response:\n", end="### End")
 
 

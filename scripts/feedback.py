@@ -37,8 +37,7 @@ from rlhf_tutorial.models import AutoModelForCausalLMWithValueHead
 from rlhf_tutorial.template import PromptTemplate
 
 FEEDBACK = Bundled("feedback")
-SYSTEM = "Answer briefly, in one sentence of at most 20 words."
-TOKENS = 32
+PRESET = load_preset("smollm2")
 
 
 def prompts_of(split: str) -> list[str]:
@@ -54,10 +53,10 @@ def sample(
     answers: int = 4,
     temperature: float = 0.5,
     seed: int = 0,
-    system: str | None = SYSTEM,
+    system: str | None = PRESET.template.system,
 ) -> list[Row]:
     """Rows of answers of a policy, by default the untouched one, `answers` to each prompt."""
-    run = Run(load_preset("smollm2"))
+    run = Run(PRESET)
     if policy is None:
         model = run.load_policy()
     else:
@@ -73,7 +72,7 @@ def sample(
         batch_size=64,
         seed=seed,
         temperature=temperature,
-        max_new_tokens=TOKENS,
+        max_new_tokens=PRESET.max_new_tokens,
     )
     found: dict[int, dict[str, object]] = {}
     for i, text, tokens in zip(order, drawn.texts, drawn.responses, strict=True):

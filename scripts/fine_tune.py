@@ -14,14 +14,12 @@ import re
 from pathlib import Path
 
 import torch
-from feedback import SYSTEM, TOKENS
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from rlhf_tutorial import Run, load_preset
 from rlhf_tutorial.data import last_reply
 from rlhf_tutorial.device import supports_bf16
-from rlhf_tutorial.template import PromptTemplate
 
 BATCH_SIZE, EPOCHS, LEARNING_RATE, SEED = 16, 2, 2e-5, 0
 
@@ -36,13 +34,13 @@ def main() -> None:
     args = parser.parse_args()
     run = Run(load_preset("smollm2"))
     model, tokenizer = run.load_policy(), run.load_tokenizer()
-    template = PromptTemplate(system=SYSTEM).bind(tokenizer)
+    template = run.load_template()
     examples = []
     for text in run.preferences("train")["chosen"][:]:
         turns, reply = last_reply(text)
         said = tokenizer(first_sentence(reply), add_special_tokens=False)["input_ids"]
         said += template.eos_token_ids[:1]
-        if len(said) <= TOKENS:
+        if len(said) <= run.preset.max_new_tokens:
             asked = template.encode(turns)
             labels = torch.tensor([-100] * len(asked) + said)
             examples.append((torch.tensor(asked + said), labels))

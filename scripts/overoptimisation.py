@@ -19,9 +19,8 @@ import numpy as np
 import torch
 from feedback import prompts_of, sample
 from fit_judges import FEEDBACK, LAYERS, flat
-from reading import whole_answers
 
-from rlhf_tutorial import Run, assets
+from rlhf_tutorial import Run, assets, load_preset
 from rlhf_tutorial.data import prepare_queries
 from rlhf_tutorial.feedback import load_feedback
 from rlhf_tutorial.reward import StateJudge, StateReader, fit_line
@@ -54,7 +53,7 @@ def load(name: str) -> StateJudge:
 
 
 def ppo(size: int, seed: int) -> None:
-    run = Run(whole_answers(), FOLDER / "run")
+    run = Run(load_preset("smollm2"), FOLDER / "run")
     queries, _ = prepare_queries(run.preferences("validation"), run.load_template())
     judges = {"proxy": load(f"proxy-{size}"), "gold": load("gold")}
     result = experiment(
@@ -75,7 +74,7 @@ def best_of_n() -> None:
     rows = sample(
         prompts_of("validation"),
         answers=ANSWERS,
-        temperature=whole_answers().ppo["temperature"],
+        temperature=load_preset("smollm2").ppo["temperature"],
         seed=7,
     )
     prompts = [row["prompt"] for row in rows for _ in row["answers"]]

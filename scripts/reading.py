@@ -1,6 +1,6 @@
 """The blind reading: who answers, what a reader grades, and what came of it.
 
-    python scripts/reading.py train                     # three seeds, and the long run
+    python scripts/tuning.py default 0                  # the trainings, each arm and seed
     python scripts/reading.py sample validation -o rows.jsonl
     python scripts/feedback.py sheets rows.jsonl reading --parts 3
     # readers grade
@@ -18,25 +18,24 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from feedback import SYSTEM, TOKENS, prompts_of, sample
+from feedback import prompts_of, sample
 
 from rlhf_tutorial import Run, load_preset
-from rlhf_tutorial.assets import SMOLLM2, Bundled
 from rlhf_tutorial.evaluation.reading import compare_sources
 from rlhf_tutorial.feedback import Row, load_feedback, save_feedback
-from rlhf_tutorial.presets import Preset
-from rlhf_tutorial.template import PromptTemplate
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "runs" / "reading"
 RESULTS = ROOT / "notebooks" / "results" / "smollm2"
-SEEDS, LONG_EPOCHS = (0, 1, 2), 6
+PRESET, SEEDS = load_preset("smollm2"), (0, 1, 2)
+DEFAULT = "default"
+"""The arm of scripts/tuning.py that the rule took."""
 TEMPERATURES = (0.01, 0.3, 0.5, 0.7)
 """At 0.01 an answer is the greedy one."""
 
@@ -56,58 +55,34 @@ class Source:
     """Whether an answer is cut after its first sentence, which costs nothing."""
 
 
-def whole_answers() -> Preset:
-    """The experiment of whole answers, which is to become the preset `smollm2`.
-
-    Temperature 0.5, where answers of the untouched policy still differ; the top 12 layers, which in
-    one trial each learned more per nat than the top 18, and more per second than the top 8; a value
-    head that starts at the mean grade.
-    """
-    preset = load_preset("smollm2")
-    return replace(
-        preset,
-        reward_model=SMOLLM2,
-        reward_adapter=Bundled("judge"),
-        second_judge=SMOLLM2,
-        second_adapter=Bundled("evaluating_judge"),
-        template=PromptTemplate(system=SYSTEM),
-        max_new_tokens=TOKENS,
-        epochs=1,
-        num_shared_layers=18,
-        value_head_start=1.25,
-        ppo={**preset.ppo, "temperature": 0.5, "init_kl_coef": 0.05},
-    )
-
-
-def presets() -> dict[str, Preset]:
-    """The trainings: the default run with three seeds, and the long one."""
-    preset = whole_answers()
-    seeds = {f"default-{s}": replace(preset, ppo={**preset.ppo, "seed": s}) for s in SEEDS}
-    return {**seeds, "long": replace(preset, epochs=LONG_EPOCHS)}
-
-
 def policies() -> dict[str, str | None]:
-    trained = {name: str(FOLDER / name / "policy") for name in presets()}
-    return {"untouched": None, **trained}
+    """The untouched policy, the default run with three seeds, and the long one."""
+    chosen = {f"default-{seed}": f"{DEFAULT}-{seed}" for seed in SEEDS} | {"long": "long-0"}
+    return {
+        "untouched": None,
+        **{name: str(FOLDER / folder / "policy") for name, folder in chosen.items()},
+    }
 
 
-def validation_sources() -> dict[str, Source]:
-    """Every policy at every temperature; of the default run's seeds the first."""
+def validation_sources(names: Sequence[str]) -> dict[str, Source]:
+    """These policies at every temperature; by default all, of the default run's seeds the first."""
     return {
         f"{name} at {temperature}": Source(policy, temperature)
         for name, policy in policies().items()
-        if name in ("untouched", "default-0", "long")
+        if name in (names or ("untouched", "default-0", "long"))
         for temperature in TEMPERATURES
     }
 
 
 def test_sources(best: dict[str, float]) -> dict[str, Source]:
-    temperature, found = whole_answers().ppo["temperature"], policies()
+    temperature, found = PRESET.ppo["temperature"], policies()
     trained = {name: policy for name, policy in found.items() if policy}
     return {
         "untouched": Source(None, temperature),
         "untouched, best": Source(None, best["untouched"]),
         "untouched, greedy": Source(None, TEMPERATURES[0]),
+        "untouched, temperature 1": Source(None, 1.0),
+        "untouched, no prompt, temperature 1": Source(None, 1.0, system=False),
         "untouched, no prompt": Source(None, best["untouched"], system=False),
         "untouched, first sentence": Source(None, best["untouched"], first_sentence=True),
         "untouched, best of 4": Source(None, temperature, best_of=4),
@@ -124,7 +99,7 @@ def answered(sources: dict[str, Source], split: str) -> list[Row]:
     """An answer of each source to each prompt of the split."""
     prompts = prompts_of(split)
     rows: list[Row] = [{"prompt": prompt, "answers": []} for prompt in prompts]
-    judge = Run(whole_answers(), FOLDER / "default-0").load_reward()
+    judge = Run(PRESET).load_reward()
     for seed, (name, source) in enumerate(sources.items()):
         settings: dict[str, Any] = {} if source.system else {"system": None}
         drawn = sample(
@@ -138,6 +113,17 @@ def answered(sources: dict[str, Source], split: str) -> list[Row]:
         for row, answer in zip(rows, _chosen(drawn, judge), strict=True):
             kept = first_sentence(answer) if source.first_sentence else answer
             row["answers"].append({**kept, "source": name})
+    return rows
+
+
+def judged(rows: list[Row]) -> list[Row]:
+    """The rows with both judges' scores, for what a judge predicts beside what a reader says."""
+    run = Run(PRESET)
+    answers = [(row["prompt"], answer) for row in rows for answer in row["answers"]]
+    texts = [prompt for prompt, _ in answers], [answer["text"] for _, answer in answers]
+    for name, judge in (("first", run.load_reward()), ("second", run.load_second_judge())):
+        for (_, answer), score in zip(answers, judge(*texts), strict=True):
+            answer[name] = round(score, 3)
     return rows
 
 
@@ -181,8 +167,13 @@ def report(rows: list[Row], best: dict[str, float]) -> dict[str, Any]:
     }
     trained = {*seeds, "long", *(f"{s}, best" for s in seeds), "long, best"}
     for source in (answer["source"] for answer in rows[0]["answers"]):
-        if source not in trained and source != "untouched":
-            results[source] = compare_sources(rows, "untouched", [source])
+        if source in trained or source == "untouched":
+            continue
+        results[source] = compare_sources(rows, "untouched", [source])
+        # What is left of the gain over this control, each at its best temperature.
+        best_seeds = [f"{seed}, best" for seed in seeds]
+        results[source]["default_against_it"] = compare_sources(rows, source, best_seeds)
+        results[source]["long_against_it"] = compare_sources(rows, source, ["long, best"])
     return results
 
 
@@ -191,27 +182,27 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("train", help="what is read").add_argument("names", nargs="*")
     sampling = commands.add_parser("sample", help="an answer of each source to each prompt")
     sampling.add_argument("split", choices=["validation", "test"])
+    sampling.add_argument("policies", nargs="*", help="of validation only these")
     sampling.add_argument("-o", "--output", type=Path, required=True)
     for name in ("temperatures", "report"):
         commands.add_parser(name).add_argument("rows", type=Path)
     args = parser.parse_args()
     chosen = FOLDER / "temperatures.json"
-    if args.command == "train":
-        for name, preset in presets().items():
-            if not args.names or name in args.names:
-                Run(preset, FOLDER / name).trained_policy()
-    elif args.command == "sample":
+    if args.command == "sample":
         validation = args.split == "validation"
         sources = (
-            validation_sources() if validation else test_sources(json.loads(chosen.read_text()))
+            validation_sources(args.policies)
+            if validation
+            else test_sources(json.loads(chosen.read_text()))
         )
-        save_feedback(answered(sources, args.split), args.output)
+        rows = answered(sources, args.split)
+        save_feedback(rows if validation else judged(rows), args.output)
     elif args.command == "temperatures":
         best = best_temperatures(load_feedback(args.rows))
-        chosen.write_text(json.dumps(best) + "\n", encoding="utf-8")
+        earlier = json.loads(chosen.read_text()) if chosen.exists() else {}
+        chosen.write_text(json.dumps(earlier | best) + "\n", encoding="utf-8")
         print(best)
     else:
         results = report(load_feedback(args.rows), json.loads(chosen.read_text()))

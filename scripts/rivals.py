@@ -55,7 +55,7 @@ STEPS, BATCH = 80, 16
 BEST, ONE, SMALLER = ("best of 4", "best of 16"), "one answer", "dpo, smaller rate"
 TRIAL_SEED, MOST_KL = 100, 10.0
 RATES: dict[str, tuple[float, ...]] = {
-    "ppo": (5e-5,),  # had its trials, three rates as well: docs/tuning.md
+    "ppo": (5e-5,),  # had its trials, three rates as well: docs/first-edition.md
     "ppo, all layers": (1e-5, 2e-5, 5e-5),
     "rloo": (5e-5, 1e-4, 2e-4),
     "grpo": (5e-5, 1e-4, 2e-4),
@@ -111,7 +111,7 @@ def train(method: str, run: Run, reward: Any, rate: float, seed: int, steps: int
 
 
 def run_of(method: str) -> Run:
-    preset = load_preset("smollm2")
+    preset = load_preset("sixteen-tokens")
     if method == "ppo, all layers":
         preset = replace(preset, num_shared_layers=None)
     return Run(preset, RUNS / method.replace(", ", "_").replace(" ", "-"))

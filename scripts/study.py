@@ -1,7 +1,7 @@
-"""The experiments behind docs/tuning.md, the README's headline and notebook 08.
+"""The experiments behind docs/first-edition.md, the README's headline and notebook 08.
 
     python scripts/study.py tuning        # six trainings; looks at validation prompts, first judge
-    python scripts/study.py choose        # applies the rule of docs/tuning.md to them
+    python scripts/study.py choose        # applies the rule of docs/first-edition.md to them
     python scripts/study.py second        # lets the second judge score what was answered
     python scripts/study.py sweep         # notebook 08: more KL weights, and controllers
     python scripts/study.py seeds         # five trainings of the preset, test prompts, both judges
@@ -32,7 +32,7 @@ from rlhf_tutorial.figures.studies import against_kl
 from rlhf_tutorial.studies.looks import experiment, progress
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "notebooks" / "results" / "smollm2"
+RESULTS = ROOT / "notebooks" / "results" / "sixteen-tokens"
 FOLDER = ROOT / "rlhf_tutorial" / "bundled" / "experiments"
 RUNS = ROOT / "runs"
 
@@ -88,7 +88,7 @@ def train_all(
     experiments: dict[str, dict[str, Any]], judges: dict[str, Any], only: list[str]
 ) -> None:
     """Each experiment whose file is missing, on the default preset."""
-    run = Run(load_preset("smollm2"), RUNS / "study")
+    run = Run(load_preset("sixteen-tokens"), RUNS / "study")
     queries = validation_queries(run)
     for name, ppo in experiments.items():
         if path_of(name).exists() or (only and name not in only):
@@ -105,7 +105,7 @@ def train_all(
 
 def ask_second_judge() -> None:
     """Adds the second judge's scores to the looks that have only the first's."""
-    judge = Run(load_preset("smollm2"), RUNS / "study").load_second_judge()
+    judge = Run(load_preset("sixteen-tokens"), RUNS / "study").load_second_judge()
     for path in sorted(FOLDER.glob("*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
         unasked = [at for at in result.get("looks", []) if "second" not in at["scores"]]
@@ -116,7 +116,7 @@ def ask_second_judge() -> None:
             path.write_text(json.dumps(result) + "\n", encoding="utf-8")
 
 
-# --- The rule of docs/tuning.md ------------------------------------------------------------------
+# --- The rule of docs/first-edition.md ----------------------------------------------------------
 
 MOST_SECONDS, SECONDS_PER_STEP = 300, 1.95
 TOLERANCES = {"words": -1.25, "distinct-2": -0.09, "echoed": 0.05, "ended": -0.05}
@@ -164,7 +164,7 @@ def frontier(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def choose(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The setting that the rule of docs/tuning.md takes."""
+    """The setting that the rule of docs/first-edition.md takes."""
     quick = [row for row in rows if row["seconds"] <= MOST_SECONDS]
     if passing := frontier([row for row in quick if not row["worse"]]):
         best = max(passing, key=lambda row: row["gain"])
@@ -192,8 +192,8 @@ def tuning_table(rows: list[dict[str, Any]], chosen: dict[str, Any]) -> str:
 
 
 def write_page(rows: list[dict[str, Any]], chosen: dict[str, Any]) -> None:
-    """The table of docs/tuning.md, and its picture."""
-    page = ROOT / "docs" / "tuning.md"
+    """The table of docs/first-edition.md, and its picture."""
+    page = ROOT / "docs" / "first-edition.md"
     before, rest = page.read_text(encoding="utf-8").split("<!-- settings -->\n")
     after = rest[rest.index("<!-- end -->") :]
     table = f"<!-- settings -->\n{tuning_table(rows, chosen)}\n{after}"
@@ -203,7 +203,7 @@ def write_page(rows: list[dict[str, Any]], chosen: dict[str, Any]) -> None:
         curves,
         {"gain": "Gain, first judge", "echoed": "Change of the share of echoed words"},
         marked={"chosen": chosen},
-        path=ROOT / "images" / "tuning.png",
+        path=ROOT / "images" / "first-edition.png",
     )
 
 
@@ -212,7 +212,7 @@ def write_page(rows: list[dict[str, Any]], chosen: dict[str, Any]) -> None:
 
 def whole_run(name: str, **ppo: Any) -> Run:
     """All stages of the preset with these settings of PPO, in a folder of its own."""
-    preset = load_preset("smollm2")
+    preset = load_preset("sixteen-tokens")
     run = Run(replace(preset, ppo={**preset.ppo, **ppo}), RUNS / "study" / name)
     run.compare()
     run.perplexity()
@@ -298,7 +298,7 @@ def main() -> None:
     )
     parser.add_argument("only", nargs="*", help="only these experiments, or the seeds to run")
     args = parser.parse_args()
-    run = Run(load_preset("smollm2"), RUNS / "study")
+    run = Run(load_preset("sixteen-tokens"), RUNS / "study")
     if args.what == "tuning":
         train_all(TUNING, {"first": run.load_reward()}, args.only)
     elif args.what == "choose":

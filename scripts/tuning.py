@@ -1,11 +1,13 @@
 """The trainings that the default run's settings are chosen by: arms, seeds, looks on the way.
 
-    python scripts/tuning.py default 0      # one training: an arm, and a seed
-    python scripts/tuning.py long 0
+    python scripts/tuning.py train default 0    # one training: an arm, and a seed
+    python scripts/tuning.py train long 0
+    python scripts/tuning.py choose             # applies the rule; the table of docs/tuning.md
 
-Each leaves its policy in runs/reading/<arm>-<seed>/, and what was seen on the way, at answers to the
-validation prompts, in looks.json there. What is there already is not done again, so two processes
-can share the work (with OMP_NUM_THREADS=1 each: see docs/performance.md).
+Each training leaves its policy in runs/reading/<arm>-<seed>/, and what was seen on the way, at
+answers to the validation prompts, in rlhf_tutorial/bundled/trainings/. What is there already is not
+done again, so two processes can share the work (with OMP_NUM_THREADS=1 each: see
+docs/performance.md).
 
 The rule, written on 2026-11-28 before these trainings ran (trial trainings of one seed each, and a
 reading of two of them, had led to the arm "default"):
@@ -13,10 +15,10 @@ reading of two of them, had led to the arm "default"):
 1. An arm is 40 steps, each of the 640 training prompts once, with seeds 0, 1 and 2. It is looked at
    with one answer to each of the 96 validation prompts. The test prompts and the evaluating judge
    have no say.
-2. Out is an arm that takes more than five minutes on two cores; and one of which, in the mean of its
-   seeds, fewer than 85% of the answers end by themselves, the median answer has fewer than 8 words,
-   more than a quarter begin with the same two words, or more than 5% are a bare yes or no to a
-   question that does not ask for it.
+2. Out is an arm that takes more than five minutes on two cores; and one of which, in the mean of
+   its seeds, fewer than 85% of the answers end by themselves, the median answer has fewer than 8
+   words, more than a quarter begin with the same two words, or more than 5% are a bare yes or no to
+   a question that does not ask for it.
 3. Of the rest wins, among the arms whose gain under the training judge is within one standard error
    (over prompts, seeds together) of the best one's, the arm with the smallest KL.
 4. The long run goes on as long as the validation judge rises; of its policies after 80, 160 and 240
@@ -29,45 +31,46 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from reading import FOLDER, whole_answers
+import numpy as np
+from reading import FOLDER
 
-from rlhf_tutorial import Run
+from rlhf_tutorial import Run, assets, load_preset
 from rlhf_tutorial.data import prepare_queries
+from rlhf_tutorial.evaluation.measures import bare_yes_or_no, commonest_opening, words
 from rlhf_tutorial.presets import Preset
 from rlhf_tutorial.studies.looks import look
 
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "tuning.md"
+TRAININGS = Path(assets.__file__).parent / "bundled" / "trainings"
 ARMS: dict[str, dict[str, Any]] = {
     "default": {},
-    "top-8": {"num_shared_layers": 22},
-    "top-18": {"num_shared_layers": 12},
     "kl-0.1": {"init_kl_coef": 0.1},
-    "kl-0.02": {"init_kl_coef": 0.02},
+    "top-8": {"num_shared_layers": 22},
     "long": {"init_kl_coef": 0.1, "epochs": 6},
 }
-LOOKS = (0, 10, 20, 30, 40, 60, 80, 120, 160, 200, 240)
+"""What an arm changes in the preset. The rule chooses among those of one epoch."""
+LOOKS = (10, 20, 30, 40, 60, 80, 120, 160, 200, 240)
 KEPT = (80, 160)
 """Steps of the long run after which the policy is kept, for a reading on the way."""
 
 
 def preset_of(arm: str, seed: int) -> Preset:
-    """The default's preset with what the arm changes: fields of `Preset`, or else of `PPOConfig`."""
-    preset, changed = whole_answers(), ARMS[arm]
+    """The default's preset with the arm's fields, of `Preset` or else of `PPOConfig`, changed."""
+    preset, changed = load_preset("smollm2"), ARMS[arm]
     fields = {name: value for name, value in changed.items() if hasattr(preset, name)}
     ppo = {name: value for name, value in changed.items() if name not in fields}
     return replace(preset, **fields, ppo={**preset.ppo, **ppo, "seed": seed})
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("arm", choices=ARMS)
-    parser.add_argument("seed", type=int)
-    args = parser.parse_args()
-    folder = FOLDER / f"{args.arm}-{args.seed}"
-    if (folder / "looks.json").exists():
+def train(arm: str, seed: int) -> None:
+    path = TRAININGS / f"{arm}-{seed}.json"
+    if path.exists():
         return
-    run = Run(preset_of(args.arm, args.seed), folder)
+    folder = FOLDER / f"{arm}-{seed}"
+    run = Run(preset_of(arm, seed), folder)
     queries, _ = prepare_queries(run.preferences("validation"), run.load_template())
     judges = {"first": run.load_reward(), "second": run.load_second_judge()}
     trainer = run.make_trainer()
@@ -75,15 +78,126 @@ def main() -> None:
     def look_after(step: int) -> dict[str, Any]:
         return {"step": step, **look(trainer, run, judges, queries, examples=len(queries))}
 
-    looks = [look_after(0)]
+    looks, steps = [look_after(0)], []
     for step, stats in enumerate(run.train(trainer, judges["first"]), start=1):
-        print(step, f"{stats['ppo/mean_scores']:.2f}, KL {stats['objective/kl']:.1f}", flush=True)
+        steps.append(
+            {
+                "score": round(float(stats["ppo/mean_scores"]), 4),
+                "kl": round(float(stats["objective/kl"]), 4),
+            }
+        )
+        print(step, steps[-1], flush=True)
         if step in LOOKS:
             looks.append(look_after(step))
         if step in KEPT:
             trainer.policy.save_pretrained(folder / f"policy-{step}")
-    found = {"arm": args.arm, "seed": args.seed, "queries": queries["query"][:], "looks": looks}
-    (folder / "looks.json").write_text(json.dumps(found) + "\n", encoding="utf-8")
+    found = {"arm": arm, "seed": seed, "queries": queries["query"][:], "steps": steps}
+    TRAININGS.mkdir(exist_ok=True)
+    path.write_text(json.dumps(found | {"looks": looks}) + "\n", encoding="utf-8")
+
+
+# --- The rule ------------------------------------------------------------------------------------
+
+SECONDS_PER_STEP: dict[str, float] = {}
+"""Of a quiet machine with two cores."""
+LIMITS = {"seconds": 300, "ended": 0.85, "words": 8, "opening": 0.25, "bare": 0.05}
+
+
+def rows() -> list[dict[str, Any]]:
+    """Every arm that is a candidate, by its last looks at all seeds."""
+    found = []
+    for arm in ARMS.keys() - {"long"}:
+        runs = [json.loads(p.read_text()) for p in sorted(TRAININGS.glob(f"{arm}-?.json"))]
+        if runs:
+            found.append({"arm": arm, "seeds": len(runs), **measured(arm, runs)})
+    return sorted(found, key=lambda row: row["kl"])
+
+
+def measured(arm: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Gain, KL and what is counted, means over the seeds."""
+    gains = {
+        judge: np.mean(
+            [
+                np.subtract(run["looks"][-1]["scores"][judge], run["looks"][0]["scores"][judge])
+                for run in runs
+            ],
+            axis=0,
+        )
+        for judge in ("first", "second")
+    }
+    last = [(run["queries"], run["looks"][-1]) for run in runs]
+    lengths = [[len(words(answer)) for answer in at["answers"]] for _, at in last]
+    bare = [
+        [bare_yes_or_no(*pair) for pair in zip(q, at["answers"], strict=True)] for q, at in last
+    ]
+    row = {
+        "gain": float(gains["first"].mean()),
+        "error": float(gains["first"].std(ddof=1) / len(gains["first"]) ** 0.5),
+        "second": float(gains["second"].mean()),
+        "kl": float(np.mean([at["kl"] for _, at in last])),
+        "seconds": len(runs[0]["steps"]) * SECONDS_PER_STEP.get(arm, float("nan")),
+        "ended": float(np.mean([at["measures"]["ended"] for _, at in last])),
+        "words": float(np.mean([np.median(each) for each in lengths])),
+        "opening": float(np.mean([commonest_opening(at["answers"])[1] for _, at in last])),
+        "bare": float(np.mean(bare)),
+    }
+    row["out"] = [
+        name
+        for name, limit in LIMITS.items()
+        if (row[name] < limit if name in ("ended", "words") else row[name] > limit)
+    ]
+    return row
+
+
+def chosen(candidates: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The arm that the rule takes, if any passes."""
+    passing = [row for row in candidates if not row["out"]]
+    if not passing:
+        return None
+    best = max(passing, key=lambda row: row["gain"])
+    near = [row for row in passing if row["gain"] >= best["gain"] - best["error"]]
+    return min(near, key=lambda row: row["kl"])
+
+
+def table(candidates: list[dict[str, Any]]) -> str:
+    """The arms as Markdown, by KL."""
+    taken = chosen(candidates)
+    lines = [
+        "| arm | seeds | gain | evaluating judge | KL | whole | words | commonest opening | "
+        "bare yes or no | |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in candidates:
+        note = (
+            "**chosen**" if row is taken else f"out: {', '.join(row['out'])}" if row["out"] else ""
+        )
+        lines.append(
+            f"| {row['arm']} | {row['seeds']} | {row['gain']:.2f} ± {row['error']:.2f} | "
+            f"{row['second']:.2f} | {row['kl']:.1f} | {row['ended']:.0%} | {row['words']:.0f} | "
+            f"{row['opening']:.0%} | {row['bare']:.1%} | {note} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    training = commands.add_parser("train")
+    training.add_argument("arm", choices=ARMS)
+    training.add_argument("seed", type=int)
+    commands.add_parser("choose")
+    args = parser.parse_args()
+    if args.command == "train":
+        train(args.arm, args.seed)
+        return
+    found = table(rows())
+    before, rest = PAGE.read_text(encoding="utf-8").split("<!-- arms -->\n")
+    PAGE.write_text(
+        f"{before}<!-- arms -->\n{found}\n{rest[rest.index('<!-- end -->') :]}", encoding="utf-8"
+    )
+    print(found)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Write the results of the committed trainings into the README, between its two markers.
+"""Write the results of the blind reading and of the committed run into the README.
 
 python scripts/update_readme.py
 """
@@ -7,56 +7,91 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-SEEDS = ROOT / "rlhf_tutorial" / "bundled" / "experiments" / "seeds.json"
+RESULTS = ROOT / "notebooks" / "results" / "smollm2"
 START, END = "<!-- results: scripts/update_readme.py -->", "<!-- end of results -->"
 
+TRAINED = (
+    ("default run, 3 seeds, equal temperature", "default"),
+    ("default run, 3 seeds, each policy at its best temperature", "best_temperatures/default"),
+    ("long run, equal temperature", "long"),
+    ("long run, each policy at its best temperature", "best_temperatures/long"),
+)
+CONTROLS = (
+    ("no prompt, temperature 1", "untouched, no prompt, temperature 1"),
+    ("the prompt, temperature 1", "untouched, temperature 1"),
+    ("no prompt, best temperature", "untouched, no prompt"),
+    ("prompt and best temperature", "untouched, best"),
+    ("... cut after the first sentence", "untouched, first sentence"),
+    ("... best of 4 by the judge", "untouched, best of 4"),
+    ("... fine-tuned on one-sentence replies", "fine-tuned"),
+)
 
-def results_table(seeds: dict[str, Any]) -> str:
-    """The results as Markdown."""
-    first, second, runs = seeds["score"], seeds["second"], seeds["runs"]
 
-    def interval(judge: dict[str, Any], name: str, form: str = ".2f") -> str:
-        low, high = judge[f"{name}_interval"]
-        return f"{judge[name]:{form}} ({low:{form}} to {high:{form}})"
+def _found(reading: dict[str, Any], path: str) -> dict[str, Any]:
+    for name in path.split("/"):
+        reading = reading[name]
+    return reading
 
-    def deviations(judge: dict[str, Any]) -> str:
-        return f"{judge['mean_gain'] / judge['std_before']:.2f}"
 
-    def by_seed(judge: dict[str, Any]) -> str:
-        return ", ".join(f"{gain:.2f}" for gain in judge["gain_by_seed"])
+def _share(figures: dict[str, Any]) -> str:
+    low, high = figures["win_rate_interval"]
+    return f"{figures['win_rate']:.1%} ({low:.1%} to {high:.1%})"
 
-    rows = [
-        ("mean score before", *(interval(j, "mean_before") for j in (first, second))),
-        ("mean score after", *(interval(j, "mean_after") for j in (first, second))),
-        ("gain, paired", *(interval(j, "mean_gain") for j in (first, second))),
-        ("... in standard deviations of the scores before", deviations(first), deviations(second)),
-        ("win rate", *(interval(j, "win_rate", ".1%") for j in (first, second))),
-        ("gain of each seed", by_seed(first), by_seed(second)),
-        ("their standard deviation", f"{first['seed_std']:.2f}", f"{second['seed_std']:.2f}"),
-    ]
-    training = [run["training"] for run in runs]
-    t, minutes = training[0], [run["seconds"] / 60 for run in training]
+
+def reading_tables(reading: dict[str, Any]) -> str:
+    """What the blind reading found, as Markdown."""
+    n = reading["long"]["n"]
     lines = [
-        f"{len(runs)} trainings (seeds 0 to {len(runs) - 1}), {first['n']} prompts that were never "
-        "trained on, 95% intervals over the prompts:",
+        f"A blind reading of {n} test prompts, grades 0 to 5, each answer read once by a language "
+        "model that saw neither names nor scores; 95% intervals over prompts and seeds:",
         "",
-        "| | judge of the training | second judge, unseen by PPO |",
+        "| trained against untouched | wins | grade | gain | 3 or better | whole answers |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for label, path in TRAINED:
+        found = _found(reading, path)
+        low, high = found["grade_gain_interval"]
+        lines.append(
+            f"| {label} | {_share(found)} | {found['grade_before']:.2f} to "
+            f"{found['grade_after']:.2f} | {found['grade_after'] - found['grade_before']:+.2f} "
+            f"({low:+.2f} to {high:+.2f}) | {found['acceptable_before']:.0%} to "
+            f"{found['acceptable_after']:.0%} | {found['ended_before']:.0%} to "
+            f"{found['ended_after']:.0%} |"
+        )
+    lines += [
+        "",
+        "| without PPO | grade | whole answers | the default run's wins against it | the long "
+        "run's |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for label, name in CONTROLS:
+        found = reading[name]
+        lines.append(
+            f"| {label} | {found['grade_after']:.2f} | {found['ended_after']:.0%} | "
+            f"{_share(found['default_against_it'])} | {_share(found['long_against_it'])} |"
+        )
+    return "\n".join(lines)
+
+
+def run_table(results: dict[str, Any]) -> str:
+    """What was counted in the committed run of the notebooks, as Markdown."""
+    training, comparison = results["training"], results["comparison"]
+    lines = [
+        f"The notebooks' own run: {training['steps']} steps of 16 answers, each of "
+        f"{training['prompts']} prompts {'once' if training['epochs'] == 1 else 'several times'}, "
+        f"{training['precision']} arithmetic, {training['seconds'] / 60:.1f} minutes on two cores, "
+        f"to a KL of {training['kl_last_10_batches']:.1f} nats per answer (mean of the last ten "
+        "batches).",
+        "",
+        "| the same prompts, equal temperature | before | after |",
         "| --- | --- | --- |",
-        *(f"| {' | '.join(row)} |" for row in rows),
-        "",
-        f"Each training: {t['steps']} steps of 16 answers, each of {t['prompts']} prompts seen "
-        f"{t['epochs']} times, {t['precision']} arithmetic, {min(minutes):.1f} to "
-        f"{max(minutes):.1f} minutes on two shared cores, to a KL of "
-        f"{min(run['kl_last_10_batches'] for run in training):.1f} to "
-        f"{max(run['kl_last_10_batches'] for run in training):.1f} nats per answer (mean of the "
-        "last ten batches).",
-        "",
-        "| mean over the seeds | before | after |",
-        "| --- | --- | --- |",
+        f"| judge of the training | {comparison['mean_before']:.2f} | "
+        f"{comparison['mean_after']:.2f} |",
+        f"| evaluating judge | {comparison['second']['mean_before']:.2f} | "
+        f"{comparison['second']['mean_after']:.2f} |",
     ]
     for key, label, form in (
         ("words", "words per answer", ".1f"),
@@ -64,27 +99,32 @@ def results_table(seeds: dict[str, Any]) -> str:
         ("echoed", "share of the prompt's words echoed", ".0%"),
         ("ended", "answers that end in a sentence", ".0%"),
     ):
-        cells = (
-            f"{mean(run['measures'][when][key] for run in runs):{form}}"
-            for when in ("before", "after")
-        )
+        cells = (f"{comparison['measures'][when][key]:{form}}" for when in ("before", "after"))
         lines.append(f"| {label} | {' | '.join(cells)} |")
     for kind, label in (("whole_text", "whole dialogue"), ("last_reply", "reply in the template")):
         cells = (
-            f"{mean(run['perplexity'][when][kind]['mean_perplexity'] for run in runs):.2f}"
+            f"{results['perplexity'][when][kind]['mean_perplexity']:.2f}"
             for when in ("before", "after")
         )
         lines.append(f"| perplexity, {label} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
+def results_section() -> str:
+    """All that stands between the README's two markers."""
+    reading, results = (
+        json.loads((RESULTS / name).read_text(encoding="utf-8"))
+        for name in ("reading.json", "results.json")
+    )
+    return f"{reading_tables(reading)}\n\n{run_table(results)}"
+
+
 def main() -> None:
     """Replace what stands between the markers."""
-    seeds = json.loads(SEEDS.read_text(encoding="utf-8"))
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
     head, tail = text.split(START)[0], text.split(END)[1]
-    readme.write_text(f"{head}{START}\n{results_table(seeds)}\n{END}{tail}", encoding="utf-8")
+    readme.write_text(f"{head}{START}\n{results_section()}\n{END}{tail}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -7,11 +7,16 @@ them: it repeats the prompt, says one thing to everybody, or rambles.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 
 from ..errors import DataError
 
 _END = re.compile(r"[.!?…][\"'”’)\]]*$")
+_ASKS_YES_OR_NO = re.compile(
+    r"(?:.*[.,] )?(?:is|are|am|was|were|do|does|did|can|could|should|would|will|has|have|may) "
+)
+_YES_OR_NO = {"yes", "no", "yeah", "nope", "not", "maybe"}
 
 
 def words(text: str) -> list[str]:
@@ -41,6 +46,26 @@ def distinct(responses: Sequence[str], n: int = 2) -> float:
         tokens = words(response)
         grams += [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
     return len(set(grams)) / len(grams) if grams else 0.0
+
+
+def commonest_opening(responses: Sequence[str], n: int = 2) -> tuple[str, float]:
+    """The first n words that most responses begin with, and the share of them that do.
+
+    Raises:
+        DataError: for no responses.
+    """
+    if not responses:
+        raise DataError("there are no responses to look for an opening in: give at least one")
+    openings = Counter(" ".join(words(response)[:n]) for response in responses)
+    opening, count = openings.most_common(1)[0]
+    return opening, count / len(responses)
+
+
+def bare_yes_or_no(query: str, response: str) -> bool:
+    """Whether the response is a yes or no of at most three words to a query that asks for none."""
+    said = words(response)
+    asks = bool(_ASKS_YES_OR_NO.match(query.lower().strip()))
+    return not asks and 0 < len(said) <= 3 and said[0] in _YES_OR_NO
 
 
 def text_measures(queries: Sequence[str], responses: Sequence[str]) -> dict[str, float]:

@@ -44,21 +44,10 @@ def compare_sources(
     """
     if not rows or not after:
         raise DataError("there is nothing to compare: give rows, and a source at least")
-    wins = np.empty((len(rows), len(after)))
-    grades = np.empty((len(rows), 1 + len(after)))
-    ended = np.empty_like(grades)
-    for i, row in enumerate(rows):
-        by_source: dict[str, dict[str, Any]] = {}
-        for answer in row["answers"]:
-            if answer["source"] in by_source:
-                raise DataError(f"{row['prompt']!r} has two answers of {answer['source']}")
-            by_source[answer["source"]] = answer
-        if missing := {before, *after} - by_source.keys():
-            raise DataError(f"{row['prompt']!r} has no answer of {sorted(missing)[0]}")
-        answers = [by_source[name] for name in (before, *after)]
-        grades[i] = [answer["grade"] for answer in answers]
-        ended[i] = [answer["ended"] for answer in answers]
-        wins[i] = [_won(answer, answers[0]) for answer in answers[1:]]
+    chosen = [_answers_of(row, (before, *after)) for row in rows]
+    grades = np.array([[a["grade"] for a in answers] for answers in chosen], dtype=float)
+    ended = np.array([[a["ended"] for a in answers] for answers in chosen], dtype=float)
+    wins = np.array([[_won(a, answers[0]) for a in answers[1:]] for answers in chosen])
     gains = grades[:, 1:] - grades[:, :1]
     return {
         "n": int(wins.size),
@@ -73,6 +62,28 @@ def compare_sources(
         "acceptable_after": float((grades[:, 1:] >= ACCEPTABLE).mean()),
         "ended_before": float(ended[:, 0].mean()),
         "ended_after": float(ended[:, 1:].mean()),
+    }
+
+
+def gains_of(
+    rows: Sequence[Row], before: str, after: Sequence[str], key: str = "grade"
+) -> dict[str, Any]:
+    """What a reader, or a judge whose scores the rows hold, sees in the same answers.
+
+    Args:
+        rows, before, after: as of `compare_sources`. key: what of an answer is compared.
+
+    Returns:
+        `mean_gain`, its 95% interval `mean_gain_interval`, over prompts and seeds as above, and
+        `gain_by_seed`.
+    """
+    chosen = [_answers_of(row, (before, *after)) for row in rows]
+    values = np.array([[answer[key] for answer in answers] for answers in chosen], dtype=float)
+    gains = values[:, 1:] - values[:, :1]
+    return {
+        "mean_gain": float(gains.mean()),
+        "mean_gain_interval": _two_way_interval(gains, resamples=10_000, seed=0),
+        "gain_by_seed": gains.mean(axis=0).tolist(),
     }
 
 
@@ -143,6 +154,18 @@ def agreement(first: Sequence[Row], second: Sequence[Row]) -> dict[str, float]:
         "pairs": pairs["n"],
         "same_order": pairs["accuracy"],
     }
+
+
+def _answers_of(row: Row, sources: Sequence[str]) -> list[dict[str, Any]]:
+    """The row's answer of each source, in their order."""
+    by_source: dict[str, dict[str, Any]] = {}
+    for answer in row["answers"]:
+        if answer["source"] in by_source:
+            raise DataError(f"{row['prompt']!r} has two answers of {answer['source']}")
+        by_source[answer["source"]] = answer
+    if missing := set(sources) - by_source.keys():
+        raise DataError(f"{row['prompt']!r} has no answer of {sorted(missing)[0]}")
+    return [by_source[name] for name in sources]
 
 
 def _won(answer: dict[str, Any], other: dict[str, Any]) -> float:

@@ -22,6 +22,18 @@ def committed_experiments() -> dict[str, dict[str, Any]]:
     return {result["name"]: result for result in results if "name" in result}
 
 
+def committed_trainings() -> dict[str, dict[str, Any]]:
+    """The trainings of `scripts/tuning.py` that come with the package, by arm and seed.
+
+    Returns:
+        "arm, seed n" to `arm`, `seed`, `steps` (a row of numbers each), `queries` (validation
+        prompts) and `looks` on the way (see `studies.looks.look_at`, and "step").
+    """
+    paths = sorted(resolve(Bundled("trainings")).glob("*.json"))
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    return {f"{result['arm']}, seed {result['seed']}": result for result in results}
+
+
 def committed_rivals() -> pd.DataFrame:
     """The runs of `scripts/rivals.py` that come with the package, a row per prompt and run.
 

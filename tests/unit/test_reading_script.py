@@ -42,7 +42,7 @@ def test_every_control_and_every_training_is_read_and_reported(script):
     sources = script.test_sources(best)
     assert sources["default-2, best"].temperature == 0.01, "seeds share the first one's temperature"
     assert sources["long, best"].temperature == 0.5
-    assert sources["untouched"].temperature == script.whole_answers().ppo["temperature"]
+    assert sources["untouched"].temperature == script.PRESET.ppo["temperature"]
     assert not sources["untouched, no prompt"].system
     assert sources["untouched, best of 4"].best_of == 4
     rows = [row(str(i), {name: (i + k) % 6 for k, name in enumerate(sources)}) for i in range(12)]
@@ -56,14 +56,14 @@ def test_every_control_and_every_training_is_read_and_reported(script):
     assert set(results) == {"temperatures", "default", "long", "best_temperatures", *controls}
 
 
-def test_the_form_is_one_that_can_be_trained(script):
-    trainings = script.presets()
-    assert set(trainings) == {"default-0", "default-1", "default-2", "long"}
-    for preset in trainings.values():
-        assert PPOConfig(**preset.ppo).temperature == 0.5
-        assert preset.max_new_tokens == 32 and preset.template.system == script.SYSTEM
-    assert [trainings[f"default-{s}"].ppo["seed"] for s in range(3)] == [0, 1, 2]
-    assert trainings["long"].epochs > trainings["default-0"].epochs
+def test_the_arms_are_the_preset_with_one_thing_changed():
+    tuning = load_script("tuning")
+    preset = tuning.preset_of("default", 2)
+    assert PPOConfig(**preset.ppo).seed == 2 and preset.num_shared_layers == 18
+    assert tuning.preset_of("top-8", 0).num_shared_layers == 22
+    long = tuning.preset_of("long", 0)
+    assert long.epochs == 6 and long.ppo["init_kl_coef"] == 0.1
+    assert tuning.preset_of("kl-0.1", 0).ppo["init_kl_coef"] == 0.1
 
 
 def test_of_several_answers_the_judge_chooses(script):

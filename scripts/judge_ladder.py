@@ -1,0 +1,107 @@
+"""The ladder of judges: how often each orders two answers of different grade as the reader does.
+
+    python scripts/judge_ladder.py              # rules, log-probability, both editions' judges
+    python scripts/judge_ladder.py lora 480     # RewardTrainer on the grades of so many prompts
+
+All on the answers of the untouched policy to the 128 test prompts. Rows go to ladder.json beside
+the judge; what is there is made anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from fit_judges import BUNDLED, FEEDBACK, accuracies, flat, graded_rows
+
+from rlhf_tutorial import Run, assets, load_preset
+from rlhf_tutorial.evaluation.perplexity import token_nlls
+from rlhf_tutorial.evaluation.reading import agreement
+from rlhf_tutorial.feedback import Row, load_feedback, pairs
+from rlhf_tutorial.reward import train_reward_model
+
+PATH = BUNDLED / "judge" / "ladder.json"
+RUNS = BUNDLED.parent.parent / "runs" / "ladder"
+RULES: dict[str, Callable[[dict[str, Any]], float]] = {
+    "the shorter answer": lambda answer: -len(answer["text"].split()),
+    "it ended": lambda answer: float(answer["ended"]),
+    "it ended, then the longer": lambda a: 1000 * a["ended"] + len(a["text"].split()),
+}
+
+
+def save(judge: str, learned_from: str, figures: dict[str, Any]) -> None:
+    """Put a row into the file, in place of the one of this judge, or at the end."""
+    rows = json.loads(PATH.read_text(encoding="utf-8"))["rows"] if PATH.exists() else []
+    row = {"judge": judge, "learned from": learned_from, **figures}
+    names = [each["judge"] for each in rows]
+    if judge in names:
+        rows[names.index(judge)] = row
+    else:
+        rows.append(row)
+    PATH.write_text(json.dumps({"rows": rows}, indent=1) + "\n", encoding="utf-8")
+    print(judge, figures, flush=True)
+
+
+def mean_log_probability(run: Run, prompts: list[str], texts: list[str]) -> list[float]:
+    """Of an answer's tokens, given the prompt in the run's template, at temperature 1."""
+    template, model = run.load_template(), run.load_policy().pretrained_model
+    asked = [template.encode(prompt) for prompt in prompts]
+    said = [template.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    rows = [question + answer for question, answer in zip(asked, said, strict=True)]
+    nlls = token_nlls(model, rows, first=[len(question) for question in asked])
+    return [-float(nll.mean()) if len(nll) else 0.0 for nll in nlls]
+
+
+def without_training(test: list[Row]) -> None:
+    prompts, texts, _ = flat(test)
+    for name, rule in RULES.items():
+        scores = [rule(answer) for row in test for answer in row["answers"]]
+        save(name, "nothing", accuracies(test, scores))
+    run = Run(load_preset("smollm2"), RUNS / "smollm2")
+    first = Run(load_preset("sixteen-tokens"), RUNS / "first")
+    scores = mean_log_probability(run, prompts, texts)
+    save("mean log-probability", "its pretraining", accuracies(test, scores))
+    for name, judge, source in (
+        ("MiniLM with an adapter (first edition)", first.load_reward(), "pairs, people's and made"),
+        ("SmolLM2 with an adapter (first edition)", first.load_second_judge(), "people's pairs"),
+        ("line on states, the judge that trains", run.load_reward(), "480 prompts' grades"),
+        ("line on states, the one that evaluates", run.load_second_judge(), "160 prompts' grades"),
+    ):
+        save(name, source, accuracies(test, judge(prompts, texts)))
+    again = [load_feedback(FEEDBACK / f"validation{part}.jsonl") for part in ("", "-again")]
+    found = agreement(*again)
+    ceiling = {"n": found["pairs"], "accuracy": found["same_order"]}
+    save("a second reading (validation prompts)", "the guide", {"all": ceiling})
+
+
+def lora(test: list[Row], count: int) -> None:
+    """A low-rank adapter on all layers of the policy's body, by pairs of grades."""
+    asked = {row["prompt"] for row in graded_rows("judge")["fit"]}
+    train = [row for row in load_feedback(FEEDBACK / "train.jsonl") if row["prompt"] in asked]
+    judge = train_reward_model(
+        pairs(train[:count]), assets.SMOLLM2, learning_rate=3e-4, cut_share=0.0,
+        log=lambda step, figures: print(step, figures, flush=True),
+    )  # fmt: skip
+    prompts, texts, _ = flat(test)
+    with torch.no_grad():
+        found = accuracies(test, judge(prompts, texts))
+    save(f"SmolLM2, LoRA by RewardTrainer, {count} prompts", f"{count} prompts' pairs", found)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", nargs="?", choices=["lora"])
+    parser.add_argument("prompts", nargs="?", type=int, default=480)
+    args = parser.parse_args()
+    test = load_feedback(FEEDBACK / "test.jsonl")
+    if args.what == "lora":
+        lora(test, args.prompts)
+    else:
+        without_training(test)
+
+
+if __name__ == "__main__":
+    main()
