@@ -44,7 +44,7 @@ def compare(run: Run) -> None:
 def perplexity(run: Run) -> None:
     """Perplexity on the held-out dialogues before and after."""
     result = run.perplexity()
-    for kind in ("whole_text", "last_reply"):
+    for kind in result["before"]:
         before, after = (result[when][kind]["mean_perplexity"] for when in ("before", "after"))
         print(f"{kind}: {before:.3f} before, {after:.3f} after")
 

@@ -357,7 +357,11 @@ class Run:
     # Stage 4: perplexity -------------------------------------------------------------------------
 
     def perplexity(self) -> dict[str, Any]:
-        """Perplexity before and after, on whole dialogues and on the last reply given the rest."""
+        """Perplexity before and after, on whole dialogues and on the last reply given the rest.
+
+        Both are at temperature 1, as perplexity is defined. Of a policy with another temperature
+        there is a third, "last_reply_as_sampled": the last reply's, at the policy's.
+        """
         path = self.folder / "perplexity.json"
         if path.exists():
             return json.loads(path.read_text(encoding="utf-8"))
@@ -369,7 +373,10 @@ class Run:
         texts = [t for t in texts if isinstance(t, str) and t.strip()]
         template = self.load_template()
         pairs = [pair for text in texts if (pair := last_reply(text)) is not None]
-        contexts = [template.encode(turns) for turns, _ in pairs]
+        replies = {
+            "predictions": [reply for _, reply in pairs],
+            "contexts": [template.encode(turns) for turns, _ in pairs],
+        }
         metric = Perplexity(keep_in_memory=True)
         result: dict[str, Any] = {}
         for name, model in (
@@ -382,10 +389,12 @@ class Run:
             }
             result[name] = {
                 "whole_text": metric.compute(predictions=texts, **with_model),
-                "last_reply": metric.compute(
-                    predictions=[reply for _, reply in pairs], contexts=contexts, **with_model
-                ),
+                "last_reply": metric.compute(**replies, **with_model),
             }
+            if self.temperature != 1:
+                result[name]["last_reply_as_sampled"] = metric.compute(
+                    **replies, **with_model, temperature=self.temperature
+                )
         result["seconds"] = round(time.perf_counter() - start, 1)
         # results.json holds the averages; perplexity.json also each text's value.
         keys = ("mean_perplexity", "pooled_perplexity", "truncated")

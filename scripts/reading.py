@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +26,10 @@ import numpy as np
 from feedback import prompts_of, sample
 
 from rlhf_tutorial import Run, load_preset
+from rlhf_tutorial.evaluation.measures import first_sentence
 from rlhf_tutorial.evaluation.reading import compare_sources
 from rlhf_tutorial.feedback import Row, load_feedback, save_feedback
+from rlhf_tutorial.scores import Reward
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "runs" / "reading"
@@ -97,23 +98,29 @@ def test_sources(best: dict[str, float]) -> dict[str, Source]:
 
 def answered(sources: dict[str, Source], split: str) -> list[Row]:
     """An answer of each source to each prompt of the split."""
-    prompts = prompts_of(split)
+    prompts, judge = prompts_of(split), Run(PRESET).load_reward()
     rows: list[Row] = [{"prompt": prompt, "answers": []} for prompt in prompts]
-    judge = Run(PRESET).load_reward()
     for seed, (name, source) in enumerate(sources.items()):
-        settings: dict[str, Any] = {} if source.system else {"system": None}
-        drawn = sample(
-            prompts,
-            policy=source.policy,
-            answers=source.best_of,
-            temperature=source.temperature,
-            seed=100 + seed,
-            **settings,
-        )
-        for row, answer in zip(rows, _chosen(drawn, judge), strict=True):
-            kept = first_sentence(answer) if source.first_sentence else answer
-            row["answers"].append({**kept, "source": name})
+        for row, answer in zip(rows, answers_of(source, prompts, judge, seed), strict=True):
+            row["answers"].append({**answer, "source": name})
     return rows
+
+
+def answers_of(
+    source: Source, prompts: list[str], judge: Reward, seed: int
+) -> Iterator[dict[str, Any]]:
+    """The source's answer to each prompt."""
+    settings: dict[str, Any] = {} if source.system else {"system": None}
+    drawn = sample(
+        prompts,
+        policy=source.policy,
+        answers=source.best_of,
+        temperature=source.temperature,
+        seed=100 + seed,
+        **settings,
+    )
+    for answer in _chosen(drawn, judge):
+        yield cut(answer) if source.first_sentence else answer
 
 
 def judged(rows: list[Row]) -> list[Row]:
@@ -127,13 +134,13 @@ def judged(rows: list[Row]) -> list[Row]:
     return rows
 
 
-def first_sentence(answer: dict[str, Any]) -> dict[str, Any]:
+def cut(answer: dict[str, Any]) -> dict[str, Any]:
     """The answer up to the end of its first sentence, if it goes on after one."""
-    match = re.match(r".*?(?<!\d)[.!?](?=\s)", answer["text"], re.DOTALL)
-    return answer if match is None else {**answer, "text": match[0], "ended": True}
+    text = first_sentence(answer["text"])
+    return answer if text == answer["text"] else {**answer, "text": text, "ended": True}
 
 
-def _chosen(drawn: list[Row], judge: Any) -> Iterator[dict[str, Any]]:
+def _chosen(drawn: list[Row], judge: Reward) -> Iterator[dict[str, Any]]:
     """Of each row the answer that the judge scores highest."""
     for row in drawn:
         answers = row["answers"]

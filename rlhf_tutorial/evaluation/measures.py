@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from ..errors import DataError
 
 _END = re.compile(r"[.!?…][\"'”’)\]]*$")
+_SENTENCE = re.compile(r".*?(?<!\d)[.!?](?=\s)", re.DOTALL)
 _ASKS_YES_OR_NO = re.compile(
     r"(?:.*[.,] )?(?:is|are|am|was|were|do|does|did|can|could|should|would|will|has|have|may) "
 )
@@ -33,6 +34,16 @@ def echoed(query: str, response: str) -> float:
 def ends_in_sentence(response: str) -> bool:
     """Whether the response ends with a sentence's full stop, question or exclamation mark."""
     return bool(_END.search(response.rstrip()))
+
+
+def first_sentence(response: str) -> str:
+    """The response up to the end of its first sentence; all of it where that is its end.
+
+    A sentence ends with a full stop, question or exclamation mark before white space; the full stop
+    of a numbered list, "1. Take", ends none.
+    """
+    match = _SENTENCE.match(response)
+    return match[0] if match else response
 
 
 def distinct(responses: Sequence[str], n: int = 2) -> float:

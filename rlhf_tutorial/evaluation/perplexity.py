@@ -71,6 +71,7 @@ def score_texts(
     max_length: int | None = None,
     batch_size: int = 16,
     bf16: bool = False,
+    temperature: float = 1.0,
 ) -> dict[str, Any]:
     """Perplexity of each text: exp of the mean negative log-likelihood of its tokens.
 
@@ -91,6 +92,8 @@ def score_texts(
             included; by default (and at most) the model's own limit.
         batch_size: the most texts at a time; long texts go fewer at a time, to bound the memory.
         bf16: compute in bfloat16 (the loss stays in float32): faster, a little less exact.
+        temperature: the model is softmax(z / temperature). At 1 this is what a perplexity is taken
+            to mean; at another, the perplexity of a policy that samples so.
 
     Returns:
         perplexities: one per text, in the caller's order.
@@ -104,6 +107,7 @@ def score_texts(
     Raises:
         DataError: for no texts, a number of contexts that differs, or a text without a token that
             could be predicted.
+        ModelError: for a temperature that is not a number above 0.
     """
     texts = list(texts)
     if not texts:
@@ -128,7 +132,7 @@ def score_texts(
         if len(sequences[i]) <= first[i]:
             raise DataError(f"text {i} has no token to predict: {text[:40]!r}; drop it")
 
-    nlls = token_nlls(model, sequences, first, batch_size, bf16)
+    nlls = token_nlls(model, sequences, first, batch_size, bf16, temperature)
     sums = torch.stack([nll.double().sum() for nll in nlls])
     tokens = torch.tensor([len(nll) for nll in nlls])
     perplexities = (sums / tokens).exp()
@@ -149,8 +153,9 @@ def token_nlls(
     first: list[int],
     batch_size: int = 16,
     bf16: bool = False,
+    temperature: float = 1.0,
 ) -> list[Tensor]:
-    """-log p of each token, in nats, given all tokens before it.
+    """-log p of each token, in nats, given all tokens before it; p is softmax(z / temperature).
 
     Args:
         sequences: token ids, each list no longer than the model's context.
@@ -159,6 +164,8 @@ def token_nlls(
     Returns:
         A float32 tensor (len(sequence) - first,) on the CPU for each, in the caller's order.
     """
+    if not 0 < temperature < float("inf"):
+        raise ModelError(f"temperature is {temperature}: use a number above 0")
     nlls: list[Tensor] = [torch.empty(0)] * len(sequences)
     was_training = model.training
     model.eval()  # dropout would blur the predictions
@@ -167,7 +174,7 @@ def token_nlls(
         with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
             for rows in _batches([len(s) for s in sequences], batch_size):
                 batch = [torch.tensor(sequences[i], device=model.device) for i in rows]
-                results = _batch_nlls(model, batch, [first[i] for i in rows])
+                results = _batch_nlls(model, batch, [first[i] for i in rows], temperature)
                 for i, result in zip(rows, results, strict=True):
                     nlls[i] = result
     finally:
@@ -175,17 +182,19 @@ def token_nlls(
     return nlls
 
 
-def _batch_nlls(model: PreTrainedModel, batch: list[Tensor], first: list[int]) -> list[Tensor]:
+def _batch_nlls(
+    model: PreTrainedModel, batch: list[Tensor], first: list[int], temperature: float
+) -> list[Tensor]:
     """`token_nlls` of one batch. A function, so that its logits are freed before the next one's."""
     input_ids, attention_mask = pad(batch, 0, side="right")
     output = model(input_ids, attention_mask=attention_mask, use_cache=False)
     nlls = []
     for ids, start, logits in zip(batch, first, output.logits, strict=True):
-        # Logits at t predict the token at t + 1. A few at a time go to float32.
+        # Logits at t predict the token at t + 1. A few at a time go to float32, and are divided.
         predicting = logits[start - 1 : len(ids) - 1].split(TOKENS_PER_LOSS)
         targets = ids[start:].split(TOKENS_PER_LOSS)
         losses = [
-            cross_entropy(chunk.float(), target, reduction="none")
+            cross_entropy(chunk.float() / temperature, target, reduction="none")
             for chunk, target in zip(predicting, targets, strict=True)
         ]
         nlls.append(torch.cat(losses).cpu())

@@ -1,7 +1,7 @@
 """The course's figures, each a function that returns a `matplotlib.figure.Figure`."""
 
 from .plan import plan_diagram
-from .scores import before_after, length_histogram, perplexity_bars, score_histogram
+from .scores import bars_with_intervals, before_after, length_histogram, score_histogram
 from .step import along_response, batch_layout, clipped_objective, token_heatmap
 from .studies import against_kl, gains_of_seeds, methods_against_kl, over_steps
 from .style import STYLE
@@ -12,6 +12,7 @@ __all__ = [
     "LiveCurve",
     "against_kl",
     "along_response",
+    "bars_with_intervals",
     "batch_layout",
     "before_after",
     "clipped_objective",
@@ -20,7 +21,6 @@ __all__ = [
     "length_histogram",
     "methods_against_kl",
     "over_steps",
-    "perplexity_bars",
     "plan_diagram",
     "reward_curve",
     "score_histogram",

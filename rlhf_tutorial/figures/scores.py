@@ -121,10 +121,10 @@ def score_histogram(
 
 
 @rc_context(STYLE)
-def perplexity_bars(
+def bars_with_intervals(
     rows: Sequence[Mapping[str, Any]], xlabel: str = "perplexity (lower: less surprised)"
 ) -> Figure:
-    """Bars with intervals, one per row of the perplexity table.
+    """Bars with intervals, one per row of a table.
 
     Args:
         rows: {"label", "value", "low", "high"} each, drawn from top to bottom; a line from "low"
@@ -135,14 +135,16 @@ def perplexity_bars(
         DataError: for no rows, a missing field, or an interval that does not hold its value.
     """
     if not rows:
-        raise DataError("perplexity_bars got no rows: give at least one {label, value, low, high}")
+        raise DataError(
+            "bars_with_intervals got no rows: give at least one {label, value, low, high}"
+        )
     for row in rows:
         if missing := [key for key in ("label", "value", "low", "high") if key not in row]:
-            raise DataError(f"perplexity_bars row {dict(row)} has no {missing[0]!r}")
+            raise DataError(f"bars_with_intervals row {dict(row)} has no {missing[0]!r}")
         if not row["low"] <= row["value"] <= row["high"]:
             raise DataError(
-                f"perplexity_bars row {row['label']!r}: the interval {row['low']} to {row['high']} "
-                f"does not hold the value {row['value']}"
+                f"bars_with_intervals row {row['label']!r}: the interval {row['low']} to "
+                f"{row['high']} does not hold the value {row['value']}"
             )
     values, low, high = (np.array([float(r[k]) for r in rows]) for k in ("value", "low", "high"))
     y = np.arange(len(rows))

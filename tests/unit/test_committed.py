@@ -47,3 +47,15 @@ def test_the_committed_trials_and_costs_are_read(monkeypatch: Any, tmp_path: Pat
     costs = committed.committed_costs()
     assert costs.loc["m", "training (s)"] == costs.loc["m", "peak memory (GiB)"] == 2
     assert costs.loc["one answer", "at use (s)"] == 0.5 and np.isnan(costs.loc["m", "at use (s)"])
+
+
+def test_the_committed_trainings_are_named_by_arm_and_seed(
+    monkeypatch: Any, tmp_path: Path
+) -> None:
+    for arm, seed in (("default", 1), ("long", 0)):
+        path = tmp_path / f"{arm}-{seed}.json"
+        path.write_text(json.dumps({"arm": arm, "seed": seed, "looks": []}), encoding="utf-8")
+    monkeypatch.setattr(committed, "resolve", lambda source: tmp_path)
+    found = committed.committed_trainings()
+    assert list(found) == ["default, seed 1", "long, seed 0"]
+    assert found["long, seed 0"]["arm"] == "long"

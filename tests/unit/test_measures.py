@@ -11,6 +11,7 @@ from rlhf_tutorial.evaluation.measures import (
     distinct,
     echoed,
     ends_in_sentence,
+    first_sentence,
     text_measures,
     words,
 )
@@ -92,3 +93,17 @@ def test_the_commonest_opening_is_counted_in_lower_case_and_by_words() -> None:
 )
 def test_a_bare_yes_or_no_answers_what_was_not_asked(query: str, response: str, bare: bool) -> None:
     assert bare_yes_or_no(query, response) is bare
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("Use salt. It is then", "Use salt."),
+        ("Really? Yes, it", "Really?"),
+        ("Use salt and then", "Use salt and then"),
+        ("1. Take salt\n2. Then", "1. Take salt\n2. Then"),
+        ("About 2.5 g is enough.", "About 2.5 g is enough."),
+    ],
+)
+def test_the_first_sentence_ends_before_white_space(text: str, sentence: str) -> None:
+    assert first_sentence(text) == sentence

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 from support.models import language_model
 from support.tokenizers import BOS, EOS, byte_tokenizer
+from torch.nn.functional import cross_entropy
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -218,6 +220,59 @@ def test_dropout_is_off_and_the_callers_state_is_left_alone(tokenizer, tmp_path:
     assert torch.equal(before[0], after[0])
     assert before[1:] == after[1:]
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("temperature", [0.25, 0.5, 1.7])
+def test_a_temperature_divides_the_logits(model, tokenizer, temperature, monkeypatch):
+    """Against log_softmax in double precision, and a model whose output layer was divided."""
+    monkeypatch.setattr(module, "TOKENS_PER_LOSS", 3)
+    ids = [BOS, *ids_of("Why is the sky blue?")]
+    with torch.no_grad():
+        logits = model(torch.tensor([ids])).logits[0].double()
+    expected = -(logits / temperature).log_softmax(-1)[range(3, len(ids) - 1), ids[4:]]
+    (actual,) = token_nlls(model, [ids], [4], temperature=temperature)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4)
+
+    divided = copy.deepcopy(model)
+    head = torch.nn.Parameter(model.get_output_embeddings().weight.detach() / temperature)
+    divided.get_output_embeddings().weight = head  # no longer the input embeddings', if it was
+    contexts = ["Q: hm?\nA: "] * len(TEXTS)
+    result = score_texts(TEXTS, model, tokenizer, contexts=contexts, temperature=temperature)
+    reference = score_texts(TEXTS, divided, tokenizer, contexts=contexts)
+    np.testing.assert_allclose(result["perplexities"], reference["perplexities"], rtol=1e-4)
+    metric = Perplexity(keep_in_memory=True)
+    given = {"contexts": contexts, "model": model, "tokenizer": tokenizer}
+    assert metric.compute(predictions=TEXTS, **given, temperature=temperature) == result
+    at_1 = score_texts(TEXTS, model, tokenizer, contexts=contexts)
+    ratio = result["pooled_perplexity"] / at_1["pooled_perplexity"]
+    assert ratio > 1.5 if temperature < 1 else ratio < 0.8  # these texts are not the model's own
+
+
+def test_temperature_1_is_to_the_bit_the_loss_of_the_logits(model):
+    ids = [BOS, *ids_of("Stir until smooth, then rest.")]
+    with torch.no_grad():
+        logits = model(torch.tensor([ids])).logits[0]
+    expected = cross_entropy(logits[:-1], torch.tensor(ids[1:]), reduction="none")
+    for temperature in ({}, {"temperature": 1}, {"temperature": 1.0}):
+        (actual,) = token_nlls(model, [ids], [1], **temperature)
+        assert torch.equal(actual, expected)
+
+
+def test_the_models_own_logits_are_left_as_they_are(llama):
+    ids, seen = [BOS, *ids_of("Tea, please.")], []
+    hook = llama.register_forward_hook(lambda *call: seen.append(call[-1].logits))
+    token_nlls(llama, [ids], [1], temperature=0.5)
+    hook.remove()
+    with torch.no_grad():
+        assert torch.equal(seen[0], llama(torch.tensor([ids])).logits)
+
+
+@pytest.mark.parametrize("temperature", [0, 0.0, -1, math.nan, math.inf])
+def test_a_wrong_temperature_is_refused(llama, tokenizer, temperature):
+    with pytest.raises(ModelError, match=f"temperature is {temperature}: use a number above 0"):
+        score_texts(TEXTS, llama, tokenizer, temperature=temperature)
+    with pytest.raises(ModelError, match="temperature"):
+        token_nlls(llama, [[1, 2]], [1], temperature=temperature)
 
 
 def test_bf16_is_close_but_not_the_same(llama, tokenizer):

@@ -8,7 +8,7 @@ from support.errors import one_line
 
 from rlhf_tutorial.errors import DataError, RewardError
 from rlhf_tutorial.evaluation.intervals import bootstrap_interval
-from rlhf_tutorial.evaluation.reading import compare_sources, pair_accuracy
+from rlhf_tutorial.evaluation.reading import compare_sources, gains_of, pair_accuracy
 
 
 def answer(source: str, grade: int, rank: int, text: str | None = None, ended: bool = True) -> dict:
@@ -54,6 +54,20 @@ def test_with_one_seed_the_interval_is_that_of_the_bootstrap_over_prompts():
     assert result["grade_gain_interval"] == pytest.approx(bootstrap_interval(gains), abs=0.02)
     low, high = result["win_rate_interval"]
     assert low < result["win_rate"] < high and high - low == pytest.approx(0.175, abs=0.02)
+
+
+def test_gains_of_grades_are_those_of_the_comparison_and_a_judges_scores_work_alike():
+    rows = graded(np.random.default_rng(1), 3, 0.5, 0.2)
+    for row in rows:
+        for scored in row["answers"]:
+            scored["first"] = 10.0 * scored["grade"]
+    names = ["new-0", "new-1", "new-2"]
+    whole, reader = compare_sources(rows, "old", names), gains_of(rows, "old", names)
+    assert reader["mean_gain"] == pytest.approx(whole["grade_after"] - whole["grade_before"])
+    assert reader["mean_gain_interval"] == pytest.approx(whole["grade_gain_interval"])
+    assert np.mean(reader["gain_by_seed"]) == pytest.approx(reader["mean_gain"])
+    judge = gains_of(rows, "old", names, key="first")
+    assert judge["gain_by_seed"] == pytest.approx([10 * gain for gain in reader["gain_by_seed"]])
 
 
 def test_seeds_that_differ_widen_the_interval():

@@ -84,4 +84,4 @@ def test_of_several_answers_the_judge_chooses(script):
 )
 def test_an_answer_is_cut_after_its_first_sentence(text, kept, ended, script):
     answer = {"text": text, "ended": False}
-    assert script.first_sentence(answer) == {"text": kept, "ended": ended}
+    assert script.cut(answer) == {"text": kept, "ended": ended}

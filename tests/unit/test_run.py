@@ -11,7 +11,7 @@ import torch
 
 from rlhf_tutorial import Run, load_preset
 from rlhf_tutorial.__main__ import main
-from rlhf_tutorial.data import PromptReport
+from rlhf_tutorial.data import PromptReport, last_reply
 from rlhf_tutorial.errors import CheckpointError, TutorialError
 from rlhf_tutorial.presets import Preset
 from rlhf_tutorial.template import PromptTemplate
@@ -174,6 +174,38 @@ def test_temperature_and_system_message_are_those_of_every_stage(
         assert template.decode([drawn[0, query.shape[1] :]]) == [answer]
     training = run.results()["training"]
     assert training["temperature"] == 1e-3 and training["system_message"] == "Be brief."
+
+
+def test_perplexity_of_the_policy_as_it_samples_is_a_kind_of_its_own(
+    tmp_path: Path, finished: Run
+) -> None:
+    run = Run(with_temperature(0.5), tmp_path)
+    run.load_policy().save_pretrained(tmp_path / "policy")  # "trained", into what it was
+    result = run.perplexity()
+    assert json.loads((tmp_path / "perplexity.json").read_text()) == result
+    assert result["before"] == result["after"]
+
+    policy, template = run.load_policy().pretrained_model, run.load_template()
+    pairs = [last_reply(text) for text in run.preferences("test")["chosen"][:4]]
+    expected: dict[str, list[float]] = {"last_reply": [], "last_reply_as_sampled": []}
+    for turns, reply in pairs:
+        given = template.encode(turns)
+        assert "Be brief." in template.tokenizer.decode(given)
+        ids = given + template.tokenizer(reply, add_special_tokens=False)["input_ids"]
+        with torch.no_grad():
+            logits = policy(torch.tensor([ids])).logits[0, len(given) - 1 : -1].double()
+        for kind, temperature in (("last_reply", 1.0), ("last_reply_as_sampled", 0.5)):
+            log_p = (logits / temperature).log_softmax(-1)
+            said = log_p.gather(-1, torch.tensor(ids[len(given) :]).unsqueeze(-1))
+            expected[kind].append((-said.mean()).exp().item())
+    for kind, values in expected.items():
+        assert result["before"][kind]["perplexities"] == pytest.approx(values, rel=1e-4)
+        averages = run.results()["perplexity"]["before"][kind]
+        assert averages["mean_perplexity"] == result["before"][kind]["mean_perplexity"]
+    assert expected["last_reply"] != pytest.approx(expected["last_reply_as_sampled"], rel=1e-4)
+    # At temperature 1 the policy samples as it is measured anyway.
+    for at_1 in (finished.perplexity(), finished.results()["perplexity"]):
+        assert at_1["before"].keys() == {"whole_text", "last_reply"} == at_1["after"].keys()
 
 
 def test_a_checkpoint_of_another_temperature_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,67 @@
+"""scripts/tuning.py: the rule that chooses the default's settings, on made-up arms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from support.scripts import load_script
+
+tuning = load_script("tuning")
+
+
+def candidate(name: str, gain: float, kl: float, **changed: Any) -> dict[str, Any]:
+    return {"arm": name, "gain": gain, "error": 0.1, "kl": kl, "out": [], **changed}
+
+
+def test_of_those_near_the_best_the_one_with_the_smallest_kl_wins() -> None:
+    arms = [candidate("far", 0.80, 9), candidate("near", 0.72, 5), candidate("weak", 0.6, 1)]
+    assert tuning.chosen(arms)["arm"] == "near"
+
+
+def test_an_arm_that_is_out_neither_wins_nor_sets_the_mark() -> None:
+    arms = [candidate("hacked", 1.5, 2, out=["opening"]), candidate("honest", 0.7, 5)]
+    assert tuning.chosen(arms)["arm"] == "honest"
+    assert tuning.chosen(arms[:1]) is None
+
+
+def look(scores: list[float], answers: list[str], ended: float, kl: float) -> dict[str, Any]:
+    return {
+        "scores": {"first": scores, "second": [s / 2 for s in scores]},
+        "answers": answers,
+        "kl": [kl] * len(scores),
+        "measures": {"ended": ended},
+    }
+
+
+def training(answers: list[str], ended: float, gain: float = 1.0) -> dict[str, Any]:
+    before = look([1.0, 2.0, 1.0, 2.0], ["Some words of mine."] * 4, 0.4, 0.0)
+    after = look([1.0 + gain, 2.0 + gain, 1.0 + gain, 2.0], answers, ended, 6.0)
+    queries = ["How do I sleep?", "Name a fish", "Is tea good?", "Why?"]
+    return {"queries": queries, "steps": [{}] * 40, "looks": [before, after]}
+
+
+STARTS = ("Take", "Try", "Do", "Use")
+LONG = [f"{start} a slow walk every evening before you go to bed" for start in STARTS]
+
+
+def test_what_is_measured_is_the_last_look_less_the_first() -> None:
+    row = tuning.measured("default", [training(LONG, 0.9, 1.0), training(LONG, 0.9, 2.0)])
+    assert row["gain"] == pytest.approx((3 * 1.5) / 4)
+    # Prompts' mean gains are 1.5, 1.5, 1.5 and 0: their standard error.
+    assert row["error"] == pytest.approx(0.75 / 2)
+    assert row["second"] == pytest.approx(row["gain"] / 2)
+    assert (row["kl"], row["ended"], row["words"]) == (6.0, 0.9, 11)
+    assert row["opening"] == 0.25 and row["bare"] == 0.0 and row["out"] == []
+
+
+@pytest.mark.parametrize(
+    ("answers", "ended", "reason"),
+    [
+        (LONG, 0.8, ["ended"]),
+        (["Use a pan of hot water and stir it well."] * 4, 0.9, ["opening"]),
+        (["Yes."] * 4, 0.9, ["words", "opening", "bare"]),
+    ],
+)
+def test_an_arm_that_breaks_a_limit_is_out(answers: list[str], ended: float, reason: list[str]):
+    assert tuning.measured("default", [training(answers, ended)])["out"] == reason
