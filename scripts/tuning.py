@@ -49,11 +49,11 @@ ARMS: dict[str, dict[str, Any]] = {
     "default": {},
     "kl-0.1": {"init_kl_coef": 0.1},
     "top-8": {"num_shared_layers": 22},
-    "long": {"init_kl_coef": 0.1, "epochs": 6},
+    "long": {"init_kl_coef": 0.1, "epochs": 4},
 }
 """What an arm changes in the preset. The rule chooses among those of one epoch."""
-LOOKS = (10, 20, 30, 40, 60, 80, 120, 160, 200, 240)
-KEPT = (80, 160)
+LOOKS = (10, 20, 30, 40, 60, 80, 120, 160)
+KEPT = (80,)
 """Steps of the long run after which the policy is kept, for a reading on the way."""
 
 

@@ -42,7 +42,8 @@ def test_every_answer_is_graded_and_ranked_as_the_guide_says(name):
     for row in load_feedback(FOLDER / name):
         assert row.keys() == {"prompt", "answers"}
         for answer in row["answers"]:
-            assert answer.keys() - {"source"} == {"text", "ended", "grade", "rank"}
+            by_whom = {"source", "first", "second"}  # first and second: the judges' scores
+            assert answer.keys() - by_whom == {"text", "ended", "grade", "rank"}
             assert answer["grade"] in range(6) and answer["rank"] >= 1
         ranked = sorted(row["answers"], key=lambda answer: answer["rank"])
         assert ranked[0]["rank"] == 1

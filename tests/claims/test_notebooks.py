@@ -85,6 +85,16 @@ def test_the_committed_reading_is_that_of_the_graded_answers() -> None:
     assert sorted(row["prompt"] for row in rows) == sorted(test)
 
 
+def test_the_temperatures_that_are_called_best_are_those_of_the_validation_readings() -> None:
+    folder, script = resolve(Bundled("feedback")), load_script("reading")
+    best: dict[str, float] = {}
+    for name in ("default", "long"):
+        best |= script.best_temperatures(load_feedback(folder / f"temperatures-{name}.jsonl"))
+    best["long"] = best["long, 80 steps"]
+    reading = json.loads((RESULTS / "reading.json").read_text(encoding="utf-8"))
+    assert reading["temperatures"] == {key: best[key] for key in reading["temperatures"]}
+
+
 def test_committed_comparison_adds_up_to_the_committed_results() -> None:
     from rlhf_tutorial.evaluation.compare import load_table, summarise
 

@@ -62,7 +62,7 @@ def test_the_arms_are_the_preset_with_one_thing_changed():
     assert PPOConfig(**preset.ppo).seed == 2 and preset.num_shared_layers == 18
     assert tuning.preset_of("top-8", 0).num_shared_layers == 22
     long = tuning.preset_of("long", 0)
-    assert long.epochs == 6 and long.ppo["init_kl_coef"] == 0.1
+    assert long.epochs == 4 and long.ppo["init_kl_coef"] == 0.1
     assert tuning.preset_of("kl-0.1", 0).ppo["init_kl_coef"] == 0.1
 
 
