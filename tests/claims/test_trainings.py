@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from support import ROOT
 from support.scripts import load_script
 
+from rlhf_tutorial.assets import Bundled, resolve
+from rlhf_tutorial.evaluation.reading import compare_sources
+from rlhf_tutorial.feedback import load_feedback
 from rlhf_tutorial.presets import PRESETS
 from rlhf_tutorial.studies.committed import committed_trainings
 
@@ -38,3 +42,49 @@ def test_before_training_every_run_is_the_untouched_policy() -> None:
     for name, training in committed_trainings().items():
         first = training["looks"][0]
         assert first["step"] == 0 and first["kl"] == pytest.approx([0.0] * 96, abs=1e-3), name
+
+
+def test_the_page_says_what_more_steps_and_cheap_controls_gave() -> None:
+    text = " ".join((ROOT / "docs" / "tuning.md").read_text(encoding="utf-8").split())
+    folder = resolve(Bundled("feedback"))
+    grades: dict[str, list[int]] = {}
+    for name in ("temperatures-long", "reading"):
+        for row in load_feedback(folder / f"{name}.jsonl"):
+            for answer in row["answers"]:
+                grades.setdefault(answer["source"], []).append(answer["grade"])
+    mean = {source: f"{np.mean(values):.2f}" for source, values in grades.items()}
+    early, late = (
+        [mean[f"long, {steps} steps at {t}"] for t in (0.5, 0.01)] for steps in (80, 160)
+    )
+    stated = (
+        f"({early[0]} against {late[0]} at temperature 0.5, {early[1]} against {late[1]} greedily"
+    )
+    assert stated in text
+    trained = np.mean([grades[f"default-{seed}, best"] for seed in range(3)])
+    untouched = mean["untouched, best"]
+    assert (
+        f"(a mean grade of {mean['untouched, first sentence']}, where the untouched policy has "
+        f"{untouched} and the trained one {trained:.2f})" in text
+    )
+    for control in ("untouched, best of 4", "fine-tuned"):
+        assert f"({mean[control]})" in text
+    rows = load_feedback(folder / "reading.jsonl")
+    for control, name in (
+        ("untouched, first sentence", "the cut"),
+        ("untouched, best of 4", "best of 4"),
+        ("fine-tuned", "fine-tuning"),
+    ):
+        found = compare_sources(rows, control, [f"default-{seed}, best" for seed in range(3)])
+        low, high = found["win_rate_interval"]
+        assert f"{found['win_rate']:.0%} ({low:.0%} to {high:.0%}) against {name}" in text
+
+
+def test_more_than_half_of_the_gain_is_there_after_ten_steps() -> None:
+    gains: dict[int, list[float]] = {10: [], 40: []}
+    for seed in range(3):
+        looks = {at["step"]: at for at in committed_trainings()[f"default, seed {seed}"]["looks"]}
+        for step, found in gains.items():
+            found += np.subtract(
+                looks[step]["scores"]["first"], looks[0]["scores"]["first"]
+            ).tolist()
+    assert 0.5 < np.mean(gains[10]) / np.mean(gains[40]) < 0.9
