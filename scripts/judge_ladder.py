@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from rlhf_tutorial.feedback import Row, load_feedback, pairs
 from rlhf_tutorial.reward import train_reward_model
 
 PATH = BUNDLED / "judge" / "ladder.json"
-RUNS = BUNDLED.parent.parent / "runs" / "ladder"
+RUNS = Path(__file__).resolve().parent.parent / "runs" / "ladder"
 RULES: dict[str, Callable[[dict[str, Any]], float]] = {
     "the shorter answer": lambda answer: -len(answer["text"].split()),
     "it ended": lambda answer: float(answer["ended"]),

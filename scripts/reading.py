@@ -1,6 +1,6 @@
 """The blind reading: who answers, what a reader grades, and what came of it.
 
-    python scripts/tuning.py default 0                  # the trainings, each arm and seed
+    python scripts/tuning.py train default 0            # the trainings, each arm and seed
     python scripts/reading.py sample validation -o rows.jsonl
     python scripts/feedback.py sheets rows.jsonl reading --parts 3
     # readers grade
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from feedback import prompts_of, sample
 
 from rlhf_tutorial import Run, load_preset
 from rlhf_tutorial.evaluation.measures import first_sentence
-from rlhf_tutorial.evaluation.reading import compare_sources
+from rlhf_tutorial.evaluation.reading import compare_sources, gain_by_ending
 from rlhf_tutorial.feedback import Row, load_feedback, save_feedback
 from rlhf_tutorial.scores import Reward
 
@@ -59,25 +59,31 @@ class Source:
     """Whether an answer is cut after its first sentence, which costs nothing."""
 
 
-def policies() -> dict[str, str | None]:
-    """The untouched policy, the default run with three seeds, and the long one."""
+def policies() -> dict[str, str]:
+    """The trained ones: the default run with three seeds, and the long one."""
     chosen = {f"default-{seed}": f"{DEFAULT}-{seed}/policy" for seed in SEEDS} | {"long": LONG}
-    return {"untouched": None, **{name: str(FOLDER / path) for name, path in chosen.items()}}
+    return {name: str(FOLDER / path) for name, path in chosen.items()}
 
 
 def validation_sources(names: Sequence[str]) -> dict[str, Source]:
-    """These policies at every temperature; by default all, of the default run's seeds the first."""
+    """These policies, by default all that are tried, at every temperature."""
+    tried = {
+        "untouched": None,
+        "default-0": policies()["default-0"],
+        "long, 80 steps": str(FOLDER / "long-0" / "policy-80"),
+        "long, 160 steps": str(FOLDER / "long-0" / "policy"),
+    }
     return {
-        f"{name} at {temperature}": Source(policy, temperature)
-        for name, policy in policies().items()
-        if name in (names or ("untouched", "default-0", "long"))
+        f"{name} at {temperature}": Source(tried[name], temperature)
+        for name in names or tried
         for temperature in TEMPERATURES
     }
 
 
 def test_sources(best: dict[str, float]) -> dict[str, Source]:
-    temperature, found = PRESET.ppo["temperature"], policies()
-    trained = {name: policy for name, policy in found.items() if policy}
+    """Who answers the test prompts. The default's seeds share the best temperature of the first."""
+    temperature, trained = PRESET.ppo["temperature"], policies()
+    best = {name: best["default-0"] for name in trained} | best
     return {
         "untouched": Source(None, temperature),
         "untouched, best": Source(None, best["untouched"]),
@@ -88,10 +94,7 @@ def test_sources(best: dict[str, float]) -> dict[str, Source]:
         "untouched, first sentence": Source(None, best["untouched"], first_sentence=True),
         "untouched, best of 4": Source(None, temperature, best_of=4),
         **{name: Source(policy, temperature) for name, policy in trained.items()},
-        **{
-            f"{name}, best": Source(policy, best[name.replace("-1", "-0").replace("-2", "-0")])
-            for name, policy in trained.items()
-        },
+        **{f"{name}, best": Source(policy, best[name]) for name, policy in trained.items()},
         "fine-tuned": Source(str(ROOT / "runs" / "fine-tuned"), best["untouched"]),
     }
 
@@ -163,22 +166,29 @@ def best_temperatures(rows: list[Row]) -> dict[str, float]:
 def report(rows: list[Row], best: dict[str, float]) -> dict[str, Any]:
     """`reading.json`: each control and each training against the untouched policy."""
     seeds = [f"default-{s}" for s in SEEDS]
+    best_seeds = [f"{seed}, best" for seed in seeds]
+
+    def trained_against_untouched(compare: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "default": compare(rows, "untouched", seeds),
+            "long": compare(rows, "untouched", ["long"]),
+            "best_temperatures": {
+                "default": compare(rows, "untouched, best", best_seeds),
+                "long": compare(rows, "untouched, best", ["long, best"]),
+            },
+        }
+
     results: dict[str, Any] = {
         "temperatures": best,
-        "default": compare_sources(rows, "untouched", seeds),
-        "long": compare_sources(rows, "untouched", ["long"]),
-        "best_temperatures": {
-            "default": compare_sources(rows, "untouched, best", [f"{s}, best" for s in seeds]),
-            "long": compare_sources(rows, "untouched, best", ["long, best"]),
-        },
+        **trained_against_untouched(compare_sources),
+        "gain_by_ending": trained_against_untouched(gain_by_ending),
     }
-    trained = {*seeds, "long", *(f"{s}, best" for s in seeds), "long, best"}
+    trained = {*seeds, *best_seeds, "long", "long, best"}
     for source in (answer["source"] for answer in rows[0]["answers"]):
         if source in trained or source == "untouched":
             continue
         results[source] = compare_sources(rows, "untouched", [source])
         # What is left of the gain over this control, each at its best temperature.
-        best_seeds = [f"{seed}, best" for seed in seeds]
         results[source]["default_against_it"] = compare_sources(rows, source, best_seeds)
         results[source]["long_against_it"] = compare_sources(rows, source, ["long, best"])
     return results
@@ -209,8 +219,9 @@ def main() -> None:
     elif args.command == "temperatures":
         best = best_temperatures(load_feedback(args.rows))
         earlier = json.loads(chosen.read_text()) if chosen.exists() else {}
-        chosen.write_text(json.dumps(earlier | best) + "\n", encoding="utf-8")
-        print(best)
+        kept = {name.removesuffix(", 80 steps"): t for name, t in (earlier | best).items()}
+        chosen.write_text(json.dumps(kept) + "\n", encoding="utf-8")
+        print(kept)
     else:
         results = report(load_feedback(args.rows), json.loads(chosen.read_text()))
         text = json.dumps(results, indent=1) + "\n"

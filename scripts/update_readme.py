@@ -14,10 +14,10 @@ RESULTS = ROOT / "notebooks" / "results" / "smollm2"
 START, END = "<!-- results: scripts/update_readme.py -->", "<!-- end of results -->"
 
 TRAINED = (
-    ("default run, 3 seeds, equal temperature", "default"),
-    ("default run, 3 seeds, each policy at its best temperature", "best_temperatures/default"),
-    ("long run, equal temperature", "long"),
-    ("long run, each policy at its best temperature", "best_temperatures/long"),
+    ("default run, 3 seeds, equal temperature", ["default"]),
+    ("default run, 3 seeds, each policy at its best temperature", ["best_temperatures", "default"]),
+    ("long run, equal temperature", ["long"]),
+    ("long run, each policy at its best temperature", ["best_temperatures", "long"]),
 )
 CONTROLS = (
     ("no prompt, temperature 1", "untouched, no prompt, temperature 1"),
@@ -30,8 +30,8 @@ CONTROLS = (
 )
 
 
-def _found(reading: dict[str, Any], path: str) -> dict[str, Any]:
-    for name in path.split("/"):
+def _found(reading: dict[str, Any], path: list[str]) -> dict[str, Any]:
+    for name in path:
         reading = reading[name]
     return reading
 
@@ -48,16 +48,19 @@ def reading_tables(reading: dict[str, Any]) -> str:
         f"A blind reading of {n} test prompts, grades 0 to 5, each answer read once by a language "
         "model that saw neither names nor scores; 95% intervals over prompts and seeds:",
         "",
-        "| trained against untouched | wins | grade | gain | 3 or better | whole answers |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| trained against untouched | wins | grade | gain | of it by ending | 3 or better | whole "
+        "answers |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for label, path in TRAINED:
-        found = _found(reading, path)
+        found, split = _found(reading, path), _found(reading["gain_by_ending"], path)
         low, high = found["grade_gain_interval"]
+        ending_low, ending_high = split["by_ending_interval"]
         lines.append(
             f"| {label} | {_share(found)} | {found['grade_before']:.2f} to "
             f"{found['grade_after']:.2f} | {found['grade_after'] - found['grade_before']:+.2f} "
-            f"({low:+.2f} to {high:+.2f}) | {found['acceptable_before']:.0%} to "
+            f"({low:+.2f} to {high:+.2f}) | {split['by_ending']:+.2f} ({ending_low:+.2f} to "
+            f"{ending_high:+.2f}) | {found['acceptable_before']:.0%} to "
             f"{found['acceptable_after']:.0%} | {found['ended_before']:.0%} to "
             f"{found['ended_after']:.0%} |"
         )

@@ -121,9 +121,7 @@ def score_histogram(
 
 
 @rc_context(STYLE)
-def bars_with_intervals(
-    rows: Sequence[Mapping[str, Any]], xlabel: str = "perplexity (lower: less surprised)"
-) -> Figure:
+def bars_with_intervals(rows: Sequence[Mapping[str, Any]], xlabel: str) -> Figure:
     """Bars with intervals, one per row of a table.
 
     Args:

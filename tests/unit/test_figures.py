@@ -266,18 +266,18 @@ def test_bars_show_value_and_interval():
         {"label": "before", "value": 15.0, "low": 14.0, "high": 17.0},
         {"label": "after", "value": 18.0, "low": 16.5, "high": 19.0},
     ]
-    (ax,) = figures.bars_with_intervals(rows).axes
+    (ax,) = figures.bars_with_intervals(rows, "perplexity").axes
     assert [bar.get_width() for bar in ax.patches] == [15.0, 18.0]
     assert [t.get_text() for t in ax.get_yticklabels()] == ["before", "after"]
     assert ax.yaxis_inverted()  # the first row on top
     segments = next(c for c in ax.collections if hasattr(c, "get_segments")).get_segments()
     assert [s[:, 0].tolist() for s in segments] == [[14, 17], [16.5, 19]]
     with pytest.raises(DataError, match="does not hold the value"):
-        figures.bars_with_intervals([{**rows[0], "high": 14.5}])
+        figures.bars_with_intervals([{**rows[0], "high": 14.5}], "perplexity")
     with pytest.raises(DataError, match="'low'"):
-        figures.bars_with_intervals([{"label": "x", "value": 1.0}])
+        figures.bars_with_intervals([{"label": "x", "value": 1.0}], "perplexity")
     with pytest.raises(DataError, match="no rows"):
-        figures.bars_with_intervals([])
+        figures.bars_with_intervals([], "perplexity")
 
 
 def test_length_histogram_splits_exactly_at_the_limit():
@@ -349,7 +349,9 @@ DRAW = {
     "layout": lambda: figures.batch_layout(np.ones((2, 5)), np.ones((2, 3))),
     "clip": lambda: figures.clipped_objective([0.9, 1.3], [1.0, -1.0], 0.2),
     "groups": lambda: figures.score_histogram({"good": [1.0, 2.0], "bad": [0.0]}),
-    "perplexity": lambda: figures.bars_with_intervals([dict(label="a", value=2, low=1, high=3)]),
+    "perplexity": lambda: figures.bars_with_intervals(
+        [dict(label="a", value=2, low=1, high=3)], "x"
+    ),
     "lengths": lambda: figures.length_histogram([3, 120]),
     "along": lambda: figures.along_response(["a", "b"], {"value": [0.5, 1.0]}),
     "plan": figures.plan_diagram,

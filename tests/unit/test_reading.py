@@ -8,7 +8,12 @@ from support.errors import one_line
 
 from rlhf_tutorial.errors import DataError, RewardError
 from rlhf_tutorial.evaluation.intervals import bootstrap_interval
-from rlhf_tutorial.evaluation.reading import compare_sources, gains_of, pair_accuracy
+from rlhf_tutorial.evaluation.reading import (
+    compare_sources,
+    gain_by_ending,
+    gains_of,
+    pair_accuracy,
+)
 
 
 def answer(source: str, grade: int, rank: int, text: str | None = None, ended: bool = True) -> dict:
@@ -68,6 +73,32 @@ def test_gains_of_grades_are_those_of_the_comparison_and_a_judges_scores_work_al
     assert np.mean(reader["gain_by_seed"]) == pytest.approx(reader["mean_gain"])
     judge = gains_of(rows, "old", names, key="first")
     assert judge["gain_by_seed"] == pytest.approx([10 * gain for gain in reader["gain_by_seed"]])
+
+
+def test_the_gain_is_split_into_ending_and_content():
+    """By hand: whole 3 and cut 1 before; after, twice as many end, and each is half a grade up."""
+    old = [(3, True)] * 4 + [(1, False)] * 6
+    new = [(4, True)] * 4 + [(3, True)] * 4 + [(2, False)] + [(1, False)]
+    rows = [
+        {"prompt": str(i), "answers": [answer("old", *a), answer("new", *b)]}
+        for i, (a, b) in enumerate(
+            ((g, 1, None, e), (h, 1, None, f)) for (g, e), (h, f) in zip(old, new, strict=True)
+        )
+    ]
+    found = gain_by_ending(rows, "old", ["new"], resamples=200)
+    names = ("whole_before", "whole_after", "cut_before", "cut_after")
+    assert [found[name] for name in names] == pytest.approx([3, 3.5, 1, 1.5])
+    assert found["by_ending"] == pytest.approx(0.4 * 2)
+    assert found["by_content"] == pytest.approx(0.5)
+    whole = compare_sources(rows, "old", ["new"])
+    gain = whole["grade_after"] - whole["grade_before"]
+    assert found["by_ending"] + found["by_content"] == pytest.approx(gain)
+    low, high = found["by_content_interval"]
+    assert low < 0.5 < high
+    for row in rows:
+        row["answers"][0]["ended"] = True
+    with pytest.raises(DataError, match="some not"):
+        gain_by_ending(rows, "old", ["new"])
 
 
 def test_seeds_that_differ_widen_the_interval():

@@ -22,7 +22,7 @@ def row(prompt: str, grades: dict[str, int]) -> dict[str, Any]:
     return {
         "prompt": prompt,
         "answers": [
-            {"source": s, "text": s, "ended": True, "grade": g, "rank": order.index(s) + 1}
+            {"source": s, "text": s, "ended": g > 0, "grade": g, "rank": order.index(s) + 1}
             for s, g in grades.items()
         ],
     }
@@ -53,7 +53,9 @@ def test_every_control_and_every_training_is_read_and_reported(script):
         rows, "untouched, best", ["long, best"]
     )
     controls = {name for name in sources if name.startswith("untouched,")} | {"fine-tuned"}
-    assert set(results) == {"temperatures", "default", "long", "best_temperatures", *controls}
+    trained = {"default", "long", "best_temperatures", "gain_by_ending"}
+    assert set(results) == {"temperatures", *trained, *controls}
+    assert set(results["gain_by_ending"]) == trained - {"gain_by_ending"}
 
 
 def test_the_arms_are_the_preset_with_one_thing_changed():
