@@ -163,7 +163,7 @@ def gains_of_seeds(judges: Mapping[str, Mapping[str, Any]]) -> Figure:
 
     Args:
         judges: name to {"gain_by_seed", "mean_gain", "mean_gain_interval"}: the gain of each
-            training, their mean, and its 95% interval (low, high) over prompts.
+            training, their mean, and its 95% interval (low, high).
 
     Raises:
         DataError: for no judge.
@@ -184,6 +184,6 @@ def gains_of_seeds(judges: Mapping[str, Mapping[str, Any]]) -> Figure:
     ax.axvline(0, color=INK, linewidth=1)
     ax.set_yticks(range(len(judges)), list(judges), parse_math=False)
     ax.set_ylim(len(judges) - 0.5, -0.6)
-    ax.set_xlabel("mean gain (dots: single trainings; bar: 95% interval over prompts, of all)")
+    ax.set_xlabel("mean gain (dots: single trainings; bar: 95% interval of all)")
     ax.grid(axis="y", visible=False)
     return fig

@@ -8,7 +8,8 @@ from support import ROOT
 from support.scripts import load_script
 
 from rlhf_tutorial.assets import Bundled, resolve
-from rlhf_tutorial.evaluation.reading import compare_sources
+from rlhf_tutorial.evaluation.intervals import bootstrap_interval
+from rlhf_tutorial.evaluation.reading import compare_sources, gain_by_ending
 from rlhf_tutorial.feedback import load_feedback
 from rlhf_tutorial.presets import PRESETS
 from rlhf_tutorial.studies.committed import committed_trainings
@@ -77,6 +78,44 @@ def test_the_page_says_what_more_steps_and_cheap_controls_gave() -> None:
         found = compare_sources(rows, control, [f"default-{seed}, best" for seed in range(3)])
         low, high = found["win_rate_interval"]
         assert f"{found['win_rate']:.0%} ({low:.0%} to {high:.0%}) against {name}" in text
+
+
+def test_the_page_says_what_the_gain_is_made_of_and_what_drawing_again_would_give() -> None:
+    text = " ".join((ROOT / "docs" / "tuning.md").read_text(encoding="utf-8").split())
+    folder = resolve(Bundled("feedback"))
+    rows, earlier = (load_feedback(folder / f"{name}.jsonl") for name in ("reading", "test"))
+    seeds = [f"default-{seed}" for seed in range(3)]
+    for before, after in (
+        ("untouched", seeds),
+        ("untouched, best", [f"{seed}, best" for seed in seeds]),
+    ):
+        found = gain_by_ending(rows, before, after)
+        whole = [f"{found[f'whole_{when}']:.2f}" for when in ("before", "after")]
+        assert (
+            f"{whole[0]} before and {whole[1]} after at" in text
+            or f"{whole[0]} and {whole[1]} at" in text
+        )
+        for part in ("by_ending", "by_content"):
+            low, high = found[f"{part}_interval"]
+            assert f"{found[part]:.2f} ({low:.2f} to {high:.2f})" in text
+    assert [row["prompt"] for row in rows] == [row["prompt"] for row in earlier]
+    drawn_again, whole = [], []
+    for row in earlier:
+        grades = [answer["grade"] for answer in row["answers"] if answer["ended"]]
+        whole.append(bool(grades))
+        # Of four draws in any order the first that ends is each of those with equal probability.
+        drawn_again.append(np.mean(grades or [answer["grade"] for answer in row["answers"]]))
+    low, high = bootstrap_interval(drawn_again)
+    assert f"(for {1 - np.mean(whole):.0%} of the prompts)" in text
+    assert f"a mean grade of {np.mean(drawn_again):.2f} ({low:.2f} to {high:.2f})" in text
+    trained = [
+        np.mean([a["grade"] for a in row["answers"] if a["source"] in seeds]) for row in rows
+    ]
+    more = np.subtract(trained, drawn_again)
+    low, high = bootstrap_interval(more)
+    assert f"{np.mean(trained):.2f} there, {more.mean():.2f} more ({low:.2f} to {high:.2f})" in text
+    one = [np.mean([answer["grade"] for answer in row["answers"]]) for row in earlier]
+    assert f"single draws have {np.mean(one):.2f} on those sheets" in text
 
 
 def test_more_than_half_of_the_gain_is_there_after_ten_steps() -> None:
