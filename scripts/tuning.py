@@ -164,16 +164,17 @@ def table(candidates: list[dict[str, Any]]) -> str:
     """The arms as Markdown, by KL."""
     taken = chosen(candidates)
     lines = [
-        "| arm | seeds | gain | evaluating judge | KL | whole | words | commonest opening | "
+        "| arm | seeds | seconds | gain | evaluating judge | KL | whole | words | commonest opening | "
         "bare yes or no | |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in candidates:
         note = (
             "**chosen**" if row is taken else f"out: {', '.join(row['out'])}" if row["out"] else ""
         )
         lines.append(
-            f"| {row['arm']} | {row['seeds']} | {row['gain']:.2f} ± {row['error']:.2f} | "
+            f"| {row['arm']} | {row['seeds']} | {row['seconds']:.0f} | "
+            f"{row['gain']:.2f} ± {row['error']:.2f} | "
             f"{row['second']:.2f} | {row['kl']:.1f} | {row['ended']:.0%} | {row['words']:.0f} | "
             f"{row['opening']:.0%} | {row['bare']:.1%} | {note} |"
         )

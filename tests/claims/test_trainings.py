@@ -1,6 +1,8 @@
-"""The trainings that come with the package: the rule takes the preset, and the page says so."""
+"""The trainings that come with the package: the rule's limits, and what the page says of them."""
 
 from __future__ import annotations
+
+import json
 
 import numpy as np
 import pytest
@@ -17,13 +19,18 @@ from rlhf_tutorial.studies.committed import committed_trainings
 tuning, reading = load_script("tuning"), load_script("reading")
 
 
-def test_the_rule_takes_the_default() -> None:
+def test_the_default_keeps_all_limits_but_the_time_and_the_page_says_so() -> None:
     rows = tuning.rows()
     assert all(row["seeds"] == 3 for row in rows), "an arm has three seeds"
-    chosen = tuning.chosen(rows)
-    assert chosen is not None and chosen["arm"] == reading.DEFAULT == "default"
+    (default,) = (row for row in rows if row["arm"] == reading.DEFAULT)
+    assert default["out"] == ["seconds"], "the page says that it breaks this limit, and no other"
+    results = ROOT / "notebooks" / "results" / "smollm2" / "results.json"
+    seconds = json.loads(results.read_text(encoding="utf-8"))["training"]["seconds"]
+    assert default["seconds"] == pytest.approx(seconds, rel=0.05)
+    page = (ROOT / "docs" / "tuning.md").read_text(encoding="utf-8")
+    assert tuning.table(rows) in page
+    assert "It keeps all limits but the first." in " ".join(page.split())
     assert tuning.preset_of("default", 0).num_shared_layers == PRESETS["smollm2"].num_shared_layers
-    assert tuning.table(rows) in (ROOT / "docs" / "tuning.md").read_text(encoding="utf-8")
 
 
 def test_every_look_is_at_the_validation_prompts() -> None:

@@ -10,6 +10,12 @@ from support.scripts import load_script
 tuning = load_script("tuning")
 
 
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arms that keep the five minutes, whatever the machine's pace was."""
+    monkeypatch.setattr(tuning, "SECONDS_PER_STEP", {"default": 5.0})
+
+
 def candidate(name: str, gain: float, kl: float, **changed: Any) -> dict[str, Any]:
     return {"arm": name, "gain": gain, "error": 0.1, "kl": kl, "out": [], **changed}
 
@@ -65,3 +71,10 @@ def test_what_is_measured_is_the_last_look_less_the_first() -> None:
 )
 def test_an_arm_that_breaks_a_limit_is_out(answers: list[str], ended: float, reason: list[str]):
     assert tuning.measured("default", [training(answers, ended)])["out"] == reason
+
+
+def test_an_arm_that_takes_more_than_five_minutes_is_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "SECONDS_PER_STEP", {"default": 7.6})
+    assert tuning.measured("default", [training(LONG, 0.9)])["out"] == ["seconds"]
+    with pytest.raises(KeyError):  # an arm whose pace nobody measured is not let through
+        tuning.measured("top-8", [training(LONG, 0.9)])
