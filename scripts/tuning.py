@@ -164,8 +164,8 @@ def table(candidates: list[dict[str, Any]]) -> str:
     """The arms as Markdown, by KL."""
     taken = chosen(candidates)
     lines = [
-        "| arm | seeds | seconds | gain | evaluating judge | KL | whole | words | commonest opening | "
-        "bare yes or no | |",
+        "| arm | seeds | seconds | gain | evaluating judge | KL | whole | words | commonest "
+        "opening | bare yes or no | |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in candidates:
