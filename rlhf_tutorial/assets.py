@@ -19,7 +19,9 @@ import subprocess
 import sys
 import zipfile
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
+from unittest import mock
 
 from .errors import AssetError, TutorialError, reason
 from .quiet import quiet_transformers
@@ -380,10 +382,16 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
     """Save a GGUF file as tokenizer, config and bfloat16 safetensors in `folder`."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers import modeling_gguf_pytorch_utils as gguf_utils
 
     # bfloat16 is the dtype of the Hub's own checkpoint. A dequantised 4-bit weight has more digits
     # than bfloat16 keeps: each is rounded by at most 2^-8 of itself, far below what 4 bits lost.
-    with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):
+    no_bar = partial(gguf_utils.tqdm, disable=True)  # in a notebook it would leave a dead widget
+    with (
+        quiet_transformers(),
+        contextlib.redirect_stderr(io.StringIO()),
+        mock.patch.object(gguf_utils, "tqdm", no_bar),
+    ):
         tokenizer = AutoTokenizer.from_pretrained(
             gguf.parent, gguf_file=gguf.name, trust_remote_code=False
         )
