@@ -56,11 +56,10 @@ class Preset:
 SHORT_RUN: dict[str, Any] = {
     "batch_size": 16,
     "mini_batch_size": 16,
-    "learning_rate": 5e-5,
     "adap_kl_ctrl": False,
     "max_grad_norm": 1.0,
 }
-"""PPO for some dozens of steps: a larger learning rate than the original's, a fixed KL weight."""
+"""PPO for some dozens of steps, with a fixed KL weight."""
 
 PRESETS = {
     preset.name: preset
@@ -78,7 +77,13 @@ PRESETS = {
             num_shared_layers=18,
             value_head_learning_rate=5e-4,
             value_head_start=1.25,
-            ppo={**SHORT_RUN, "init_kl_coef": 0.05, "temperature": 0.5},
+            ppo={
+                **SHORT_RUN,
+                "ppo_epochs": 2,
+                "learning_rate": 1e-4,
+                "init_kl_coef": 0.05,
+                "temperature": 0.5,
+            },
         ),
         Preset(
             name="dlite",
@@ -106,7 +111,7 @@ PRESETS = {
             epochs=2,
             num_shared_layers=22,
             value_head_learning_rate=5e-4,
-            ppo={**SHORT_RUN, "init_kl_coef": 0.15},
+            ppo={**SHORT_RUN, "learning_rate": 5e-5, "init_kl_coef": 0.15},
         ),
         Preset(
             name="tiny",

@@ -40,6 +40,8 @@ DEFAULT = "default"
 LONG = "long-0/policy-80"
 """Of the long run the policy after 80 steps: a reading of validation prompts put it above the one
 after 160."""
+FIRST_SEED = 200
+"""Of the answers that are drawn: other ones than any that have been read before."""
 TEMPERATURES = (0.01, 0.3, 0.5, 0.7)
 """At 0.01 an answer is the greedy one."""
 
@@ -57,6 +59,8 @@ class Source:
     """Of how many answers the judge chooses one."""
     first_sentence: bool = False
     """Whether an answer is cut after its first sentence, which costs nothing."""
+    until_ended: int = 1
+    """How often at the most it is drawn again while it does not end; then the last draw stands."""
 
 
 def policies() -> dict[str, str]:
@@ -92,6 +96,7 @@ def test_sources(best: dict[str, float]) -> dict[str, Source]:
         "untouched, no prompt, temperature 1": Source(None, 1.0, system=False),
         "untouched, no prompt": Source(None, best["untouched"], system=False),
         "untouched, first sentence": Source(None, best["untouched"], first_sentence=True),
+        "untouched, until it ends": Source(None, best["untouched"], until_ended=8),
         "untouched, best of 4": Source(None, temperature, best_of=4),
         **{name: Source(policy, temperature) for name, policy in trained.items()},
         **{f"{name}, best": Source(policy, best[name]) for name, policy in trained.items()},
@@ -117,12 +122,13 @@ def answers_of(
     drawn = sample(
         prompts,
         policy=source.policy,
-        answers=source.best_of,
+        answers=max(source.best_of, source.until_ended),
         temperature=source.temperature,
-        seed=100 + seed,
+        seed=FIRST_SEED + seed,
         **settings,
     )
-    for answer in _chosen(drawn, judge):
+    chosen = _first_ended(drawn) if source.until_ended > 1 else _chosen(drawn, judge)
+    for answer in chosen:
         yield cut(answer) if source.first_sentence else answer
 
 
@@ -150,6 +156,12 @@ def _chosen(drawn: list[Row], judge: Reward) -> Iterator[dict[str, Any]]:
         texts = [answer["text"] for answer in answers]
         scores = judge([row["prompt"]] * len(texts), texts) if len(texts) > 1 else [0.0]
         yield answers[int(np.argmax(scores))]
+
+
+def _first_ended(drawn: list[Row]) -> Iterator[dict[str, Any]]:
+    """Of each row the first answer that ended by itself; the last one where none did."""
+    for row in drawn:
+        yield next((answer for answer in row["answers"] if answer["ended"]), row["answers"][-1])
 
 
 def best_temperatures(rows: list[Row]) -> dict[str, float]:
