@@ -164,8 +164,8 @@ def look_at(
 
     Returns:
         "scores" (by judge, one number per query), "kl" (one per query: the log-ratio of policy to
-        reference of the drawn answer, whose mean is the KL), "measures" (`text_measures`) and
-        "answers" (the first `examples`).
+        reference of the drawn answer, whose mean is the KL), "measures" (`text_measures`),
+        "answers" and "ended" (the first `examples`, and which of them ended by themselves).
     """
     bf16 = supports_bf16(run.device) if bf16 is None else bf16
     template, texts, ids = run.load_template(), queries["query"][:], queries["input_ids"][:]
@@ -189,6 +189,7 @@ def look_at(
         "kl": [round(value, 4) for value in kl],
         "measures": text_measures(texts, answers.texts),
         "answers": answers.texts[:examples],
+        "ended": [int(r[-1]) in template.eos_token_ids for r in answers.responses[:examples]],
     }
 
 

@@ -11,6 +11,7 @@ import torch
 
 from rlhf_tutorial import Run, load_preset
 from rlhf_tutorial.evaluation.measures import text_measures
+from rlhf_tutorial.evaluation.sampling import sample_answers
 from rlhf_tutorial.reward import rule_of_variety, rule_reward
 from rlhf_tutorial.studies.looks import experiment, look
 
@@ -66,6 +67,13 @@ def test_a_look_scores_and_measures_its_answers(run: Run) -> None:
     for name, judge in JUDGES.items():
         assert seen["scores"][name] == pytest.approx(judge(texts, seen["answers"]), abs=1e-4)
     assert seen["measures"] == text_measures(texts, seen["answers"])
+    template = run.load_template()
+    drawn = sample_answers(
+        trainer.policy, template, queries["input_ids"][:], max_new_tokens=run.preset.max_new_tokens,
+        temperature=run.temperature, seed=trainer.config.seed, bf16=False,
+    )  # fmt: skip
+    assert seen["answers"] == drawn.texts
+    assert seen["ended"] == [set(template.eos_token_ids) >= {int(r[-1])} for r in drawn.responses]
     assert seen["kl"] == [0.0] * 6, "policy and reference are one model before the first step"
 
 
