@@ -45,6 +45,9 @@ class Preset:
     value_head_start: float | None = None
     """The value that every token has before training, the mean score of the untouched policy's
     answers; None for a head with random weights."""
+    learning_rate_decays: bool = False
+    """Whether the learning rates fall to 0, in a straight line over the run: the fourth of the "37
+    Implementation Details of Proximal Policy Optimization" (Huang et al. 2022)."""
     ppo: Mapping[str, Any] = field(default_factory=dict)
     """Fields of `PPOConfig`; a field not named here has the default of TRL 0.11.4."""
     comparison_prompts: int = 128
@@ -77,6 +80,7 @@ PRESETS = {
             num_shared_layers=18,
             value_head_learning_rate=5e-4,
             value_head_start=1.25,
+            learning_rate_decays=True,
             ppo={
                 **SHORT_RUN,
                 "ppo_epochs": 2,

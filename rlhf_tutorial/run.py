@@ -154,11 +154,17 @@ class Run:
     # Stage 2: training ---------------------------------------------------------------------------
 
     def make_trainer(
-        self, model: AutoModelForCausalLMWithValueHead | None = None, **ppo: Any
+        self,
+        model: AutoModelForCausalLMWithValueHead | None = None,
+        *,
+        steps: int | None = None,
+        **ppo: Any,
     ) -> PPOTrainer:
         """The trainer of the preset: policy, reference, optimizer, queries, precision.
 
-        `ppo` are fields of `PPOConfig` that go before the preset's.
+        Args:
+            steps: over which learning rates decay, if they do; by default the preset's epochs.
+            ppo: fields of `PPOConfig` that go before the preset's.
         """
         preset = self.preset
         with main_process_first():
@@ -187,7 +193,7 @@ class Run:
             {"params": list(model.v_head.parameters()), "lr": head_lr},
         ]
         optimizer = torch.optim.Adam(groups, lr=config.learning_rate, fused=True)
-        return PPOTrainer(
+        trainer = PPOTrainer(
             config,
             model,
             ref_model,
@@ -196,6 +202,10 @@ class Run:
             optimizer=optimizer,
             ptx_dataset=self.chosen_replies() if config.ptx_coef else (),
         )
+        if preset.learning_rate_decays:
+            steps = steps or preset.epochs * len(batches_of(trainer))
+            trainer.lr_scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
+        return trainer
 
     def train(
         self, trainer: PPOTrainer | None = None, reward: Reward | None = None

@@ -61,7 +61,7 @@ def experiment(
 
     gc.collect()  # a trainer refers to itself, so only this frees the one of the training before
     reward = reward or next(iter(judges.values()))
-    trainer = run.make_trainer(**ppo)
+    trainer = run.make_trainer(steps=steps, **ppo)
     epoch = len(batches_of(trainer))
     steps = steps or run.preset.epochs * epoch
 

@@ -49,7 +49,7 @@ class Trained:
 
 def train_ppo(run: Run, reward: Reward, *, steps: int, **ppo: Any) -> Trained:
     """The course's own PPO for a number of steps; `ppo` are fields of `PPOConfig`."""
-    trainer = run.make_trainer(**ppo)
+    trainer = run.make_trainer(steps=steps, **ppo)
     epochs = -(-steps // len(batches_of(trainer)))
     start, log = time.perf_counter(), []
     # range comes first in zip: the other way round, zip would train one step more before it stops.

@@ -70,7 +70,8 @@ def test_a_look_scores_and_measures_its_answers(run: Run) -> None:
     template = run.load_template()
     drawn = sample_answers(
         trainer.policy, template, queries["input_ids"][:], max_new_tokens=run.preset.max_new_tokens,
-        temperature=run.temperature, seed=trainer.config.seed, bf16=False,
+        temperature=run.temperature, seed=trainer.config.seed,
+        bf16=trainer.accelerator.mixed_precision == "bf16",
     )  # fmt: skip
     assert seen["answers"] == drawn.texts
     assert seen["ended"] == [set(template.eos_token_ids) >= {int(r[-1])} for r in drawn.responses]
