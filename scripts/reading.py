@@ -37,9 +37,7 @@ RESULTS = ROOT / "notebooks" / "results" / "smollm2"
 PRESET, SEEDS = load_preset("smollm2"), (0, 1, 2)
 DEFAULT = "default"
 """The arm of scripts/tuning.py that the rule took."""
-LONG = "long-0/policy-80"
-"""Of the long run the policy after 80 steps: a reading of validation prompts put it above the one
-after 160."""
+LONG = "long-0"
 FIRST_SEED = 200
 """Of the answers that are drawn: other ones than any that have been read before."""
 TEMPERATURES = (0.01, 0.3, 0.5, 0.7)
@@ -65,18 +63,13 @@ class Source:
 
 def policies() -> dict[str, str]:
     """The trained ones: the default run with three seeds, and the long one."""
-    chosen = {f"default-{seed}": f"{DEFAULT}-{seed}/policy" for seed in SEEDS} | {"long": LONG}
-    return {name: str(FOLDER / path) for name, path in chosen.items()}
+    chosen = {f"default-{seed}": f"{DEFAULT}-{seed}" for seed in SEEDS} | {"long": LONG}
+    return {name: str(FOLDER / folder / "policy") for name, folder in chosen.items()}
 
 
 def validation_sources(names: Sequence[str]) -> dict[str, Source]:
     """These policies, by default all that are tried, at every temperature."""
-    tried = {
-        "untouched": None,
-        "default-0": policies()["default-0"],
-        "long, 80 steps": str(FOLDER / "long-0" / "policy-80"),
-        "long, 160 steps": str(FOLDER / "long-0" / "policy"),
-    }
+    tried = {"untouched": None, **{name: policies()[name] for name in ("default-0", "long")}}
     return {
         f"{name} at {temperature}": Source(tried[name], temperature)
         for name in names or tried
@@ -231,7 +224,7 @@ def main() -> None:
     elif args.command == "temperatures":
         best = best_temperatures(load_feedback(args.rows))
         earlier = json.loads(chosen.read_text()) if chosen.exists() else {}
-        kept = {name.removesuffix(", 80 steps"): t for name, t in (earlier | best).items()}
+        kept = earlier | best
         chosen.write_text(json.dumps(kept) + "\n", encoding="utf-8")
         print(kept)
     else:

@@ -45,6 +45,7 @@ def test_every_control_and_every_training_is_read_and_reported(script):
     assert sources["untouched"].temperature == script.PRESET.ppo["temperature"]
     assert not sources["untouched, no prompt"].system
     assert sources["untouched, best of 4"].best_of == 4
+    assert sources["untouched, until it ends"].until_ended == 8
     rows = [row(str(i), {name: (i + k) % 6 for k, name in enumerate(sources)}) for i in range(12)]
     results = script.report(rows, best)
     seeds = ["default-0", "default-1", "default-2"]
@@ -64,8 +65,17 @@ def test_the_arms_are_the_preset_with_one_thing_changed():
     assert PPOConfig(**preset.ppo).seed == 2 and preset.num_shared_layers == 18
     assert tuning.preset_of("top-8", 0).num_shared_layers == 22
     long = tuning.preset_of("long", 0)
-    assert long.epochs == 4 and long.ppo["init_kl_coef"] == 0.1
+    assert long.epochs == 4 and long.ppo["batch_size"] == long.ppo["mini_batch_size"] == 64
     assert tuning.preset_of("kl-0.1", 0).ppo["init_kl_coef"] == 0.1
+
+
+def test_drawing_again_stops_at_the_first_answer_that_ends(script):
+    ended = {"a": [False, True, True], "b": [True, False, False], "c": [False, False, False]}
+    rows = [
+        {"prompt": p, "answers": [{"text": str(i), "ended": e} for i, e in enumerate(row)]}
+        for p, row in ended.items()
+    ]
+    assert [answer["text"] for answer in script._first_ended(rows)] == ["1", "0", "2"]
 
 
 def test_of_several_answers_the_judge_chooses(script):

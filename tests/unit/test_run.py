@@ -231,3 +231,31 @@ def test_a_value_head_may_start_as_a_constant(tmp_path: Path) -> None:
     before = trainer.policy.v_head.weight.clone()
     next(train(trainer, run.load_reward(), run.preset.template, max_new_tokens=8))
     assert not torch.equal(trainer.policy.v_head.weight, before), "it learns from there"
+
+
+def test_learning_rates_fall_to_0_over_the_run_and_go_on_falling_after_a_checkpoint(
+    tmp_path: Path,
+) -> None:
+    preset = replace(
+        TINY, epochs=2, learning_rate_decays=True, value_head_learning_rate=5e-3, max_new_tokens=4
+    )
+    assert preset.ppo["learning_rate"] == 1e-3
+    run = Run(preset, tmp_path / "run")
+    trainer, reward = run.make_trainer(), run.load_reward()
+    heads = []
+    for step, _ in enumerate(train(trainer, reward, preset.template, epochs=2, max_new_tokens=4)):
+        heads.append(trainer.optimizer.param_groups[1]["lr"])  # for the step that comes next
+        if step == 1:
+            trainer.save_checkpoint(tmp_path / "checkpoints")
+    rates = [stats["ppo/learning_rate"] for stats in trainer.history]
+    assert rates == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4])
+    assert heads == pytest.approx([3.75e-3, 2.5e-3, 1.25e-3, 0.0])
+    again = Run(preset, tmp_path / "again").make_trainer()
+    assert again.resume(tmp_path / "checkpoints") == 2
+    rest = train(again, reward, preset.template, epochs=2, max_new_tokens=4)
+    assert [stats["ppo/learning_rate"] for stats in rest] == pytest.approx(rates[2:])
+    longer = run.make_trainer(steps=8)
+    assert longer.lr_scheduler is not None
+    longer.lr_scheduler.step()
+    assert longer.optimizer.param_groups[0]["lr"] == pytest.approx(8.75e-4)
+    assert Run(TINY, tmp_path / "constant").make_trainer().lr_scheduler is None
