@@ -26,6 +26,8 @@ from rlhf_tutorial.reward import train_reward_model
 
 PATH = BUNDLED / "judge" / "ladder.json"
 RUNS = Path(__file__).resolve().parent.parent / "runs" / "ladder"
+PROMPTS_SEEN = 1_440
+"""By the adapters in training, counted as often as they come: 3 times 480, 14 times 100."""
 RULES: dict[str, Callable[[dict[str, Any]], float]] = {
     "the shorter answer": lambda answer: -len(answer["text"].split()),
     "it ended": lambda answer: float(answer["ended"]),
@@ -84,6 +86,7 @@ def lora(test: list[Row], count: int) -> None:
     train = [row for row in load_feedback(FEEDBACK / "train.jsonl") if row["prompt"] in asked]
     judge = train_reward_model(
         pairs(train[:count]), assets.resolve(assets.SMOLLM2), learning_rate=3e-4, cut_share=0.0,
+        epochs=round(PROMPTS_SEEN / count),
         log=lambda step, figures: print(step, figures, flush=True),
     )  # fmt: skip
     prompts, texts, _ = flat(test)
