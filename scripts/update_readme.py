@@ -25,6 +25,7 @@ CONTROLS = (
     ("no prompt, best temperature", "untouched, no prompt"),
     ("prompt and best temperature", "untouched, best"),
     ("... cut after the first sentence", "untouched, first sentence"),
+    ("... drawn again until it ends", "untouched, until it ends"),
     ("... best of 4 by the judge", "untouched, best of 4"),
     ("... fine-tuned on one-sentence replies", "fine-tuned"),
 )
