@@ -31,6 +31,7 @@ from rlhf_tutorial.data import prepare_queries
 from rlhf_tutorial.feedback import Row, load_feedback, save_feedback
 from rlhf_tutorial.reward import StateJudge, StateReader, fit_line
 from rlhf_tutorial.studies.looks import experiment
+from rlhf_tutorial.studies.overoptimisation import expected_best_of_n
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "rlhf_tutorial" / "bundled" / "overoptimisation"
@@ -94,6 +95,8 @@ def best_of_n() -> None:
         judge = load(name) if name != "gold" else gold
         given = features @ judge.weights + judge.bias
         scores[name] = [[round(s, 3) for s in row] for row in given.view(len(rows), -1).tolist()]
+        chosen = (expected_best_of_n(scores[name], scores["gold"], n).mean() for n in (1, 4, 16))
+        print(f"{name}: the gold's score of one answer, of the best of 4 and of 16:", *chosen)
     (FOLDER / "best-of-n.json").write_text(json.dumps(scores) + "\n", encoding="utf-8")
 
 

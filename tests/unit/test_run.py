@@ -256,6 +256,7 @@ def test_learning_rates_fall_to_0_over_the_run_and_go_on_falling_after_a_checkpo
     assert [stats["ppo/learning_rate"] for stats in rest] == pytest.approx(rates[2:])
     longer = run.make_trainer(steps=8)
     assert longer.lr_scheduler is not None
+    longer.optimizer.step()
     longer.lr_scheduler.step()
     assert longer.optimizer.param_groups[0]["lr"] == pytest.approx(8.75e-4)
     assert Run(TINY, tmp_path / "constant").make_trainer().lr_scheduler is None
