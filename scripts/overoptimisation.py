@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "rlhf_tutorial" / "bundled" / "overoptimisation"
 SIZES, SEEDS = (50, 200, 800), (0, 1, 2)
 """Grades that a proxy knows, four to a prompt; and of each size so many proxies."""
-STEPS, LOOKS, ANSWERS = 60, (5, 10, 20, 30, 40, 50), 32
+STEPS, LOOKS, ANSWERS = 40, (5, 10, 15, 20, 30), 32
 CONTROLLER = {"adap_kl_ctrl": True, "init_kl_coef": 0.05, "target": 4.0, "horizon": 320}
 
 

@@ -106,12 +106,19 @@ def rows() -> list[dict[str, Any]]:
     for arm in ARMS.keys() - {"long"}:
         runs = [json.loads(p.read_text()) for p in sorted(TRAININGS.glob(f"{arm}-?.json"))]
         if runs:
-            found.append({"arm": arm, "seeds": len(runs), **measured(arm, runs)})
+            found.append(row_of(arm, runs))
     return sorted(found, key=lambda row: row["kl"])
 
 
-def measured(arm: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Gain, KL and what is counted, means over the seeds."""
+def row_of(arm: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the rule looks at, of one arm."""
+    row = {"arm": arm, "seeds": len(runs), **measured(runs)}
+    row["seconds"] = len(runs[0]["steps"]) * SECONDS_PER_STEP[arm]
+    return row | {"out": broken(row)}
+
+
+def measured(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Gain, KL and what is counted at the last looks, means over the seeds."""
     gains = {
         judge: np.mean(
             [
@@ -120,30 +127,32 @@ def measured(arm: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
             ],
             axis=0,
         )
-        for judge in ("first", "second")
+        for judge in runs[0]["looks"][0]["scores"]
     }
     last = [(run["queries"], run["looks"][-1]) for run in runs]
     lengths = [[len(words(answer)) for answer in at["answers"]] for _, at in last]
     bare = [
         [bare_yes_or_no(*pair) for pair in zip(q, at["answers"], strict=True)] for q, at in last
     ]
-    row = {
+    return {
         "gain": float(gains["first"].mean()),
+        **{judge: float(gain.mean()) for judge, gain in gains.items() if judge != "first"},
         "error": float(gains["first"].std(ddof=1) / len(gains["first"]) ** 0.5),
-        "second": float(gains["second"].mean()),
         "kl": float(np.mean([at["kl"] for _, at in last])),
-        "seconds": len(runs[0]["steps"]) * SECONDS_PER_STEP[arm],
         "ended": float(np.mean([at["measures"]["ended"] for _, at in last])),
         "words": float(np.mean([np.median(each) for each in lengths])),
         "opening": float(np.mean([commonest_opening(at["answers"])[1] for _, at in last])),
         "bare": float(np.mean(bare)),
     }
-    row["out"] = [
+
+
+def broken(row: dict[str, Any]) -> list[str]:
+    """The limits that a row does not keep, of those that it has a number for."""
+    return [
         name
         for name, limit in LIMITS.items()
-        if (row[name] < limit if name in ("ended", "words") else row[name] > limit)
+        if name in row and (row[name] < limit if name in ("ended", "words") else row[name] > limit)
     ]
-    return row
 
 
 def chosen(candidates: list[dict[str, Any]]) -> dict[str, Any] | None:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 
 TokenPair = dict[str, list[int]]  # {"prompt_ids", "chosen_ids", "rejected_ids"}
+After = Callable[[int, AutoModelForCausalLMWithValueHead], None]
+"""Is told the number of steps done, and the policy as it is then."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +49,16 @@ class Trained:
     """A row of numbers per step."""
 
 
-def train_ppo(run: Run, reward: Reward, *, steps: int, **ppo: Any) -> Trained:
+def train_ppo(
+    run: Run, reward: Reward, *, steps: int, after: After | None = None, **ppo: Any
+) -> Trained:
     """The course's own PPO for a number of steps; `ppo` are fields of `PPOConfig`."""
     trainer = run.make_trainer(steps=steps, **ppo)
     epochs = -(-steps // len(batches_of(trainer)))
     start, log = time.perf_counter(), []
     # range comes first in zip: the other way round, zip would train one step more before it stops.
-    for _, stats in zip(
-        range(steps),
+    for step, stats in zip(
+        range(1, steps + 1),
         train(
             trainer,
             reward,
@@ -65,6 +69,8 @@ def train_ppo(run: Run, reward: Reward, *, steps: int, **ppo: Any) -> Trained:
         strict=False,
     ):
         log.append({"reward": float(stats["ppo/mean_scores"]), "kl": float(stats["objective/kl"])})
+        if after:
+            after(step, trainer.policy)
     seconds = time.perf_counter() - start
     return Trained(trainer.policy, seconds, steps * trainer.config.batch_size, log)
 
@@ -80,6 +86,7 @@ def train_online(
     batch_size: int = 16,
     num_generations: int = 4,
     seed: int = 0,
+    after: After | None = None,
 ) -> Trained:
     """TRL's RLOO or GRPO: `batch_size` answers a step, `num_generations` to each prompt.
 
@@ -120,7 +127,7 @@ def train_online(
             train_dataset=Dataset.from_dict(rows),
             processing_class=template.tokenizer,
         )
-        return run_trainer(trainer, steps * batch_size)
+        return run_trainer(trainer, steps * batch_size, after)
 
 
 def train_dpo(
@@ -134,6 +141,7 @@ def train_dpo(
     seed: int = 0,
     answers: int = 0,
     seconds: float = 0.0,
+    after: After | None = None,
 ) -> Trained:
     """TRL's DPO on pairs of token ids.
 
@@ -162,7 +170,7 @@ def train_dpo(
         )
         # As token ids: TRL would end every text with EOS, also answers that were cut off.
         trainer.train_dataset = Dataset.from_list(list(pairs))
-        done = run_trainer(trainer, answers)
+        done = run_trainer(trainer, answers, after)
         return Trained(done.model, done.seconds + seconds, done.answers, done.log)
 
 
@@ -283,7 +291,7 @@ def shared_arguments(
     return {
         "output_dir": folder,
         "learning_rate": learning_rate,
-        "lr_scheduler_type": "constant",
+        "lr_scheduler_type": "linear" if run.preset.learning_rate_decays else "constant",
         "per_device_train_batch_size": batch_size,
         "gradient_accumulation_steps": 1,
         "max_grad_norm": 1.0,
@@ -299,11 +307,22 @@ def shared_arguments(
     }
 
 
-def run_trainer(trainer: Any, answers: int) -> Trained:
+def run_trainer(trainer: Any, answers: int, after: After | None = None) -> Trained:
     """Run it, time it, and take the model out of what TRL and accelerate wrapped it in."""
-    from transformers import PrinterCallback
+    from transformers import PrinterCallback, TrainerCallback
 
     trainer.remove_callback(PrinterCallback)
+    if after:
+        tell: After = after
+
+        class Look(TrainerCallback):
+            def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                # The model keeps what accelerate wrapped around it: the training goes on with it.
+                with preserved_random_state():  # a value head is drawn
+                    policy = AutoModelForCausalLMWithValueHead.from_pretrained(kwargs["model"])
+                tell(state.global_step, policy)
+
+        trainer.add_callback(Look())
     start = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - start

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from support.scripts import load_script
 from rlhf_tutorial import Run, load_preset
 from rlhf_tutorial.errors import DataError
 from rlhf_tutorial.reward import rule_reward
-from rlhf_tutorial.studies.looks import experiment
+from rlhf_tutorial.studies.looks import experiment, look_at
 from rlhf_tutorial.studies.rivals import (
     best_of_n,
     best_of_n_kl,
@@ -35,17 +36,16 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def online(method: str) -> Callable[..., Any]:
-    def train(run: Run, learning_rate: float, reward: Any = rule_reward) -> Any:
-        return train_online(
-            method, run, reward, steps=2, learning_rate=learning_rate, beta=0.1, batch_size=8
-        )
+    def train(run: Run, learning_rate: float, reward: Any = rule_reward, **settings: Any) -> Any:
+        sizes = {"steps": 2, "beta": 0.1, "batch_size": 8}
+        return train_online(method, run, reward, learning_rate=learning_rate, **sizes, **settings)
 
     return train
 
 
-def dpo(run: Run, learning_rate: float) -> Any:
+def dpo(run: Run, learning_rate: float, **settings: Any) -> Any:
     pairs = sampled_pairs(run, rule_reward, limit=12)
-    return train_dpo(run, pairs, learning_rate=learning_rate, batch_size=4)
+    return train_dpo(run, pairs, learning_rate=learning_rate, batch_size=4, **settings)
 
 
 METHODS = {"rloo": online("rloo"), "grpo": online("grpo"), "dpo": dpo}
@@ -78,6 +78,38 @@ def test_the_preset_s_layers_are_trained_and_no_others(run: Run, method: str) ->
     layers = {int(name.split(".layers.")[1].split(".")[0]) for name in names if ".layers." in name}
     assert layers and min(layers) >= k
     assert not any("embed" in name for name in names)
+
+
+@pytest.mark.parametrize("method", [*METHODS, "ppo"])
+def test_looks_on_the_way_see_every_step_and_change_nothing(run: Run, method: str) -> None:
+    queries, seen = run.queries("test").select(range(4)), []
+
+    def after(step: int, policy: Any) -> None:
+        at = look_at(policy, run.load_policy(), run, {"first": rule_reward}, queries)
+        seen.append((step, np.mean(at["kl"])))
+
+    def train(**settings: Any) -> Any:
+        if method == "ppo":
+            return train_ppo(run, rule_reward, steps=2, **settings)
+        return METHODS[method](run, 1e-3, **settings)
+
+    looked, unseen = train(after=after), train()
+    weights = (t.model.pretrained_model.state_dict() for t in (looked, unseen))
+    assert all(torch.equal(*two) for two in zip(*(w.values() for w in weights), strict=True))
+    steps = 2 if method != "dpo" else len([row for row in unseen.log if "loss" in row])
+    assert [step for step, _ in seen] == list(range(1, steps + 1))
+    at = look_at(looked.model, run.load_policy(), run, {"first": rule_reward}, queries)
+    assert np.mean(at["kl"]) == pytest.approx(seen[-1][1], abs=1e-3)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_rate_falls_to_0_where_the_preset_says_so(run: Run, method: str) -> None:
+    assert {row["learning_rate"] for row in METHODS[method](run, 1e-3).log if "loss" in row} == {
+        1e-3
+    }
+    decaying = Run(replace(run.preset, learning_rate_decays=True), run.folder / "decaying")
+    rates = [row["learning_rate"] for row in METHODS[method](decaying, 1e-3).log if "loss" in row]
+    assert rates == pytest.approx(np.linspace(1e-3, 0, len(rates) + 1)[:-1])
 
 
 @pytest.mark.parametrize("method", ["rloo", "grpo"])
@@ -212,7 +244,6 @@ def test_the_kl_of_best_of_n_is_bounded_as_stated() -> None:
 
 def test_a_look_at_a_policy_s_own_reference_finds_no_distance(run: Run, tmp_path: Path) -> None:
     from rlhf_tutorial import create_reference_model
-    from rlhf_tutorial.studies.looks import look_at
 
     policy, queries = run.load_policy(), run.queries("test").select(range(4))
     at = look_at(policy, create_reference_model(policy), run, {"first": rule_reward}, queries)

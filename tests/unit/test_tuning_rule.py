@@ -52,7 +52,7 @@ LONG = [f"{start} a slow walk every evening before you go to bed" for start in S
 
 
 def test_what_is_measured_is_the_last_look_less_the_first() -> None:
-    row = tuning.measured("default", [training(LONG, 0.9, 1.0), training(LONG, 0.9, 2.0)])
+    row = tuning.row_of("default", [training(LONG, 0.9, 1.0), training(LONG, 0.9, 2.0)])
     assert row["gain"] == pytest.approx((3 * 1.5) / 4)
     # Prompts' mean gains are 1.5, 1.5, 1.5 and 0: their standard error.
     assert row["error"] == pytest.approx(0.75 / 2)
@@ -70,11 +70,11 @@ def test_what_is_measured_is_the_last_look_less_the_first() -> None:
     ],
 )
 def test_an_arm_that_breaks_a_limit_is_out(answers: list[str], ended: float, reason: list[str]):
-    assert tuning.measured("default", [training(answers, ended)])["out"] == reason
+    assert tuning.row_of("default", [training(answers, ended)])["out"] == reason
 
 
 def test_an_arm_that_takes_more_than_five_minutes_is_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning, "SECONDS_PER_STEP", {"default": 7.6})
-    assert tuning.measured("default", [training(LONG, 0.9)])["out"] == ["seconds"]
+    assert tuning.row_of("default", [training(LONG, 0.9)])["out"] == ["seconds"]
     with pytest.raises(KeyError):  # an arm whose pace nobody measured is not let through
-        tuning.measured("top-8", [training(LONG, 0.9)])
+        tuning.row_of("top-8", [training(LONG, 0.9)])

@@ -1,0 +1,281 @@
+"""PPO and its rivals at equal budget, tuned alike: what notebook 09 rests on.
+
+    python scripts/methods.py                    # all of it: trials, seeds, seconds; hours
+    python scripts/methods.py trial rloo 1e-04   # one learning rate
+    python scripts/methods.py seed rloo 0        # one training at the rate that the rule takes
+    python scripts/methods.py seconds rloo       # of a few steps, on a quiet machine
+
+Every training is a process of its own and leaves a file in rlhf_tutorial/bundled/methods/. What is
+there already is not done again, so two processes can share the work (with OMP_NUM_THREADS=1 each:
+see docs/performance.md).
+
+The budget is that of the preset: 640 answers of at most 32 tokens, sampled in training or to make
+pairs. One method samples nothing: it has as many pairs of the answers that a reader has graded. All
+rates fall to 0 over the training, as the preset's do.
+
+The rule, written on 2026-11-29 before any of these trainings ran. Each method, PPO among them, has
+three trials of its learning rate, a factor of two apart, seed 100, looked at with one answer to
+each of the 96 validation prompts. Its rate is chosen as `scripts/tuning.py` chooses an arm: out is
+a trial whose answers break a limit on form (or, if all do, none is), or whose KL is above 10 nats
+(or, if all are, none is). Of the rest wins, among those within a standard error of the largest gain
+under the judge of the training, the one with the smallest KL. If the largest or the smallest of the
+three wins, a fourth rate follows beyond it, once. The evaluating judge and the test prompts have no
+say.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import tuning
+
+from rlhf_tutorial import Run, load_preset
+from rlhf_tutorial.assets import Bundled, resolve
+from rlhf_tutorial.data import prepare_queries
+from rlhf_tutorial.feedback import load_feedback, pairs
+from rlhf_tutorial.studies.looks import look_at
+from rlhf_tutorial.studies.rivals import (
+    After,
+    TokenPair,
+    Trained,
+    best_of_n,
+    sampled_pairs,
+    train_dpo,
+    train_online,
+    train_ppo,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "rlhf_tutorial" / "bundled" / "methods"
+PRESET = load_preset("smollm2")
+STEPS, BATCH, QUARTERS = 40, 16, (1, 2, 3, 4)
+GRADED, ONE = "dpo, graded pairs", "one answer"
+BEST = ("best of 2", "best of 4", "best of 8", "best of 16")
+TRIAL_SEED, MOST_KL, SEEDS = 100, 10.0, range(3)
+RATES: dict[str, tuple[float, ...]] = {
+    "ppo": (5e-5, 1e-4, 2e-4),
+    "rloo": (1e-4, 2e-4, 4e-4),
+    "grpo": (1e-4, 2e-4, 4e-4),
+    "dpo": (5e-5, 1e-4, 2e-4),
+    GRADED: (5e-5, 1e-4, 2e-4),
+}
+BETA = {"rloo": PRESET.ppo["init_kl_coef"], "grpo": 0.04, "dpo": 0.1}
+"""RLOO maximises what PPO does, with the same weight; GRPO and DPO have their papers' ones."""
+
+
+def path_of(what: str, method: str, which: str | float) -> Path:
+    return FOLDER / f"{what}_{method.replace(', ', '_').replace(' ', '-')}_{which}.json"
+
+
+def trials_of(method: str) -> list[dict[str, Any]]:
+    """The trials that there are, by rate, each with what the rule looks at."""
+    found = []
+    for path in FOLDER.glob(path_of("trial", method, "*").name):
+        trial = json.loads(path.read_text(encoding="utf-8"))
+        if trial["method"] == method:
+            found.append({"rate": trial["learning_rate"], **tuning.measured([trial])})
+    return sorted(found, key=lambda row: row["rate"])
+
+
+def rate_of(trials: list[dict[str, Any]]) -> float:
+    """The learning rate that the rule takes."""
+    kept = [row for row in trials if not tuning.broken(row)] or trials
+    kept = [row for row in kept if row["kl"] <= MOST_KL] or kept
+    return tuning.chosen([row | {"out": []} for row in kept])["rate"]
+
+
+def next_rate(method: str) -> float | None:
+    """The next rate to try; None once there are enough."""
+    trials = trials_of(method)
+    if missing := sorted(set(RATES[method]) - {row["rate"] for row in trials}):
+        return missing[0]
+    rates = [row["rate"] for row in trials]
+    if len(rates) > len(RATES[method]):
+        return None
+    return {rates[0]: rates[0] / 2, rates[-1]: rates[-1] * 2}.get(rate_of(trials))
+
+
+def train(
+    method: str, run: Run, reward: Any, rate: float, seed: int, steps: int, after: After | None
+) -> tuple[Trained, int]:
+    """One training of `steps` batches, or as many answers; and the number of its updates."""
+    if method == "ppo":
+        done = train_ppo(run, reward, steps=steps, seed=seed, learning_rate=rate, after=after)
+        return done, steps * PRESET.ppo["ppo_epochs"]
+    if method in BETA and method != "dpo":
+        done = train_online(
+            method, run, reward, steps=steps, learning_rate=rate, beta=BETA[method], seed=seed,
+            after=after,
+        )  # fmt: skip
+        return done, steps
+    limit, start = steps * BATCH // 2, time.perf_counter()
+    if method == GRADED:
+        chosen, sampled = graded_pairs(run, limit, seed), 0
+    else:
+        chosen, sampled = sampled_pairs(run, reward, seed=seed, limit=limit), 2 * limit
+    done = train_dpo(
+        run, chosen, learning_rate=rate, beta=BETA["dpo"], seed=seed, answers=sampled,
+        seconds=time.perf_counter() - start, after=after,
+    )  # fmt: skip
+    return done, -(-len(chosen) // BATCH)
+
+
+def graded_pairs(run: Run, limit: int, seed: int) -> list[TokenPair]:
+    """Pairs of the untouched policy's answers that a reader graded, drawn by the seed."""
+    rows = load_feedback(resolve(Bundled("feedback")) / "train.jsonl")
+    template, drawn = run.load_template(), pairs(rows)
+    ended = {(row["prompt"], a["text"]): a["ended"] for row in rows for a in row["answers"]}
+
+    def ids(prompt: str, text: str) -> list[int]:
+        end = template.eos_token_ids[:1] if ended[prompt, text] else []
+        return [*template.tokenizer(text, add_special_tokens=False)["input_ids"], *end]
+
+    return [
+        {
+            "prompt_ids": template.encode(pair["prompt"]),
+            **{f"{side}_ids": ids(pair["prompt"], pair[side]) for side in ("chosen", "rejected")},
+        }
+        for pair in random.Random(seed).sample(drawn, limit)
+    ]
+
+
+def run_of(method: str) -> Run:
+    return Run(PRESET, ROOT / "runs" / "methods" / method.replace(", ", "_").replace(" ", "-"))
+
+
+def held_out(run: Run, split: str) -> Any:
+    return prepare_queries(run.preferences(split), run.load_template())[0]
+
+
+def one(what: str, method: str, which: str) -> None:
+    """A trial (of a rate) or a seed, looked at on the way."""
+    run, seed = run_of(method), TRIAL_SEED if what == "trial" else int(which)
+    rate = float(which) if what == "trial" else rate_of(trials_of(method))
+    judges = {"first": run.load_reward()}
+    if what == "seed":
+        judges["second"] = run.load_second_judge()
+    untouched, queries, looks = run.load_policy().to(run.device), held_out(run, "validation"), []
+    steps = STEPS // 2 if method.startswith("dpo") else STEPS  # a step of DPO has 16 pairs
+
+    def look(policy: Any, on: Any) -> dict[str, Any]:
+        return look_at(policy, untouched, run, judges, on, seed=seed, examples=1000)
+
+    def after(step: int, policy: Any) -> None:
+        print(step, flush=True)
+        if step in {steps * k // 4 for k in QUARTERS}:
+            looks.append({"step": step, **look(policy, queries)})
+
+    looks.append({"step": 0, **look(untouched, queries)})
+    done, updates = train(method, run, judges["first"], rate, seed, STEPS, after)
+    if looks[-1]["step"] < steps:  # DPO, where two equal answers made no pair
+        looks.append({"step": updates, **look(done.model.eval(), queries)})
+    result = {
+        "method": method, "learning_rate": rate, "seed": seed, "answers": done.answers,
+        "updates": updates, "log": done.log, "queries": queries["query"][:], "looks": looks,
+    }  # fmt: skip
+    if what == "seed":
+        on = held_out(run, "test")
+        result |= {
+            "test_queries": on["query"][:],
+            "test": [look(policy, on) for policy in (untouched, done.model.eval())],
+        }
+    save(path_of(what, method, which), result)
+
+
+def seconds(method: str) -> None:
+    """Seconds for 16 answers, and peak memory.
+
+    In training, with all that is learnt from them; of best-of-n, and of a trained policy (any: they
+    all answer as fast as the untouched one), at use. Start and loading go out in the difference of
+    a long and a short measurement.
+    """
+    run = run_of(method)
+    reward = run.load_reward()
+    if method in RATES:
+        times = []
+        for steps in (2, 6):
+            done, _ = train(method, run, reward, RATES[method][0], 0, steps, None)
+            times.append(done.seconds)
+            del done
+            gc.collect()  # accelerate's models are in reference cycles: one at a time in memory
+        result = {"method": method, "seconds_per_step": (times[1] - times[0]) / 4}
+    else:
+        prompts, times = held_out(run, "validation"), []
+        n = 1 if method == ONE else int(method.removeprefix("best of "))
+        for rows in (32, 96):
+            start = time.perf_counter()
+            best_of_n(run, reward if n > 1 else no_judge, prompts.select(range(rows)), n)
+            times.append(time.perf_counter() - start)
+        result = {"method": method, "seconds_at_use": (times[1] - times[0]) / 4}
+    unit = 1 if sys.platform == "darwin" else 1024
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    save(path_of("seconds", method, 0), result | {"peak_bytes": memory})
+
+
+def no_judge(queries: list[str], responses: list[str]) -> list[float]:
+    """What a trained policy needs when it answers."""
+    return [0.0] * len(queries)
+
+
+def samples() -> None:
+    """Sixteen answers of the untouched policy to each held-out prompt, scored by both judges."""
+    run = run_of("best of n")
+    judges = {"first": run.load_reward(), "second": run.load_second_judge()}
+    found: dict[str, Any] = {"method": "best of n"}
+    for split in ("validation", "test"):
+        queries = held_out(run, split)
+        texts, drawn = queries["query"][:], []
+        for draw in range(16):
+            answers, _ = best_of_n(run, no_judge, queries, 1, seed=draw)
+            scores = {name: judge(texts, answers) for name, judge in judges.items()}
+            drawn.append({"answers": answers, "scores": scores})
+        found[split] = {"queries": texts, "draws": drawn}
+    save(path_of("samples", "best of n", 0), found)
+
+
+def save(path: Path, result: dict[str, Any]) -> None:
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result) + "\n", encoding="utf-8")
+
+
+def jobs() -> list[list[str]]:
+    """What is missing, in an order in which each finds what it needs."""
+    found = [["trial", m, f"{rate:g}"] for m in RATES if (rate := next_rate(m)) is not None]
+    if not found:
+        found = [["seed", method, str(seed)] for seed in SEEDS for method in RATES]
+        found += [["samples", "best of n", "0"]]
+        found += [["seconds", method, "0"] for method in (*RATES, *BEST, ONE)]
+    return [job for job in found if not path_of(*job).exists()]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", nargs="?", choices=["trial", "seed", "samples", "seconds"])
+    parser.add_argument("method", nargs="?", default="best of n")
+    parser.add_argument("which", nargs="?", default="")
+    args = parser.parse_args()
+    if args.what is None:
+        while todo := jobs():
+            print(*todo[0], flush=True)
+            command = [sys.executable, __file__, *todo[0]]
+            subprocess.run(command, check=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+    elif args.what == "seconds":
+        seconds(args.method)
+    elif args.what == "samples":
+        samples()
+    else:
+        one(args.what, args.method, args.which)
+
+
+if __name__ == "__main__":
+    main()
