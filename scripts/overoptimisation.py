@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "rlhf_tutorial" / "bundled" / "overoptimisation"
 SIZES, SEEDS = (50, 200, 800), (0, 1, 2)
 """Grades that a proxy knows, four to a prompt; and of each size so many proxies."""
+PRESET, RATE = replace(load_preset("smollm2"), learning_rate_decays=False), 3e-4
+"""Three times the default's rate, to the end: forty steps are to lead too far."""
 STEPS, LOOKS, ANSWERS = 40, (5, 10, 15, 20, 30), 32
 CONTROLLER = {"adap_kl_ctrl": True, "init_kl_coef": 0.05, "target": 4.0, "horizon": 320}
 
@@ -69,12 +72,13 @@ def ppo(size: int, seed: int, label: str, settings: dict[str, Any]) -> None:
     path = FOLDER / f"ppo-{size}-{seed}{label}.json"
     if path.exists():
         return
-    run = Run(load_preset("smollm2"), ROOT / "runs" / "overoptimisation")
+    run = Run(PRESET, ROOT / "runs" / "overoptimisation")
     queries, _ = prepare_queries(run.preferences("validation"), run.load_template())
     judges = {"proxy": load(proxy_name(size, seed)), "gold": load("gold")}
     result = experiment(
-        run, judges, queries, steps=STEPS, looks=LOOKS, examples=len(queries), seed=seed, **settings
-    )
+        run, judges, queries, steps=STEPS, looks=LOOKS, examples=len(queries), seed=seed,
+        learning_rate=RATE, **settings,
+    )  # fmt: skip
     found = {"size": size, "seed": seed, **result}
     path.write_text(json.dumps(found) + "\n", encoding="utf-8")
 

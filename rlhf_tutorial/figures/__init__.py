@@ -3,7 +3,13 @@
 from .plan import plan_diagram
 from .scores import bars_with_intervals, before_after, length_histogram, score_histogram
 from .step import along_response, batch_layout, clipped_objective, token_heatmap
-from .studies import against_kl, gains_of_seeds, methods_against_kl, over_steps
+from .studies import (
+    against_kl,
+    gains_of_seeds,
+    methods_against_kl,
+    over_steps,
+    proxy_and_gold,
+)
 from .style import STYLE
 from .training import LiveCurve, diagnostics, reward_curve
 
@@ -22,6 +28,7 @@ __all__ = [
     "methods_against_kl",
     "over_steps",
     "plan_diagram",
+    "proxy_and_gold",
     "reward_curve",
     "score_histogram",
     "token_heatmap",

@@ -132,6 +132,47 @@ def methods_against_kl(
 
 
 @rc_context(STYLE)
+def proxy_and_gold(
+    panels: Mapping[str, Mapping[str, Sequence[Points]]],
+    ylabel: str = "Gain over the untouched policy",
+) -> Figure:
+    """A panel per way of optimising; what the proxy promises is dashed, what the gold sees solid.
+
+    Args:
+        panels: title to curves, from left to right; curves by name, the same in every panel, each a
+            list of runs, each of points with "kl" (nats per answer), "proxy" and "gold".
+
+    Raises:
+        DataError: without a point, for a point that lacks a key, or for panels of other curves.
+    """
+    names = [list(curves) for curves in panels.values()]
+    if not names or any(each != names[0] for each in names):
+        raise DataError(f"each panel is to have the same curves: there are {names}")
+    flat = [run for curves in panels.values() for runs in curves.values() for run in runs]
+    _check_points({str(n): run for n, run in enumerate(flat)}, ["kl", "proxy", "gold"])
+    fig = new_figure(4.9 * len(panels) + 0.4, 4.4)
+    axes = np.atleast_1d(fig.subplots(1, len(panels), sharey=True))
+    for ax, (title, curves) in zip(axes, panels.items(), strict=True):
+        for colour, (name, runs) in zip(_colours(len(curves)), curves.items(), strict=True):
+            for n, run in enumerate(runs):
+                kl, proxy, gold = ([float(p[k]) for p in run] for k in ("kl", "proxy", "gold"))
+                ax.plot(kl, proxy, "--", color=colour, linewidth=1.2, alpha=0.7)
+                ax.plot(
+                    kl, gold, "o-", color=colour, markersize=4, linewidth=1.9,
+                    label=None if n else name,
+                )  # fmt: skip
+        ax.axhline(0, color=INK, linewidth=0.8)
+        _sqrt_axis(ax, max(float(p["kl"]) for runs in curves.values() for run in runs for p in run))
+        ax.set(title=title, xlabel="KL from the reference (nats per answer, √ scale)")
+    axes[0].set_ylabel(ylabel)
+    axes[0].plot([], [], "--", color=INK, linewidth=1.2, label="what the proxy says")
+    axes[0].plot([], [], "o-", color=INK, markersize=4, label="what the gold says")
+    handles, labels = axes[0].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)))
+    return fig
+
+
+@rc_context(STYLE)
 def over_steps(curves: Mapping[str, Points], panels: Mapping[str, str], window: int = 10) -> Figure:
     """One panel per quantity and one curve per training, against the steps.
 

@@ -34,6 +34,22 @@ def committed_trainings() -> dict[str, dict[str, Any]]:
     return {f"{result['arm']}, seed {result['seed']}": result for result in results}
 
 
+def committed_overoptimisation() -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
+    """What `scripts/overoptimisation.py` left in the package.
+
+    Returns:
+        The scores of the untouched policy's answers to the validation prompts, (prompts, answers)
+        by judge: "gold", and "proxy-<grades>-<seed>". And the trainings against a proxy, each with
+        `size` (the grades that it knows), `seed`, `settings`, `steps`, `queries` and `looks`.
+    """
+    folder = resolve(Bundled("overoptimisation"))
+    scores = json.loads((folder / "best-of-n.json").read_text(encoding="utf-8"))
+    trainings = [
+        json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("ppo-*.json"))
+    ]
+    return {name: np.array(rows) for name, rows in scores.items()}, trainings
+
+
 def committed_rivals() -> pd.DataFrame:
     """The runs of `scripts/rivals.py` that come with the package, a row per prompt and run.
 

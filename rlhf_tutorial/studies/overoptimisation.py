@@ -4,11 +4,13 @@ Overoptimization"): a proxy that knows little is maximised, and a gold that know
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import comb
 
 import numpy as np
 
 from ..errors import DataError
+from .rivals import best_of_n_kl
 
 
 def expected_best_of_n(proxy: np.ndarray, gold: np.ndarray, n: int) -> np.ndarray:
@@ -37,3 +39,25 @@ def expected_best_of_n(proxy: np.ndarray, gold: np.ndarray, n: int) -> np.ndarra
     weights = np.array([comb(k, n - 1) for k in range(size)], dtype=float) / comb(size, n)
     ordered = np.take_along_axis(gold, np.argsort(proxy, axis=1, kind="stable"), axis=1)
     return ordered @ weights
+
+
+def best_of_n_curve(
+    proxy: np.ndarray, gold: np.ndarray, sizes: Sequence[int] = (1, 2, 4, 8, 16, 32)
+) -> list[dict[str, float]]:
+    """What the best of n by the proxy gains over one answer, under both judges.
+
+    Args:
+        proxy, gold: (prompts, N) scores of the same answers.
+
+    Returns:
+        A row per n: "n", "kl" (nats, at the most: `rivals.best_of_n_kl`), "proxy" and "gold" (mean
+        gains over the prompts), and "gold_error" (the standard error of the latter).
+    """
+    rows = []
+    for n in sizes:
+        seen = {"n": float(n), "kl": best_of_n_kl(n)}
+        for name, scores in (("proxy", proxy), ("gold", gold)):
+            gains = expected_best_of_n(proxy, scores, n) - np.mean(scores, axis=1)
+            seen[name] = float(gains.mean())
+        rows.append(seen | {"gold_error": float(gains.std(ddof=1) / len(gains) ** 0.5)})
+    return rows

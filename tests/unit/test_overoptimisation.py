@@ -9,7 +9,7 @@ import pytest
 from support.errors import one_line
 
 from rlhf_tutorial.errors import DataError
-from rlhf_tutorial.studies.overoptimisation import expected_best_of_n
+from rlhf_tutorial.studies.overoptimisation import best_of_n_curve, expected_best_of_n
 
 
 @pytest.mark.parametrize("n", [1, 2, 4, 7])
@@ -29,6 +29,20 @@ def test_a_proxy_that_knows_nothing_gains_nothing_and_the_gold_itself_the_most()
     assert abs(noise - gold.mean()) < 0.03
     best = expected_best_of_n(gold, gold, 8).mean()
     assert best == pytest.approx(1.4236, abs=0.03), "of eight normal draws the largest"
+
+
+def test_a_curve_is_the_gain_over_one_answer_and_has_its_error():
+    random = np.random.default_rng(1)
+    proxy, gold = random.normal(size=(2, 50, 8)) + 3
+    one, four = best_of_n_curve(proxy, gold, sizes=(1, 4))
+    assert (one["kl"], one["proxy"], one["gold"]) == pytest.approx((0, 0, 0))
+    assert four["kl"] == pytest.approx(np.log(4) - 3 / 4)
+    gains = expected_best_of_n(proxy, gold, 4) - gold.mean(axis=1)
+    assert four["gold"] == pytest.approx(gains.mean())
+    assert four["gold_error"] == pytest.approx(gains.std(ddof=1) / 50**0.5)
+    assert four["proxy"] == pytest.approx(
+        (expected_best_of_n(proxy, proxy, 4) - proxy.mean(axis=1)).mean()
+    )
 
 
 @pytest.mark.parametrize(("n", "shape"), [(0, (2, 4)), (5, (2, 4)), (2, (3, 4))])

@@ -58,6 +58,29 @@ def test_methods_against_kl_are_dots_and_what_is_behind_has_no_name() -> None:
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [*CURVES]
 
 
+def test_the_proxy_is_dashed_and_the_gold_solid_in_every_panel() -> None:
+    def run(kl: float, proxy: float, gold: float) -> list[dict[str, float]]:
+        return [{"kl": 0.0, "proxy": 0.0, "gold": 0.0}, {"kl": kl, "proxy": proxy, "gold": gold}]
+
+    few, many = [run(9, 3, 1), run(16, 4, -1)], [run(9, 3, 2)]
+    figure = figures.proxy_and_gold(
+        {"Best of n": {"50": [run(2, 1, 0.5)], "800": [run(2, 1, 0.9)]},
+         "PPO": {"50": few, "800": many}}
+    )  # fmt: skip
+    left, right = figure.axes
+    solid = [line for line in right.get_lines() if line.get_linestyle() == "-"]
+    dashed = [line for line in right.get_lines() if line.get_linestyle() == "--"]
+    assert [list(line.get_ydata()) for line in dashed] == [[0, 3], [0, 4], [0, 3]]
+    assert [list(line.get_ydata()) for line in solid[:3]] == [[0, 1], [0, -1], [0, 2]]
+    colours = [line.get_color() for line in solid[:3]]
+    assert colours[0] == colours[1] != colours[2]
+    assert left.get_xlim()[1] < 3 < 16 < right.get_xlim()[1] and left.get_ylim() == right.get_ylim()
+    named = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert named == ["50", "800", "what the proxy says", "what the gold says"]
+    with pytest.raises(DataError, match="the same curves"):
+        figures.proxy_and_gold({"Best of n": {"50": few}, "PPO": {"800": many}})
+
+
 def test_curves_over_steps_are_running_means() -> None:
     points = [{"kl": float(i), "kl_coef": 0.1} for i in range(6)]
     (left, right) = lines(figures.over_steps({"x": points}, {"kl": "KL", "kl_coef": "β"}, 2))
