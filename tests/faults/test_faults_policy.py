@@ -66,7 +66,7 @@ def junk_value_head(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "damage",
-    [cut_weights, junk_weights, no_weights, cut_config, unknown_config, junk_value_head],
+    [cut_weights, junk_weights, no_weights, cut_config, junk_value_head],
 )
 def test_a_damaged_policy(checkpoint: Path, damage: Callable[[Path], None]) -> None:
     load(checkpoint)
