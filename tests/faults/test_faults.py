@@ -34,7 +34,6 @@ from support.damage import (
     cut_weights,
     junk_weights,
     no_weights,
-    unknown_config,
 )
 from support.dialogues import TURNS, dataset, dialogue
 from support.errors import refused

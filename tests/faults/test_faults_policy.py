@@ -19,7 +19,6 @@ from support.damage import (
     cut_weights,
     junk_weights,
     no_weights,
-    unknown_config,
 )
 from support.errors import refused
 from support.trainers import make_trainer
