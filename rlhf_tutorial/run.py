@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .assets import Source, resolve
-from .data import last_reply, load_preferences, load_queries, prepare_queries
+from .data import dialogues_of, last_reply, load_preferences, load_queries, prepare_queries
 from .device import default_device, trains_in_bf16
 from .errors import TutorialError, loading, reason
 from .interruption import Interruption
@@ -143,7 +143,7 @@ class Run:
         """
         template, replies = self.load_template(), []
         end = template.eos_token_ids[:1]
-        for text in self.preferences("train")["chosen"][:]:
+        for text in dialogues_of(self.preferences("train")):
             if isinstance(text, str) and (parts := last_reply(text)) is not None:
                 turns, reply = parts
                 ids = template.tokenizer(reply, add_special_tokens=False)["input_ids"] + end
@@ -379,8 +379,8 @@ class Run:
 
         trained = self.trained_policy()
         start = time.perf_counter()
-        texts = self.preferences("test")["chosen"][: self.preset.perplexity_texts]
-        texts = [t for t in texts if isinstance(t, str) and t.strip()]
+        rows = dialogues_of(self.preferences("test"))[: self.preset.perplexity_texts]
+        texts = [text for text in rows if isinstance(text, str) and text.strip()]
         template = self.load_template()
         pairs = [pair for text in texts if (pair := last_reply(text)) is not None]
         replies = {
@@ -449,7 +449,9 @@ class Run:
         if not folder.exists():
             from .tiny import make_tiny_policy
 
-            texts = self.preferences("train")["chosen"][:]
+            preferences = self.preferences("train")
+            answered = "chosen" in preferences.column_names
+            texts = dialogues_of(preferences, "chosen" if answered else "prompt")
             with _made_whole(folder) as partial:
                 make_tiny_policy(partial, [text for text in texts if isinstance(text, str)])
         return folder

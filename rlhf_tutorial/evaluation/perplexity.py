@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from ..assets import as_source, resolve
-from ..device import default_device
-from ..errors import DataError, ModelError
+from ..device import default_device, device_or_default
+from ..errors import DataError, ModelError, check_whole, loading
 from ..models import load_tokenizer
 from ..ppo.rollout import pad
 
@@ -34,7 +34,9 @@ class Perplexity(evaluate.Metric):
         Perplexity().compute(predictions=texts, model=model, tokenizer=tokenizer)
         Perplexity().compute(predictions=texts, model_id="a/folder or hub id")
 
-    The further keywords, the numbers returned and the errors are those of `score_texts`.
+    With `model_id`, `device` says where the model is to run ("gpu" is "cuda", as in `evaluate`),
+    and `revision`, `token` and `cache_dir` are for its download. The further keywords, the numbers
+    returned and the errors are those of `score_texts`.
     """
 
     def _info(self) -> evaluate.MetricInfo:
@@ -52,17 +54,31 @@ class Perplexity(evaluate.Metric):
         model: PreTrainedModel | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         model_id: str | Path | None = None,
+        device: torch.device | str | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
+        where = None if device is None else device_or_default("cuda" if device == "gpu" else device)
         if (model is None) == (model_id is None) or (model is None) != (tokenizer is None):
             raise ModelError("perplexity needs model= with its tokenizer=, or model_id= alone")
         if model_id is not None:
-            model, tokenizer = _load(model_id), load_tokenizer(model_id)
+            download: dict[str, Any] = {"token": token, "cache_dir": cache_dir}
+            folder = resolve(as_source(model_id, revision or "main"), **download)
+            model, tokenizer = _load(folder, where), load_tokenizer(folder)
+        assert model is not None
+        at = next(model.parameters()).device
+        if where is not None and where.type != at.type:
+            raise ModelError(
+                f"the model is on {at}, and device is {device!r}: move it there with "
+                "model.to(device) first, or leave device out"
+            )
         return score_texts(predictions, model, tokenizer, **kwargs)
 
 
 def score_texts(
-    texts: Sequence[str],
+    texts: Sequence[str] | str,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     *,
@@ -79,7 +95,7 @@ def score_texts(
     its sliding window: a text longer than the model's context is cut, and counted in `truncated`.
 
     Args:
-        texts: strings; special tokens written out in them count as such.
+        texts: strings, or a single one; special tokens written out in them count as such.
         model: any causal language model of transformers, or a policy with its value head.
         contexts: optionally one per text, a string or token ids: read before the text, but not
             counted. They are taken as they are, already in the model's own template, and no start
@@ -109,7 +125,7 @@ def score_texts(
             could be predicted.
         ModelError: for a temperature that is not a number above 0.
     """
-    texts = list(texts)
+    texts = [texts] if isinstance(texts, str) else list(texts)
     if not texts:
         raise DataError("no texts to compute the perplexity of: give at least one")
     if contexts is not None and len(contexts) != len(texts):
@@ -228,15 +244,16 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: Context) -> list[int]:
 
 
 def _context_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    positions = getattr(model.config, "max_position_embeddings", None)
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return positions or tokenizer.model_max_length
 
 
-def _load(model_id: str | Path) -> PreTrainedModel:
+def _load(folder: Path, device: torch.device | None) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
-    folder = resolve(as_source(model_id))
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, trust_remote_code=False
-    )
-    return model.to(default_device())
+    check_whole(folder)
+    with loading(folder):
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, trust_remote_code=False
+        )
+    return model.to(device or default_device())

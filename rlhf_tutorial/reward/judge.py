@@ -3,26 +3,39 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
+from bisect import bisect_left
+from collections.abc import Callable
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..assets import as_source, resolve
 from ..device import device_or_default, supports_bf16
-from ..errors import ModelError, RewardError, loading
+from ..dialogues import Turn, query_text, query_turns
+from ..errors import ModelError, RewardError, check_whole, loading
 from ..quiet import quiet_transformers
 from ..randomness import preserved_random_state
 from ..scores import check_one_each, checked_scores
 from ..template import CHAT
 
+logger = logging.getLogger(__name__)
+
+Encoded = dict[str, list[list[int]]]
+"""Rows of numbers by the names of a model's inputs."""
+
 
 class RewardModel:
     """A sequence classifier with one logit, read as the reward of a response to a query.
 
-    The pair goes through the model's own tokenizer, see `encode`, cut to the model's maximum
-    length. What the model is fed besides `input_ids` is what its tokenizer lists in
-    `model_input_names`: a checkpoint trained without `token_type_ids` says so there.
+    The pair goes through the model's own tokenizer, see `encode`, the query cut so that both fit
+    the model's maximum length; batches are padded on a side where padding changes no score. What
+    the model is fed besides `input_ids` is what its tokenizer lists in `model_input_names`: a
+    checkpoint trained without `token_type_ids` says so there.
     """
 
     def __init__(
@@ -60,6 +73,7 @@ class RewardModel:
         self.batch_size = batch_size
         self.bf16 = supports_bf16(self.device) if bf16 is None else bf16
         self.max_length = _max_length(model, tokenizer)
+        self.padding_side = _harmless_padding(self.model, tokenizer, self.max_length)
         precision = "bfloat16 autocast" if self.bf16 else str(model.dtype).removeprefix("torch.")
         print(f"reward model: {type(model).__name__} on {self.device}, {precision}")
 
@@ -72,11 +86,15 @@ class RewardModel:
         device: torch.device | str | None = None,
         batch_size: int = 32,
         bf16: bool | None = None,
+        *,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
     ) -> RewardModel:
-        """Load a checkpoint, or a base encoder with a PEFT LoRA `adapter` folder merged into it.
+        """Load a checkpoint, or a base encoder with a PEFT LoRA `adapter` merged into it.
 
         With an adapter the tokenizer's settings in its `tokenizer_config.json` go before the
-        base's. The caller's random state is left as it was.
+        base's. The caller's random state is left as it was. `revision` (of the checkpoint), `token`
+        and `cache_dir` are for the download from the Hub.
 
         Raises:
             AssetError: if the checkpoint cannot be found. ModelError: when it cannot be loaded, the
@@ -84,14 +102,15 @@ class RewardModel:
         """
         from transformers import AutoTokenizer
 
-        folder = resolve(as_source(folder_or_id, revision or "main"))
+        download: dict[str, Any] = {"token": token, "cache_dir": cache_dir}
+        folder = resolve(as_source(folder_or_id, revision or "main"), **download)
+        check_whole(folder, "give that as the checkpoint, and this folder as adapter=")
+        if adapter is not None:
+            adapter = resolve(as_source(adapter), **download)
         with loading(folder), preserved_random_state(), quiet_transformers():
-            overrides = {} if adapter is None else _tokenizer_overrides(Path(adapter))
+            overrides = {} if adapter is None else _tokenizer_overrides(adapter)
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **overrides)
-            if adapter is None:
-                model = _load_trained(folder)
-            else:
-                model = _load_merged(folder, Path(adapter))
+            model = _load_trained(folder) if adapter is None else _load_merged(folder, adapter)
         return cls(model, tokenizer, device, batch_size, bf16)
 
     def __call__(self, queries: list[str], responses: list[str]) -> list[float]:
@@ -116,30 +135,138 @@ class RewardModel:
             torch.inference_mode(),
             torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16),
         ):
-            for start in range(0, len(order), self.batch_size):
-                indices = order[start : start + self.batch_size]
-                batch = self.tokenizer.pad([rows[i] for i in indices], return_tensors="pt")
-                logits = self.model(**batch.to(self.device)).logits
-                for i, score in zip(indices, logits[:, 0].float().tolist(), strict=True):
+            for indices in self._batches(order, [len(row["input_ids"]) for row in rows]):
+                batch = [rows[i] for i in indices]
+                side = self.padding_side or "right"
+                logits = _logits(self.model, self.tokenizer, batch, side)
+                for i, score in zip(indices, logits.tolist(), strict=True):
                     scores[i] = score
         return checked_scores(scores, len(responses))
 
+    def _batches(self, order: list[int], lengths: list[int]) -> list[list[int]]:
+        """Neighbours in the order; of one length where padding would change their scores."""
+        mixed = self.padding_side is not None
+        groups = [order] if mixed else [list(g) for _, g in groupby(order, lengths.__getitem__)]
+        size = self.batch_size
+        return [group[i : i + size] for group in groups for i in range(0, len(group), size)]
 
-def encode(
-    tokenizer: Any, queries: list[str], responses: list[str], max_length: int
-) -> dict[str, list[list[int]]]:
+
+def encode(tokenizer: Any, queries: list[str], responses: list[str], max_length: int) -> Encoded:
     """What a judge reads of each query and response, as lists by the names of its inputs.
 
-    A tokenizer with a chat template is that of a chat model: the query becomes the user's turn and
-    the response the assistant's, which ends with its last token. Any other takes a text pair. What
-    is longer than `max_length` tokens is cut.
+    A tokenizer with a chat template is that of a chat model: the query becomes the user's turn (or
+    its turns, see `dialogues.query_turns`) and the response the assistant's, which ends with its
+    last token. Any other takes a text pair.
+
+    Where both are longer than `max_length` tokens, the query loses its beginning: earlier turns
+    first, then words. Only of an answer that is too long by itself a part is read, as the tokenizer
+    cuts a pair; a line in the log tells so.
     """
-    if tokenizer.chat_template is None:
-        return tokenizer(queries, responses, truncation=True, max_length=max_length)
+    read = _read_pairs if tokenizer.chat_template is None else _read_chats
+    encoded = read(tokenizer, queries, responses)
+    in_part = 0
+    for i, ids in enumerate(encoded["input_ids"]):
+        if len(ids) > max_length:
+            row = _fitting(read, tokenizer, queries[i], responses[i], max_length)
+            in_part += row is None
+            row = row or _cut(read, tokenizer, queries[i], responses[i], max_length)
+            for name, values in row.items():
+                encoded[name][i] = values[0]
+    if in_part:
+        logger.warning(
+            "%d answers are longer than the judge's %d tokens: a part is read", in_part, max_length
+        )
+    return encoded
+
+
+def _read_pairs(tokenizer: Any, queries: list[str], responses: list[str], **cut: Any) -> Encoded:
+    return tokenizer(queries, responses, verbose=False, **cut)
+
+
+def _read_chats(tokenizer: Any, queries: list[str], responses: list[str], **cut: Any) -> Encoded:
     chat = CHAT.bind(tokenizer)
-    opened = (chat.render([("Human", query)]) for query in queries)
+    opened = (chat.render(query_turns(query)) for query in queries)
     texts = [opening + response for opening, response in zip(opened, responses, strict=True)]
-    return tokenizer(texts, add_special_tokens=False, truncation=True, max_length=max_length)
+    return tokenizer(texts, add_special_tokens=False, verbose=False, **cut)
+
+
+def _fitting(
+    read: Callable[..., Encoded], tokenizer: Any, query: str, response: str, max_length: int
+) -> Encoded | None:
+    """A row with as much of the query as there is room for; None if the answer alone has none."""
+
+    def row(query: str) -> Encoded:
+        return read(tokenizer, [query], [response])
+
+    def fits(query: str) -> bool:
+        return len(row(query)["input_ids"][0]) <= max_length
+
+    return row(_shortened(query, fits)) if fits("") else None
+
+
+def _cut(
+    read: Callable[..., Encoded], tokenizer: Any, query: str, response: str, max_length: int
+) -> Encoded:
+    """A row of which the answer's end is missing, and of a chat also what its half exceeds."""
+    if read is _read_chats:
+        half = max_length // 2
+        query = _shortened(query, lambda q: len(read(tokenizer, [q], [""])["input_ids"][0]) <= half)
+    side, tokenizer.truncation_side = tokenizer.truncation_side, "right"
+    try:
+        return read(tokenizer, [query], [response], truncation=True, max_length=max_length)
+    finally:
+        tokenizer.truncation_side = side
+
+
+def _shortened(query: str, fits: Callable[[str], bool]) -> str:
+    """The longest end of a query that fits: without its first turns, or its last one's first words.
+
+    A system message stays as long as it leaves room for the rest.
+    """
+    turns = query_turns(query)
+    for system in [turns[:1], []] if turns[0][0] == "System" else [[]]:
+        rest = turns[len(system) :] if system else [t for t in turns if t[0] != "System"]
+        ends = [rest[i:] for i, (role, _) in enumerate(rest) if role == "Human"]
+        for end in ends:
+            if fits(query_text(system + end)):
+                return query_text(system + end)
+        text = ends[-1][0][1] if ends else ""
+        starts = [word.start() for word in re.finditer(r"\S+", text)] + [len(text)]
+
+        def end_from(start: int, system: list[Turn] = system, text: str = text) -> str:
+            return query_text([*system, ("Human", text[start:])])
+
+        kept = bisect_left(starts, True, key=lambda start: fits(end_from(start)))
+        if kept < len(starts):
+            return end_from(starts[kept])
+    return ""
+
+
+def _logits(model: Any, tokenizer: Any, rows: list[dict[str, list[int]]], side: str) -> Tensor:
+    """The model's scores of some rows as one batch, (B,), in float32."""
+    batch = tokenizer.pad(rows, return_tensors="pt", padding_side=side)
+    return model(**batch.to(model.device)).logits[:, 0].float()
+
+
+@torch.inference_mode()
+def _harmless_padding(model: Any, tokenizer: Any, max_length: int) -> str | None:
+    """The side on which padding changes no score, the tokenizer's own first; None if neither.
+
+    Architectures differ: some count positions from the first token, padding or not, and some read
+    the score off the last. So it is tried out, on a short text and a longer one.
+    """
+    texts = ["Yes.", "Yes, and here is why: it is as long as that."]
+    encoded = encode(tokenizer, ["Is it?"] * 2, texts, max_length)
+    rows = [{name: values[i] for name, values in encoded.items()} for i in range(2)]
+    alone = torch.cat([_logits(model, tokenizer, [row], "right") for row in rows])
+    tolerance = (1e-3 if model.dtype == torch.float32 else 3e-2) * max(
+        1.0, float(alone.abs().max())
+    )
+    for side in dict.fromkeys((tokenizer.padding_side, "right", "left")):
+        if torch.allclose(_logits(model, tokenizer, rows, side), alone, rtol=0, atol=tolerance):
+            return side
+    logger.warning("padding changes what %s scores: batches hold one length", type(model).__name__)
+    return None
 
 
 def load_classifier(folder: Path) -> tuple[Any, list[str]]:
@@ -201,6 +328,19 @@ def _tokenizer_overrides(adapter: Path) -> dict[str, Any]:
 
 
 def _max_length(model: Any, tokenizer: Any) -> int:
-    """The most tokens the model takes: the tokenizer's limit, but no more than its positions."""
-    positions = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
-    return min(tokenizer.model_max_length, positions)
+    """The most tokens the model takes: the tokenizer's limit, but no more than its positions.
+
+    RoBERTa and its kin count positions from behind that of their padding.
+    """
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 0
+    for name, module in model.named_modules():
+        if (
+            name.endswith("position_embeddings")
+            and getattr(module, "padding_idx", None) is not None
+        ):
+            positions -= module.padding_idx + 1
+            break
+    # XLNet says -1, and T5 nothing: any length goes.
+    return (
+        min(tokenizer.model_max_length, positions) if positions > 0 else tokenizer.model_max_length
+    )

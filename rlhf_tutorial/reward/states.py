@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..assets import as_source, resolve
 from ..device import device_or_default, supports_bf16
-from ..errors import DataError, ModelError, RewardError, loading
+from ..errors import DataError, ModelError, RewardError, check_whole, loading
 from ..quiet import quiet_transformers
 from ..scores import check_one_each, checked_scores
 from ..template import CHAT
@@ -61,15 +61,29 @@ class StateReader:
             cast_frozen_matrices(self.trunk)
         self.template = CHAT.bind(tokenizer)
         self.layers, self.batch_size = tuple(layers), batch_size
+        positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self.max_length = positions or tokenizer.model_max_length
 
     @classmethod
     def from_pretrained(
-        cls, folder_or_id: str | Path, layers: Sequence[int] = LAYERS, **settings: Any
+        cls,
+        folder_or_id: str | Path,
+        layers: Sequence[int] = LAYERS,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        **settings: Any,
     ) -> StateReader:
-        """The reader of a language model, from a folder or the hub; `settings` as above."""
+        """The reader of a language model, from a folder or the hub; `settings` as above.
+
+        `revision`, `token` and `cache_dir` are for the download from the Hub.
+        """
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        folder = resolve(as_source(folder_or_id))
+        source = as_source(folder_or_id, revision or "main")
+        folder = resolve(source, token=token, cache_dir=cache_dir)
+        check_whole(folder)
         with loading(folder), quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             model = AutoModelForCausalLM.from_pretrained(
@@ -90,7 +104,10 @@ class StateReader:
         rows = []
         for query, response in zip(queries, responses, strict=True):
             answer = tokenizer(response, add_special_tokens=False)["input_ids"]
-            rows.append((self.template.encode(query), [*answer, end]))
+            # Too long for the model, the query loses its beginning; only then the answer its end.
+            ended = [*answer[: self.max_length - 2], end]
+            asked = self.template.encode(query)
+            rows.append((asked[max(0, len(asked) + len(ended) - self.max_length) :], ended))
         # Sorted by length, so that the rows of a batch need little padding.
         order = sorted(range(len(rows)), key=lambda i: sum(map(len, rows[i])))
         features: dict[int, Tensor] = {}
@@ -152,7 +169,11 @@ class StateJudge:
 
     @classmethod
     def from_pretrained(cls, base: str | Path, folder: str | Path, **settings: Any) -> StateJudge:
-        """The judge that `save_pretrained` left in a folder, on its language model `base`."""
+        """The judge that `save_pretrained` left in a folder, on its language model `base`.
+
+        Args:
+            settings: as for `StateReader.from_pretrained`, those of the download among them.
+        """
         from safetensors.torch import load_file
 
         folder = Path(folder)

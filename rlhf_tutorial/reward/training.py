@@ -6,20 +6,47 @@ import json
 import random
 import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..assets import Hub, as_source, resolve
+from ..assets import Hub, Source, as_source, resolve
+from ..data import load_preferences, preference_pairs
 from ..device import device_or_default, supports_bf16
-from ..errors import DataError, loading
+from ..dialogues import opens_with_a_turn
+from ..errors import DataError, check_whole, loading
 from ..quiet import quiet_transformers
 from ..randomness import preserved_random_state
 from .judge import RewardModel, encode, load_classifier
 
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
 Pair = dict[str, str]  # {"prompt", "chosen", "rejected"}
+
+
+def _as_pairs(pairs: Sequence[Any] | Source | str | Any, **download: Any) -> Sequence[Pair]:
+    """Rows of any form as pairs; those that are so already as they stand."""
+    from datasets import Dataset
+
+    if isinstance(pairs, (list, tuple, Dataset)):
+        rows = list(pairs)
+        if all(_is_pair(row) for row in rows):
+            _check_pairs(rows)
+            return rows
+    pairs, counts = preference_pairs(load_preferences(pairs, **download))
+    print(f"preferences: {counts}")
+    return pairs
+
+
+def _is_pair(row: Any) -> bool:
+    """Whether the row has a prompt, and in a pair's places nothing but text that is no dialogue."""
+    sides = [row.get(name) for name in ("prompt", "chosen", "rejected")]
+    texts = [side for side in sides if isinstance(side, str)]
+    plain = len(texts) == sum(side is not None for side in sides)
+    return "prompt" in row and plain and not any(opens_with_a_turn(text) for text in texts)
 
 
 def _check_pairs(pairs: Sequence[Pair]) -> None:
@@ -48,7 +75,7 @@ def cut_words(text: str, words: int) -> str:
 
 
 def train_reward_model(
-    pairs: Sequence[Pair],
+    pairs: Sequence[Mapping[str, Any]] | Dataset | DatasetDict | Source | str,
     base: str | Path,
     *,
     output: str | Path | None = None,
@@ -64,6 +91,9 @@ def train_reward_model(
     device: torch.device | str | None = None,
     bf16: bool | None = None,
     log: Callable[[int, dict[str, float]], None] | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
 ) -> RewardModel:
     """Train a Bradley-Terry reward model on preference pairs with `trl.RewardTrainer`.
 
@@ -72,24 +102,28 @@ def train_reward_model(
     two scores keeps them around zero, where the loss alone leaves their level open.
 
     Args:
-        pairs: dictionaries of plain strings `prompt`, `chosen`, `rejected`.
+        pairs: dictionaries of plain strings `prompt`, `chosen`, `rejected`, or preferences of any
+            form that `data.load_preferences` takes, of which the split "train" is read.
         base: model to start from, a folder or hub id; it gets a fresh head with one logit.
         output: folder to leave the trained adapter (or, with `lora=False`, checkpoint) in.
         lora: train low-rank adapters (Hu et al. 2021) of this `rank`, or else every weight.
         layers: numbers of the layers that get adapters; all by default.
-        max_tokens: prompt and response together are cut to this many tokens.
+        max_tokens: what prompt and response together are longer is cut, see `judge.encode`.
         cut_share: share of the pairs seen with both responses cut short, see `cut_pair`.
         log: called as `log(step, {"loss", "accuracy", ...})` every ten optimiser steps.
+        revision, token, cache_dir: for the download of `base` from the Hub; the latter two also for
+            that of the pairs.
 
     Raises DataError when there are no pairs. The caller's random state is left as it was.
     """
     from transformers import AutoTokenizer, PrinterCallback
     from trl import RewardConfig, RewardTrainer
 
-    _check_pairs(pairs)
+    pairs = _as_pairs(pairs, token=token, cache_dir=cache_dir)
     device = device_or_default(device)
-    source = as_source(base)
-    base = resolve(source)
+    source = as_source(base, revision or "main")
+    base = resolve(source, token=token, cache_dir=cache_dir)
+    check_whole(base)
     # TRL's collator makes no token_type_ids. Saved with the model, this makes the judge leave them
     # out as well when it scores.
     inputs = {"model_input_names": ["input_ids", "attention_mask"]}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from ..data import last_reply
+from ..data import dialogues_of, last_reply
 from ..device import trains_in_bf16
 from ..errors import DataError
 from ..evaluation.sampling import Answers, sample_answers
@@ -204,7 +204,8 @@ def given_pairs(run: Run) -> list[TokenPair]:
     template, pairs = run.load_template(), []
     tokenizer, end = template.tokenizer, template.eos_token_ids[:1]
     rows = run.preferences("train")
-    for chosen, rejected in zip(rows["chosen"][:], rows["rejected"][:], strict=True):
+    sides = (dialogues_of(rows, column) for column in ("chosen", "rejected"))
+    for chosen, rejected in zip(*sides, strict=True):
         if not isinstance(chosen, str) or not isinstance(rejected, str):
             continue
         good, bad = last_reply(chosen), last_reply(rejected)

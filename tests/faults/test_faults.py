@@ -34,7 +34,6 @@ from support.damage import (
     cut_weights,
     junk_weights,
     no_weights,
-    unknown_config,
 )
 from support.dialogues import TURNS, dataset, dialogue
 from support.errors import refused
@@ -89,9 +88,16 @@ def folder_with(tmp_path: Path, content: bytes, name: str = "train.jsonl") -> Pa
         (ROW.encode("latin-1"), ("line 1: it is not UTF-8", "save the file in that encoding")),
         (ROW.encode("utf-16"), ("line 1: it is not UTF-8",)),
         ('{"chosen": "a"}'.encode("utf-16-le"), ("line 1: it is not JSON",)),
-        (b"null\n", ("line 1: 'chosen' is missing (it is no object)", "as in hh-rlhf")),
+        (b"null\n", ("line 1: 'chosen' is missing (it is no object)", "as in hh-rlhf", "'prompt'")),
         (b'[{"chosen": "a"}]', ("line 1: 'chosen' is missing (it is no object)",)),
-        (b'{"prompt": "a", "answer": "b"}', ("'chosen' is missing (it has ['prompt', 'answer'])",)),
+        (
+            b'{"question": "a", "answer": "b"}',
+            ("'chosen' is missing (it has ['question', 'answer'])",),
+        ),
+        (b'{"prompt": "a"}\n{"chosen": "b"}', ("line 2: 'prompt' is missing (it has ['chosen'])",)),
+        (b'{"chosen": []}', ("line 1: 'chosen' is of type list", "a list of messages")),
+        (rb'{"chosen": [{"role": "user", "content": "\ud800"}]}', ("holds half a character",)),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", ("git lfs pull",)),
         (ROW.encode() + b"{}", ("line 2: 'chosen' is missing (it has [])",)),
         (b'{"chosen": 1}', ("line 1: 'chosen' is of type int: make it text or null",)),
         (b'{"chosen": NaN}', ("line 1: 'chosen' is of type float",)),
@@ -209,7 +215,8 @@ def test_a_dataset_of_the_hub_that_arrives_by_half(
 def test_a_dataset_of_the_hub_of_another_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     other = datasets.Dataset.from_dict({"instruction": ["a"]})
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: other)
-    with refused(DataError, "org/name has no column 'chosen' (it has instruction)"):
+    known = "org/name has no column 'chosen', 'prompt' or 'messages' (it has instruction)"
+    with refused(DataError, known, "rename its columns"):
         load_preferences("org/name")
 
 
@@ -664,7 +671,7 @@ def load_on(folder: Path, device: Any) -> RewardModel:
 
 
 @pytest.mark.parametrize(
-    "damage", [cut_weights, junk_weights, no_weights, cut_config, unknown_config, cut_tokenizer]
+    "damage", [cut_weights, junk_weights, no_weights, cut_config, cut_tokenizer]
 )
 def test_a_damaged_judge(judge: Path, damage: Callable[[Path], None]) -> None:
     load(judge)

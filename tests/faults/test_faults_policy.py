@@ -19,7 +19,6 @@ from support.damage import (
     cut_weights,
     junk_weights,
     no_weights,
-    unknown_config,
 )
 from support.errors import refused
 from support.trainers import make_trainer
@@ -66,7 +65,7 @@ def junk_value_head(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "damage",
-    [cut_weights, junk_weights, no_weights, cut_config, unknown_config, junk_value_head],
+    [cut_weights, junk_weights, no_weights, cut_config, junk_value_head],
 )
 def test_a_damaged_policy(checkpoint: Path, damage: Callable[[Path], None]) -> None:
     load(checkpoint)

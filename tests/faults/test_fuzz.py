@@ -36,6 +36,7 @@ from rlhf_tutorial.data import (
     parse_dialogue,
     prepare_queries,
 )
+from rlhf_tutorial.dialogues import dialogue_text
 from rlhf_tutorial.errors import AssetError, DataError, RewardError, TutorialError
 from rlhf_tutorial.presets import OVERRIDES, PRESETS, load_preset
 from rlhf_tutorial.scores import checked_scores
@@ -91,7 +92,11 @@ def texts(pieces: int) -> st.SearchStrategy[str]:
 
 
 TEXT = texts(12)
-WORDS = texts(5).filter(lambda text: not MARKER.search(text)).map(str.strip)
+WORDS = (
+    texts(5)
+    .map(lambda text: re.sub("\r+\n", "\n", text).strip())
+    .filter(lambda text: not MARKER.search(text))
+)
 TURNS = st.lists(st.tuples(st.sampled_from(["Human", "Assistant"]), WORDS), max_size=6)
 
 
@@ -99,25 +104,47 @@ def rendered(turns: list[tuple[str, str]]) -> str:
     return "".join(f"\n\n{role}: {text}" for role, text in turns)
 
 
+def opened(text: str) -> str:
+    """The text with a blank line before its first word, if that opens a turn, as all others have.
+
+    A system turn can only come first: its marker is told from the word by what stands for it here.
+    """
+    text = re.sub("\r+\n", "\n", text)
+    if re.match(r"\s*(?:Human|Assistant):", text):
+        return "\n\n" + text.lstrip()
+    return re.sub(r"^\s*System:", "\n\n<System>:", text)
+
+
 @fuzz(750)
 @given(text=TEXT)
 def test_any_text_is_parsed_into_turns_and_loses_nothing_but_space(text: str) -> None:
     turns = parse_dialogue(text)
-    assert len(turns) == len(MARKER.findall(text))
-    for role, said in turns:
-        assert role in ("Human", "Assistant")
+    marker = re.compile("\n\n(?:Human|Assistant|<System>):")
+    assert len(turns) == len(marker.findall(opened(text)))
+    for i, (role, said) in enumerate(turns):
+        assert role in ("Human", "Assistant") or (role, i) == ("System", 0)
         assert said == said.strip() and not MARKER.search(said)
     assert parse_dialogue(rendered(turns)) == turns
-    first = MARKER.search(text)
-    spoken = text[first.start() :] if first else ""
+    first = marker.search(opened(text))
+    spoken = opened(text)[first.start() :].replace("<System>", "System", 1) if first else ""
     assert "".join(rendered(turns).split()) == "".join(spoken.split())
 
 
 @fuzz(500)
 @given(turns=TURNS, before=WORDS)
 def test_any_turns_come_back_from_their_dialogue(turns: list[Any], before: str) -> None:
-    assume(not MARKER.search(before + "\n\n"))
+    assume(not MARKER.search("\n\n" + before + "\n\n") and not before.startswith("System:"))
     assert parse_dialogue(before + rendered(turns)) == turns
+
+
+@fuzz(500)
+@given(turns=st.lists(st.tuples(st.sampled_from(["Human", "Assistant"]), TEXT), max_size=6))
+def test_any_turns_come_back_from_their_text_whatever_they_hold(turns: list[Any]) -> None:
+    """Also where what was said holds a marker: as many turns, and not a letter lost."""
+    found = parse_dialogue(dialogue_text(turns))
+    assert [role for role, _ in found] == [role for role, _ in turns]
+    for (_, said), (_, back) in zip(turns, found, strict=True):
+        assert back.split() == said.split()
 
 
 @fuzz(750)
@@ -192,6 +219,7 @@ def written(folder: Path, content: bytes, packed: bool) -> Path:
 def test_any_rows_are_read_as_they_were_written(
     folder: Path, rows: list[Any], end: bytes, ascii_only: bool, packed: bool
 ) -> None:
+    rows = [*rows, {"chosen": dialogue("one is a dialogue, so all are taken for some")}]
     lines = [json.dumps(row, ensure_ascii=ascii_only).encode() for row in rows]
     written(folder, end.join(lines), packed)
     found = load_preferences(folder)

@@ -250,7 +250,8 @@ def test_hub_fetches_no_pickle_beside_safetensors(
     remote += ["model.safetensors"] if safe else []
 
     def snapshot_download(repo_id: str, revision: str, **patterns: list[str]) -> str:
-        for name in filter_repo_objects(remote, **patterns):
+        kept = {k: v for k, v in patterns.items() if k.endswith("_patterns")}
+        for name in filter_repo_objects(remote, **kept):
             (tmp_path / name).write_bytes(b"")
         return str(tmp_path)
 
@@ -370,3 +371,61 @@ def test_the_real_weights_load() -> None:
     mean = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
     near, far = (mean[0] @ mean[1]).item(), (mean[0] @ mean[2]).item()
     assert near > 0.5 and far < 0.3
+
+
+def test_what_is_given_for_a_download_reaches_it(
+    hub_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of every name of this package that takes a hub id."""
+    import huggingface_hub
+
+    from rlhf_tutorial import AutoModelForCausalLMWithValueHead, RewardModel, load_tokenizer
+    from rlhf_tutorial.errors import TutorialError
+    from rlhf_tutorial.evaluation.perplexity import Perplexity
+    from rlhf_tutorial.reward import StateJudge, StateReader, train_reward_model
+
+    asked: list[dict[str, object]] = []
+
+    def snapshot_download(repo_id: str, **given: object) -> str:
+        asked.append({"repo_id": repo_id} | given)
+        (hub_cache / "model.safetensors").touch()
+        return str(hub_cache)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    given = {"revision": "v2", "token": "hf_x", "cache_dir": str(tmp_path / "c")}
+    pair = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    (tmp_path / "line.json").write_text('{"layers": [1]}')
+    monkeypatch.setattr("safetensors.torch.load_file", lambda _: {})
+    for load in (
+        lambda **kw: AutoModelForCausalLMWithValueHead.from_pretrained("org/name", **kw),
+        lambda **kw: load_tokenizer("org/name", **kw),
+        lambda **kw: RewardModel.from_pretrained("org/name", **kw),
+        lambda **kw: train_reward_model([pair], "org/name", **kw),
+        lambda **kw: StateReader.from_pretrained("org/name", **kw),
+        lambda **kw: StateJudge.from_pretrained("org/name", tmp_path, **kw),
+        lambda **kw: Perplexity().compute(predictions=["a"], model_id="org/name", **kw),
+    ):
+        asked.clear()
+        with pytest.raises(TutorialError, match="cannot load"):  # there is no model in the folder
+            load(**given)
+        assert asked and all(given.items() <= call.items() for call in asked)
+        asked.clear()
+        with pytest.raises(TutorialError, match="cannot load"):
+            load(revision=None)
+        assert asked[0]["revision"] == "main" and asked[0]["token"] is None
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_gated_repository_asks_for_a_token(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    class GatedError(OSError):
+        response = type("Response", (), {"status_code": status})
+
+    def snapshot_download(*_: object, **__: object) -> None:
+        raise GatedError("Access to model org/name is restricted")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    with pytest.raises(AssetError, match="gated, private or not there .* pass token= or run") as e:
+        resolve(Hub("org/name"))
+    one_line(e)

@@ -146,8 +146,11 @@ def test_a_query_needs_room_for_its_response(tokenizer):
 
 
 def test_a_missing_column_is_named(tokenizer):
-    rows = datasets.Dataset.from_dict({"prompt": ["a"], "answer": ["b"]})
-    with pytest.raises(DataError, match=r"no column 'chosen' \(it has prompt, answer\)") as error:
+    rows = datasets.Dataset.from_dict({"question": ["a"], "answer": ["b"]})
+    known = (
+        r"no column 'chosen', 'prompt' or 'messages' \(it has question, answer\): rename .* forms"
+    )
+    with pytest.raises(DataError, match=known) as error:
         prepare_queries(rows, DLITE.bind(tokenizer))
     one_line(error)
 

@@ -295,3 +295,28 @@ def test_bf16_is_close_but_not_the_same(llama, tokenizer):
 def test_unusable_texts_are_named(llama, tokenizer, texts, options, message):
     with pytest.raises(DataError, match=message):
         score_texts(texts, llama, tokenizer, **options)
+
+
+# Ways to call it -----------------------------------------------------------------------------
+
+
+def test_a_bare_string_is_one_text(make_language_model, tokenizer):
+    model = make_language_model("llama")
+    one, listed = (score_texts(t, model, tokenizer) for t in ("a text", ["a text"]))
+    assert one == listed and len(one["perplexities"]) == 1
+
+
+def test_the_device_of_evaluates_metric(make_language_model, tokenizer, tmp_path):
+    model = make_language_model("llama")
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    metric = Perplexity(keep_in_memory=True)
+    in_memory = {"model": model, "tokenizer": tokenizer}
+    expected = metric.compute(predictions=["abc"], **in_memory)
+    assert metric.compute(predictions=["abc"], **in_memory, device="cpu") == expected
+    assert metric.compute(predictions=["abc"], model_id=tmp_path, device="cpu") == expected
+    with pytest.raises(ModelError, match="the model is on cpu, and device is 'meta'"):
+        metric.compute(predictions=["abc"], **in_memory, device="meta")
+    if not torch.cuda.is_available():
+        with pytest.raises(ModelError, match="there is no device 'cuda'"):
+            metric.compute(predictions=["abc"], model_id=tmp_path, device="gpu")

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from support.errors import one_line
-from support.tokenizers import with_chat_template
+from support.tokenizers import byte_tokenizer, with_chat_template
 
 from rlhf_tutorial.errors import DataError
 from rlhf_tutorial.template import CHAT, DLITE, PromptTemplate
@@ -120,3 +120,88 @@ def test_answers_are_read_up_to_the_end_key_without_special_tokens(tokenizer):
     responses = [tokens(" Fine.### End of it"), tokens("Plain<eos>"), tokens("<eos>")]
     assert DLITE.bind(tokenizer).decode(responses) == ["Fine.", "Plain", ""]
     assert CHAT.bind(tokenizer).decode(responses) == ["Fine.### End of it", "Plain", ""]
+
+
+# What belongs to all texts, where a turn ends, and what a model thinks -------------------------
+
+
+@pytest.mark.parametrize("default", ["", DEFAULT_SYSTEM, REFUSES_SYSTEM])
+def test_a_prefix_that_is_no_bos_stays(default, tokenizer):
+    """As GLM's: a template's own words before everything, with a default system message or not."""
+    template = default + MESSAGES
+    template = template.replace("{% for m", "[gMASK]<sop>{% for m", 1)
+    template = "[gMASK]<sop>" + template.replace("[gMASK]<sop>", "", 1)
+    chat = CHAT.bind(with_chat_template(tokenizer, template))
+    assert chat.render([("Human", "hi")]) == "[gMASK]<sop><user>hi</><assistant>"
+
+
+def test_words_of_every_system_turn_stay():
+    """As Llama 3.2's date, which stands in a system turn whether there is a message or not."""
+    template = (
+        "{{ bos_token }}{% set given = messages[0]['role'] == 'system' %}"
+        "{% set s = messages[0]['content'] if given else '' %}"
+        "{% set rest = messages[1:] if given else messages %}"
+        "<system>Today: Sunday. {{ s }}</>"
+        "{% for m in rest %}<{{ m['role'] }}>{{ m['content'] }}</>{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    chat = CHAT.bind(with_chat_template(byte_tokenizer(), template))
+    assert chat.render([("Human", "hi")]) == (
+        "<bos><system>Today: Sunday. </><user>hi</><assistant>"
+    )
+    brief = BRIEF.bind(chat.tokenizer).render([("Human", "hi")])
+    assert brief == "<bos><system>Today: Sunday. Be brief.</><user>hi</><assistant>"
+
+
+def test_a_dialogues_own_system_message_goes_before_the_templates(tokenizer):
+    turns = [("System", "Rhyme."), ("Human", "hi")]
+    for template in (CHAT, BRIEF):
+        chat = template.bind(with_chat_template(tokenizer, DEFAULT_SYSTEM + MESSAGES))
+        assert chat.render(turns) == "<system>Rhyme.</><user>hi</><assistant>"
+        assert chat.encode("\n\nSystem: Rhyme.\n\nHuman: hi") == chat.encode(turns)
+
+
+def test_a_text_template_keeps_what_the_tokenizer_puts_before_every_text():
+    wraps = byte_tokenizer(wraps=True)  # BOS before, EOS behind
+    rendered = "\n### Instruction:\na\n### Response:\n"
+    assert wraps.decode(DLITE.bind(wraps).encode("a")) == "<bos>" + rendered
+    plain = byte_tokenizer()
+    assert plain.decode(DLITE.bind(plain).encode("a")) == rendered
+    written = PromptTemplate("<bos>{instruction}").bind(wraps)
+    assert wraps.decode(written.encode("a")) == "<bos>a", "no second one"
+
+
+def test_an_answer_ends_at_every_token_that_its_turn_ends_with():
+    """As Gemma's and Phi-3's, whose tokenizers name another token as EOS."""
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<end_of_turn>", "<start_of_turn>"]})
+    end, start = tokenizer.convert_tokens_to_ids(["<end_of_turn>", "<start_of_turn>"])
+    gemma = (
+        "{% for m in messages %}<start_of_turn>{{ m['role'] }}\n{{ m['content'] }}<end_of_turn>\n"
+        "{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+    )
+    chat = CHAT.bind(with_chat_template(tokenizer, gemma))
+    assert chat.eos_token_ids == [end, tokenizer.eos_token_id] and start not in chat.eos_token_ids
+    phi = gemma.replace("{% if", "{% if not add_generation_prompt %}<eos>{% endif %}{% if")
+    assert CHAT.bind(with_chat_template(tokenizer, phi)).eos_token_ids == [end, 1]
+    said = "Sure.<end_of_turn>\n<start_of_turn>user\nThank you!<end_of_turn>"
+    assert chat.decode([torch.tensor(tokenizer(said)["input_ids"])]) == ["Sure."]
+    refuses = "{{ raise_exception('no answers') if messages[-1]['role'] == 'assistant' }}" + gemma
+    assert CHAT.bind(with_chat_template(tokenizer, refuses)).eos_token_ids == [1]
+
+
+def test_thinking_is_off_unless_asked_for(tokenizer):
+    """As Qwen3's template, in short."""
+    qwen = MESSAGES.replace(
+        "<assistant>{%",
+        "<assistant>{% if enable_thinking is defined and enable_thinking is false %}"
+        "<think></think>{% endif %}{%",
+    )
+    tokenizer = with_chat_template(tokenizer, qwen)
+    turns = [("Human", "hi")]
+    assert CHAT.bind(tokenizer).render(turns) == "<user>hi</><assistant><think></think>"
+    thinking = PromptTemplate(thinking=True)
+    assert thinking.bind(tokenizer).render(turns) == "<user>hi</><assistant>"
+    # A run's folder is known by this text: what was made before there was such a setting is kept.
+    assert repr(CHAT) == "PromptTemplate(text=None, end=None, system=None)"
+    assert repr(thinking) != repr(CHAT) and "thinking=True" in repr(thinking)
