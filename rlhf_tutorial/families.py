@@ -133,12 +133,18 @@ def cache_kind(model: PreTrainedModel) -> CacheKind:
 def _find_cache_kind(model: PreTrainedModel) -> CacheKind:
     name, text = type(model).__name__, probe(model)
     try:
-        whole = model(input_ids=text, use_cache=False).logits[0]
+        output = model(input_ids=text, use_cache=False, output_hidden_states=True)
     except Exception as error:
         raise ModelError(
             f"{name} cannot read a few tokens ({type(error).__name__}: {reason(error)}): PPO needs "
             "a language model that reads text alone"
         ) from error
+    whole, hidden = output.logits[0], output.hidden_states[-1]
+    if hidden.shape[:-1] != text.shape:
+        raise ModelError(
+            f"{name} has several hidden states to a token, and the value head reads one: use a "
+            "model of another family"
+        )
     kinds: tuple[CacheKind, ...] = ("plain", "own")
     for kind in kinds:
         try:

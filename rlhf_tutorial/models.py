@@ -422,7 +422,7 @@ def upload(
 def _saved_value_head(folder: Path) -> dict[str, Tensor] | None:
     """A checkpoint folder's value head, from TRL's weights or from a file beside them.
 
-    Ours and LLaMA-Factory's files have the same name, with TRL's names of the tensors in the latter.
+    Ours and LLaMA-Factory's have one name; the latter holds TRL's names of the tensors.
     """
     from safetensors import safe_open
     from safetensors.torch import load_file

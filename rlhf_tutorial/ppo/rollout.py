@@ -51,7 +51,8 @@ def cut_at_eos(response: Tensor, eos_token_ids: Iterable[int]) -> Tensor:
 class LengthSampler:
     """Draws the number of new tokens: min_value, ..., max_value - 1, all equally likely.
 
-    An answer has a token at the least, so that 0 as min_value is taken as 1. TRL's draws from NumPy's global state; this one has a generator of its own.
+    An answer has a token at the least, so that 0 as min_value is taken as 1. TRL's draws from
+    NumPy's global state; this one has a generator of its own.
     """
 
     def __init__(self, min_value: int, max_value: int, seed: int = 0) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -49,20 +49,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+@dataclass(frozen=True)
 class KLControl:
     """beta under TRL's name, to be read and set."""
 
-    def __init__(self, trainer: PPOTrainer) -> None:
-        self._trainer = trainer
+    trainer: PPOTrainer
 
     @property
     def value(self) -> float:
         """The trainer's `kl_coef`."""
-        return self._trainer.kl_coef
+        return self.trainer.kl_coef
 
     @value.setter
     def value(self, beta: float) -> None:
-        self._trainer.kl_coef = beta
+        self.trainer.kl_coef = beta
 
 
 class PPOTrainer:
