@@ -116,7 +116,7 @@ _KNOWN: WeakKeyDictionary[nn.Module, CacheKind] = WeakKeyDictionary()
 def cache_kind(model: PreTrainedModel) -> CacheKind:
     """The first kind of cache with which the model says the same as without one.
 
-    Tried on seven tokens behind padding, once for a model in memory; nothing is drawn.
+    Tried on six tokens behind padding, once for a model in memory; nothing is drawn.
 
     Raises:
         ModelError: if there is none, or if the model reads padding as text.
@@ -172,13 +172,13 @@ _KNOWN_TOKENS, _PADDING = 4, 2
 
 
 def probe(model: PreTrainedModel) -> Tensor:
-    """A text to try a model on, (1, 7): always the same tokens."""
+    """A text to try a model on, (1, 6): always the same tokens."""
     vocabulary = model.get_input_embeddings().num_embeddings
-    return (torch.arange(1, 8, device=model.device) * 5 % vocabulary).unsqueeze(0)
+    return (torch.arange(1, 7, device=model.device) * 5 % vocabulary).unsqueeze(0)
 
 
 def read_on(reader: Reader, text: Tensor) -> Tensor:
-    """What a reader says after each token of the text from the fourth on, (4, V).
+    """What a reader says after each token of the text from the fourth on, (3, V).
 
     The first four are read at once behind padding, each of the others alone.
     """

@@ -378,9 +378,9 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
         Raises:
             ModelError: if the model has not k layers, or they form no list.
         """
-        if isinstance(k, float) and 0 < k < 1:
-            k = layers_of_share(self.pretrained_model, k)
-        self.halves, self.num_shared_layers = freeze_below(self.pretrained_model, k), k
+        number = layers_of_share(self.pretrained_model, k) if 0 < k < 1 else int(k)
+        self.halves = freeze_below(self.pretrained_model, number)
+        self.num_shared_layers = number
 
 
 def _save_generation_config(config: Any, folder: Path) -> None:

@@ -171,8 +171,8 @@ def _split(model: PreTrainedModel, stack: _Stack, k: int) -> Halves:
             setattr(above, name, nn.Identity())
         elif isinstance(child, nn.Embedding) and child is not embeddings:
             setattr(above, name, _NoPositions())
-    if hasattr(above, "embedding_multiplier"):
-        above.embedding_multiplier = 1.0
+    if hasattr(above, "embedding_multiplier"):  # Granite's, which the trunk has applied
+        vars(above)["embedding_multiplier"] = 1.0
     layer_types = getattr(model.config, "layer_types", None)
     if layer_types is not None:  # some models look up the kind of attention by layer number
         config = copy.deepcopy(model.config)

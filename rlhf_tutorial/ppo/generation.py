@@ -83,13 +83,13 @@ class Stops:
     transformers fills a text that has ended with padding until all of its batch have.
     """
 
-    def __init__(self, criteria: list[Any], pad_token_id: int) -> None:
-        self.criteria, self.pad_token_id = criteria, pad_token_id
+    def __init__(self, criteria: list[Any]) -> None:
+        self.criteria = criteria
         self.ends: Tensor | None = None
         """(B,), the lengths at which texts ended; 0 for those that have not."""
 
     @classmethod
-    def of(cls, settings: dict[str, Any], pad_token_id: int) -> Stops | None:
+    def of(cls, settings: dict[str, Any]) -> Stops | None:
         """That of the settings of generate, in whose place it is put; None if they have none.
 
         Raises:
@@ -105,7 +105,7 @@ class Stops:
             criteria.append(StopStringCriteria(tokenizer, strings))
         if not criteria:
             return None
-        stops = cls(criteria, pad_token_id)
+        stops = cls(criteria)
         settings["stopping_criteria"] = StoppingCriteriaList([stops])
         return stops
 

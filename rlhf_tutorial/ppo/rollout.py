@@ -113,6 +113,7 @@ def generate_responses(
         check_room(getattr(model, "config", None), width + longest)
         if asked.pop("max_length", None) is not None:
             asked["max_new_tokens"] = longest
+        stops = None
         if hasattr(model, "sample") and _is_pure(asked):
             sequences, states = model.sample(
                 input_ids,
@@ -123,7 +124,7 @@ def generate_responses(
                 temperature=asked["temperature"],
             )
         else:
-            states, stops = None, Stops.of(asked, pad_token_id)
+            states, stops = None, Stops.of(asked)
             sequences = model.generate(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
@@ -131,9 +132,10 @@ def generate_responses(
                 eos_token_id=eos_ids or None,
                 **asked,
             )
-            if stops is not None:
-                sequences = [stops.cut(i, sequence) for i, sequence in enumerate(sequences)]
-        responses += [cut_at_eos(sequence[width:], eos_ids) for sequence in sequences]
+        rows = list(sequences)
+        if stops is not None:
+            rows = [stops.cut(i, row) for i, row in enumerate(rows)]
+        responses += [cut_at_eos(row[width:], eos_ids) for row in rows]
     return responses, states if len(queries) <= batch_size else None
 
 

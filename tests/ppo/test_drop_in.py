@@ -314,9 +314,7 @@ def test_a_setting_of_trls_without_effect_is_taken_and_logged(name, caplog):
     with caplog.at_level("INFO", "rlhf_tutorial"):
         config = PPOConfig(batch_size=8, mini_batch_size=8, **{name: True})
     assert config == PPOConfig(batch_size=8, mini_batch_size=8)
-    assert caplog.messages == [
-        f"{name}=True is left out: {config_module.WITHOUT_EFFECT[name]}"
-    ]
+    assert caplog.messages == [f"{name}=True is left out: {config_module.WITHOUT_EFFECT[name]}"]
 
 
 @pytest.mark.parametrize("name", ["max_grad_norm", "score_clip"])
