@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from dataclasses import replace
 
 from tqdm import tqdm
 
 from .errors import TutorialError
 from .notebook import headline
-from .presets import PRESETS, load_preset
+from .presets import PRESETS, load_preset, shared_layers
 from .run import Run
 from .training import batches_of
 
@@ -59,12 +60,20 @@ def main(arguments: list[str] | None = None) -> None:
     for name, stage in STAGES.items():
         stage_parser = stages.add_parser(name, help=stage.__doc__)
         stage_parser.add_argument("--preset", choices=list(PRESETS), help="default: RLHF_PRESET")
+        stage_parser.add_argument(
+            "--shared-layers",
+            help="frozen layers: a number, a share as 0.6, or 0; default: RLHF_SHARED_LAYERS, or "
+            "as the preset has it",
+        )
         stage_parser.add_argument("--output", help="folder of the run; default: runs/<preset>")
     args = parser.parse_args(arguments)
     try:
         if args.stage != "train" and int(os.environ.get("WORLD_SIZE", 1)) > 1:
             raise TutorialError(f"{args.stage} runs in one process: start it without a launcher")
-        STAGES[args.stage](Run(load_preset(args.preset), args.output))
+        preset = load_preset(args.preset)
+        if args.shared_layers is not None:
+            preset = replace(preset, num_shared_layers=shared_layers(args.shared_layers))
+        STAGES[args.stage](Run(preset, args.output))
     except KeyboardInterrupt:
         sys.exit("stopped; a training goes on from there when it is started again")
     except TutorialError as error:

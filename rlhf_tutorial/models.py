@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import logging
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,12 +13,24 @@ import torch
 from torch import Tensor, nn
 
 from .assets import as_source, resolve
-from .errors import ModelError, loading
+from .errors import ModelError, loading, reason
+from .families import (
+    CacheKind,
+    Halves,
+    Reader,
+    cache_kind,
+    keeps_logits,
+    position_ids_from,
+    text_config,
+)
+from .harmless import without_harmless
 from .randomness import seeded
-from .trunk import Halves, TrunkStates, freeze_below, trunk_version, upper_cache
+from .trunk import TrunkStates, freeze_below, layers_of_share, trunk_version
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 VALUE_HEAD_FILE = "value_head.safetensors"
 
@@ -27,10 +41,27 @@ NOT_SUPPORTED = {
     "is_trainable": "it belongs to PEFT policies, which cannot be trained",
     "load_in_8bit": "PPO's small updates vanish in quantised weights: load them as they are",
     "load_in_4bit": "PPO's small updates vanish in quantised weights: load them as they are",
-    "summary_dropout_prob": "PPO runs without dropout, and the value head has none",
     "trust_remote_code": "code that a checkpoint brings with it is never run",
 }
-"""Arguments that TRL 0.11.4's `from_pretrained` took and this one refuses, and why."""
+"""Arguments that TRL 0.11.4's `from_pretrained` took and this one refuses, and why.
+
+A value that asks for nothing (`harmless.asks_nothing`) is taken, and `trust_remote_code` where the
+checkpoint loads without.
+"""
+
+WITHOUT_EFFECT = {
+    "summary_dropout_prob": "PPO runs without dropout, and the value head has none",
+}
+"""Arguments that TRL 0.11.4's `from_pretrained` took and that change nothing in PPO: left out."""
+
+
+def needs_own_code(folder: Path) -> bool:
+    """Whether transformers does not know the kind of model, but the checkpoint brings code."""
+    from transformers import CONFIG_MAPPING
+
+    with loading(folder):
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return "auto_map" in config and config.get("model_type") not in CONFIG_MAPPING
 
 
 def load_tokenizer(
@@ -54,11 +85,6 @@ def load_tokenizer(
             raise ModelError(f"the tokenizer in {folder} has neither pad nor EOS token: set one")
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
-
-
-def position_ids_from(attention_mask: Tensor) -> Tensor:
-    """Positions that count real tokens only, so that left padding changes nothing. (B, L) each."""
-    return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)
 
 
 class AutoModelForCausalLMWithValueHead(nn.Module):
@@ -90,10 +116,16 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
                 f"{type(pretrained_model).__name__} is an encoder-decoder: PPO here needs a "
                 "decoder-only model"
             )
+        if pretrained_model.get_output_embeddings() is None:
+            raise ModelError(
+                f"{type(pretrained_model).__name__} has no language model head: load it with "
+                "AutoModelForCausalLM"
+            )
         self.pretrained_model = pretrained_model
         self.config = pretrained_model.config
         # OPT-350m projects its last hidden state down to the width of its embeddings.
-        width = getattr(self.config, "word_embed_proj_dim", self.config.hidden_size)
+        sizes = text_config(self.config)
+        width = getattr(sizes, "word_embed_proj_dim", sizes.hidden_size)
         self.v_head = nn.Linear(width, 1)
         if v_head_init_strategy == "normal":
             nn.init.normal_(self.v_head.weight, std=v_head_initializer_range)
@@ -104,12 +136,16 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
             )
         self.v_head.to(pretrained_model.device)
         self.num_shared_layers = 0
+        self.cache: CacheKind = cache_kind(pretrained_model)
         # A tuple, so that the two halves are not registered as submodules a second time.
         self.halves: Halves | None = None
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path | PreTrainedModel, revision: str | None = None, **kwargs: Any
+        cls,
+        pretrained_model_name_or_path: str | Path | PreTrainedModel,
+        revision: str | None = None,
+        **kwargs: Any,
     ) -> AutoModelForCausalLMWithValueHead:
         """Load a policy from a hub id, a local folder, or a language model already in memory.
 
@@ -129,6 +165,9 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
         """
         from transformers import AutoModelForCausalLM, PreTrainedModel
 
+        name, code = pretrained_model_name_or_path, "trust_remote_code"
+        own_code = kwargs.pop(code, False)
+        kwargs = without_harmless(kwargs, NOT_SUPPORTED, WITHOUT_EFFECT)
         for argument in NOT_SUPPORTED.keys() & kwargs.keys():
             raise ModelError(f"{argument} is not supported: {NOT_SUPPORTED[argument]}")
         head_kwargs = {k: kwargs.pop(k) for k in list(kwargs) if k.startswith("v_head_init")}
@@ -138,6 +177,8 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
                 return cls(name, **head_kwargs).eval()
             folder = resolve(as_source(name, revision or "main"), **download)
             kwargs.setdefault("dtype", kwargs.pop("torch_dtype", torch.float32))
+            if own_code and needs_own_code(folder):
+                raise ModelError(f"{code} is not supported: {NOT_SUPPORTED[code]}")
             with loading(folder):
                 # Left unset, transformers asks the reader whether to run a repository's own code.
                 loaded = AutoModelForCausalLM.from_pretrained(
@@ -157,7 +198,9 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
         return self.halves
 
     def trunk(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
-        """Hidden states after the frozen layers, (B, L, hidden), in float32 and without gradient.
+        """Hidden states after the frozen layers, (B, L, hidden), without gradient.
+
+        They are in the dtype of the model's weights, float32 unless it was loaded otherwise.
 
         They depend on nothing that PPO trains: computed once per batch, they serve the reference
         and every pass of the policy.
@@ -165,7 +208,7 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
         trunk = self.split.trunk.base_model
         inputs = {"attention_mask": attention_mask, "position_ids": position_ids}
         with torch.no_grad():
-            return trunk(input_ids, use_cache=False, **inputs)[0].float()
+            return trunk(input_ids, use_cache=False, **inputs)[0].to(self.split.dtype)
 
     def forward(
         self,
@@ -187,7 +230,8 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
             model, inputs = self.pretrained_model, {"input_ids": input_ids}
         else:
             model, inputs = self.split.top, {"inputs_embeds": trunk_states}
-        if logits_to_keep is not None:
+        all_logits = logits_to_keep is None or not keeps_logits(model)
+        if not all_logits:
             inputs["logits_to_keep"] = logits_to_keep
         output = model(
             attention_mask=attention_mask,
@@ -196,10 +240,11 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
             output_hidden_states=True,
             **inputs,
         )
-        hidden = output.hidden_states[-1]
+        hidden, logits = output.hidden_states[-1], output.logits
         if logits_to_keep is not None:
             hidden = hidden[:, logits_to_keep]
-        return output.logits, None, self.v_head(hidden.to(self.v_head.weight.dtype)).squeeze(-1)
+            logits = logits[:, logits_to_keep] if all_logits else logits
+        return logits, None, self.v_head(hidden.to(self.v_head.weight.dtype)).squeeze(-1)
 
     @torch.no_grad()
     def sample(
@@ -224,23 +269,21 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
             (B, Q + T), T up to `max_new_tokens`; after its first EOS a row holds padding. And what
             the frozen trunk, if there is one, made of these tokens on the way.
         """
-        from transformers import DynamicCache
-
-        caches = (DynamicCache(), upper_cache(self.num_shared_layers))
+        if self.cache == "generate":
+            return self._sample_with_generate(
+                input_ids,
+                attention_mask=attention_mask,
+                max_new_tokens=max_new_tokens,
+                eos_token_id=eos_token_ids or None,
+                pad_token_id=pad_token_id,
+                temperature=temperature,
+            ), None
+        read = Reader(self.pretrained_model, self.halves, self.cache)
         sequences, new, positions = input_ids, input_ids, position_ids_from(attention_mask)
         going_on = torch.ones_like(input_ids[:, 0], dtype=torch.bool)
         ends = torch.tensor(eos_token_ids, device=input_ids.device)
-        hidden: list[Tensor] = []
         for _ in range(max_new_tokens):
-            inputs = {"attention_mask": attention_mask, "position_ids": positions}
-            if self.halves is None:
-                model, inputs["input_ids"], cache = self.pretrained_model, new, caches[0]
-            else:
-                trunk, model = self.halves
-                states = trunk.base_model(new, past_key_values=caches[0], **inputs)[0].float()
-                hidden.append(states)
-                inputs["inputs_embeds"], cache = states, caches[1]
-            logits = model(past_key_values=cache, logits_to_keep=1, **inputs).logits[:, -1]
+            logits = read(new, attention_mask, positions)
             tokens = torch.where(going_on, draw(logits.float() / temperature), pad_token_id)
             going_on = going_on & ~torch.isin(tokens, ends)
             new, positions = tokens.unsqueeze(1), positions[:, -1:] + 1
@@ -250,8 +293,13 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
                 break
         if self.halves is None:
             return sequences, None
-        read = sequences, attention_mask, position_ids_from(attention_mask)
-        return sequences, TrunkStates(*read, torch.cat(hidden, dim=1), self.trunk_version())
+        text = sequences, attention_mask, position_ids_from(attention_mask)
+        return sequences, TrunkStates(*text, torch.cat(read.hidden, dim=1), self.trunk_version())
+
+    def _sample_with_generate(self, input_ids: Tensor, **settings: Any) -> Tensor:
+        """`sample` for families whose caches are like no others: by transformers' own loop."""
+        pure = {"do_sample": True, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
+        return self.pretrained_model.generate(input_ids=input_ids, **pure, **settings)
 
     def start_values_at(self, value: float) -> None:
         """Make every value this one, until training changes it.
@@ -268,16 +316,36 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
         """Changes when frozen weights are written to, as by load_state_dict."""
         return trunk_version(self.split.trunk)
 
+    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        """transformers' own. Models checkpoint in training mode, so PPO is not changed by it."""
+        self.pretrained_model.gradient_checkpointing_enable(*args, **kwargs)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """transformers' own."""
+        self.pretrained_model.gradient_checkpointing_disable()
+
+    def enable_input_require_grads(self) -> None:
+        """transformers' own."""
+        self.pretrained_model.enable_input_require_grads()
+
     def generate(self, *args: Any, **kwargs: Any) -> Tensor:
         """`transformers`' own generate, on the language model."""
         return self.pretrained_model.generate(*args, **kwargs)
 
     def save_pretrained(
-        self, folder: str | Path, push_to_hub: bool = False, repo_id: str | None = None
+        self,
+        folder: str | Path,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        **kwargs: Any,
     ) -> None:
         """Save an ordinary checkpoint folder in float32, and the value head in a file beside it.
 
-        With `push_to_hub` it is uploaded as well, to `repo_id` or else under the folder's name.
+        The weights come first: a generation config that transformers refuses costs a warning.
+
+        Args:
+            push_to_hub: upload it as well, to `repo_id` or else under the folder's name.
+            kwargs: for transformers' `save_pretrained`, `max_shard_size` for instance.
         """
         from safetensors.torch import save_file
 
@@ -288,18 +356,20 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
             name: converted.setdefault(tensor.data_ptr(), tensor.float())
             for name, tensor in self.pretrained_model.state_dict().items()
         }
-        dtype = self.config.dtype
+        dtype, generation = self.config.dtype, self.pretrained_model.generation_config
         try:
-            self.pretrained_model.save_pretrained(folder, state_dict=weights)
+            self.pretrained_model.generation_config = type(generation)()
+            self.pretrained_model.save_pretrained(folder, state_dict=weights, **kwargs)
             # transformers wrote the dtype of the model in memory, to which a load would convert.
             self.config.dtype = torch.float32
             self.config.save_pretrained(folder)
         finally:
-            self.config.dtype = dtype
+            self.config.dtype, self.pretrained_model.generation_config = dtype, generation
         save_file(
             {k: v.contiguous().cpu() for k, v in self.v_head.state_dict().items()},
             folder / VALUE_HEAD_FILE,
         )
+        _save_generation_config(generation, folder)
         if push_to_hub:
             upload(folder, repo_id or folder.name)
 
@@ -309,15 +379,38 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
             self.save_pretrained(folder)
             return upload(folder, repo_id, **kwargs)
 
-    def freeze_lowest_layers(self, k: int) -> None:
-        """Freeze the embeddings and the lowest k layers, and split the model there.
+    def freeze_lowest_layers(self, k: int | float) -> None:
+        """Freeze the embeddings and the lowest k layers, and split the model there if that can be.
 
         What is above, and the value head, stays trainable: see `trunk.freeze_below`.
 
+        Args:
+            k: their number, or their share of all layers, as 0.6.
+
         Raises:
-            ModelError: if the model has not k layers, or cannot be split.
+            ModelError: if the model has not k layers, or they form no list.
         """
-        self.halves, self.num_shared_layers = freeze_below(self.pretrained_model, k), k
+        number = layers_of_share(self.pretrained_model, k) if 0 < k < 1 else int(k)
+        self.halves = freeze_below(self.pretrained_model, number)
+        self.num_shared_layers = number
+
+
+def _save_generation_config(config: Any, folder: Path) -> None:
+    """Write it as it is, or with do_sample, where settings of sampling stand without it."""
+    try:
+        config.save_pretrained(folder)
+    except ValueError as error:
+        sampling = copy.deepcopy(config)
+        sampling.do_sample = True
+        try:
+            sampling.save_pretrained(folder)
+        except ValueError:
+            (folder / "generation_config.json").unlink(missing_ok=True)
+            logger.warning(
+                "%s has no generation_config.json: transformers refuses it (%s)",
+                folder,
+                reason(error),
+            )
 
 
 def upload(
@@ -339,14 +432,21 @@ def upload(
 
 
 def _saved_value_head(folder: Path) -> dict[str, Tensor] | None:
-    """A checkpoint folder's value head: ours has a file of its own, TRL's is in the weights."""
+    """A checkpoint folder's value head, from TRL's weights or from a file beside them.
+
+    Ours and LLaMA-Factory's have one name; the latter holds TRL's names of the tensors.
+    """
     from safetensors import safe_open
     from safetensors.torch import load_file
 
-    if (folder / VALUE_HEAD_FILE).exists():
-        return load_file(folder / VALUE_HEAD_FILE)
     names = {f"v_head.summary.{name}": name for name in ("weight", "bias")}
     head: dict[str, Tensor] = {}
+    if (folder / VALUE_HEAD_FILE).exists():
+        saved = load_file(folder / VALUE_HEAD_FILE)
+        return {names.get(name, name): tensor for name, tensor in saved.items()}
+    if (folder / "value_head.bin").exists():
+        saved = torch.load(folder / "value_head.bin", map_location="cpu", weights_only=True)
+        return {names.get(name, name): tensor for name, tensor in saved.items()}
     for path in sorted(folder.glob("model*.safetensors")):
         with safe_open(path, "pt") as file:
             head |= {names[k]: file.get_tensor(k) for k in file.keys() if k in names}  # noqa: SIM118
@@ -358,7 +458,7 @@ def _saved_value_head(folder: Path) -> dict[str, Tensor] | None:
 
 def create_reference_model(
     model: AutoModelForCausalLMWithValueHead,
-    num_shared_layers: int | None = None,
+    num_shared_layers: int | float | None = None,
     pattern: None = None,
 ) -> AutoModelForCausalLMWithValueHead:
     """The frozen copy of the policy that the KL penalty is measured against.
@@ -367,11 +467,12 @@ def create_reference_model(
         model: the policy before training.
         num_shared_layers: None for a full copy of its own. With k, the embeddings and the lowest k
             layers of `model` are frozen *in place*, and the reference uses the very same tensors
-            for them: half the memory, and their hidden states are computed once for both.
+            for them: half the memory, and their hidden states are computed once for both (where the
+            family allows it, as almost all do). A number between 0 and 1 is a share of the layers.
         pattern: refused; TRL looked for the layers by name.
 
     Raises:
-        ModelError: if k is out of range, or the architecture cannot be split.
+        ModelError: if k is out of range, or the layers form no list.
     """
     if pattern is not None:
         raise ModelError("pattern is not supported: the layers are found without it, leave it out")
@@ -397,6 +498,7 @@ def shares_trunk(
     k = model.num_shared_layers
     return (
         k > 0
+        and model.halves is not None
         and k == other.num_shared_layers
         and (
             model.pretrained_model.get_input_embeddings().weight

@@ -38,8 +38,9 @@ class Preset:
     """The longest answer, in tokens."""
     epochs: int = 1
     """How many times each training prompt is used."""
-    num_shared_layers: int | None = None
-    """Frozen layers shared with the reference; None trains every layer against a full copy."""
+    num_shared_layers: int | float | None = None
+    """Frozen layers shared with the reference, or their share of all layers, as 0.6; None trains
+    every layer against a full copy."""
     value_head_learning_rate: float | None = None
     """The value head's own, as it starts untrained; None for that of the policy."""
     value_head_start: float | None = None
@@ -141,6 +142,10 @@ OVERRIDES = {
 """Field of the preset to the environment variable that replaces it (see `load_preset`)."""
 
 
+LAYERS = {"smollm2": 30, "sixteen-tokens": 30, "tiny": 2}
+"""Of the presets' own policies: in one of another depth the same share of them is frozen."""
+
+
 def load_preset(name: str | None = None) -> Preset:
     """The preset of that name; without one, the preset that RLHF_PRESET names, else `smollm2`.
 
@@ -148,8 +153,11 @@ def load_preset(name: str | None = None) -> Preset:
     data by a local folder, "org/name" or "org/name@revision". A judge given in this way is used as
     it is, without the preset's adapter.
 
+    RLHF_SHARED_LAYERS replaces the number of frozen layers: a number, a share as 0.6, or 0 for
+    none. Without it, another policy freezes the same share of its layers as the preset's own.
+
     Raises:
-        TutorialError: for an unknown name.
+        TutorialError: for an unknown name, or a number of layers that is none.
         AssetError: for a replacement that is neither an existing path nor a hub id.
     """
     name = name or os.environ.get("RLHF_PRESET") or "smollm2"
@@ -160,8 +168,36 @@ def load_preset(name: str | None = None) -> Preset:
         if value := os.environ.get(variable):
             changed: dict[str, Any] = {field_name: as_source(value)}
             preset = replace(preset, **changed)
+            if field_name == "policy" and (k := preset.num_shared_layers) is not None:
+                preset = replace(preset, num_shared_layers=round(k / LAYERS[name], 3))
             if field_name == "reward_model":
                 preset = replace(preset, reward_adapter=None)
             if field_name == "second_judge":
                 preset = replace(preset, second_adapter=None)
+    if (shared := os.environ.get(SHARED_LAYERS)) is not None:
+        preset = replace(preset, num_shared_layers=shared_layers(shared))
     return preset
+
+
+SHARED_LAYERS = "RLHF_SHARED_LAYERS"
+
+
+def shared_layers(text: str) -> int | float | None:
+    """A number of frozen layers as a reader writes it: "10", "0.6", or "0" or "none" for none.
+
+    Raises:
+        TutorialError: for anything else.
+    """
+    try:
+        number = 0.0 if text.lower() in ("", "none") else float(text)
+    except ValueError:
+        number = -1.0
+    if number == 0:
+        return None
+    if 0 < number < 1:
+        return number
+    if number >= 1 and number.is_integer():
+        return int(number)
+    raise TutorialError(
+        f"{SHARED_LAYERS} is {text!r}: use a number of layers, a share such as 0.6, or 0 for none"
+    )

@@ -21,6 +21,7 @@ from .assets import Source, resolve
 from .data import dialogues_of, last_reply, load_preferences, load_queries, prepare_queries
 from .device import default_device, trains_in_bf16
 from .errors import TutorialError, loading, reason
+from .families import context_length
 from .interruption import Interruption
 from .models import (
     AutoModelForCausalLMWithValueHead,
@@ -128,7 +129,7 @@ class Run:
                 self.load_template(),
                 limit=self.preset.prompts if split == "train" else None,
                 max_new_tokens=self.preset.max_new_tokens,
-                context_length=getattr(config, "max_position_embeddings", None),
+                context_length=context_length(config),
             )
             with _made_whole(folder) as partial:
                 queries.save_to_disk(str(partial))

@@ -37,7 +37,7 @@ def train(
                 batch["input_ids"],
                 return_prompt=False,
                 max_new_tokens=max_new_tokens,
-                eos_token_id=prompting.eos_token_ids,
+                eos_token_id=trainer.end_token_ids(prompting.eos_token_ids),
             )
             # 2. The judge scores each answer.
             answers = prompting.decode(responses)

@@ -7,6 +7,7 @@ states of a batch serve both, and every pass over that batch.
 from __future__ import annotations
 
 import copy
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,18 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from .errors import ModelError
+from .families import Halves, Reader, agree, cache_kind, evaluating, probe, read_on, text_config
 
 if TYPE_CHECKING:
-    from transformers import Cache, PreTrainedModel
+    from transformers import PreTrainedModel
 
-
-class Halves(NamedTuple):
-    """Two views of one language model, which hold its own tensors."""
-
-    trunk: PreTrainedModel
-    """The embeddings and the lowest layers."""
-    top: PreTrainedModel
-    """The layers above, the final norm and the output head."""
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -69,24 +64,41 @@ def trunk_version(trunk: nn.Module) -> int:
     return sum(p._version for p in trunk.parameters() if not p.requires_grad)
 
 
-def freeze_below(model: PreTrainedModel, k: int) -> Halves:
+def freeze_below(model: PreTrainedModel, k: int) -> Halves | None:
     """Freeze the embeddings and the lowest k layers in place, and split the model there.
 
     A tied output head is the embedding matrix, so it is frozen too. The upper layers, the final
     norm and an untied head stay trainable.
 
+    Returns:
+        The two halves; None if the model cannot go on from states between two layers. Then the
+        frozen layers are computed in every pass, with the same result.
+
     Raises:
-        ModelError: if the model has not k layers, or cannot be split.
+        ModelError: if the model has not k layers, or its layers form no list.
     """
-    halves = _split(model, k)
-    trained = [_layers(halves.top.base_model)[1], _final_norm(halves.top.base_model)[1]]
-    head = model.get_output_embeddings()
-    if head.weight is not model.get_input_embeddings().weight:
+    stack = _Stack.of(model)
+    if not 0 < k < len(stack.layers):
+        n = len(stack.layers)
+        raise ModelError(
+            f"num_shared_layers is {k}, but the model has {n} layers: use 1 to {n - 1}, a share "
+            "such as 0.6, or None for a full copy"
+        )
+    halves = _halves(model, stack, k)
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    trained = [stack.layers[k:], *(norm for norm in [stack.final_norm] if norm is not None)]
+    if head.weight is not embeddings.weight:
         trained.append(head)
     trainable = {id(p) for module in trained for p in module.parameters()}
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in trainable)
     return halves
+
+
+def layers_of_share(model: PreTrainedModel, share: float) -> int:
+    """How many layers a share of them is, the nearest number that leaves one to train."""
+    n = len(_Stack.of(model).layers)
+    return max(1, min(round(share * n), n - 1))
 
 
 def cast_frozen_matrices(*models: nn.Module) -> None:
@@ -96,55 +108,101 @@ def cast_frozen_matrices(*models: nn.Module) -> None:
             parameter.data = parameter.data.bfloat16()
 
 
-def _split(model: PreTrainedModel, k: int) -> Halves:
+class _Stack(NamedTuple):
+    """Where a model's transformer blocks are."""
+
+    path: list[str]
+    """The names that lead from the model to the module that holds the list."""
+    holder: nn.Module
+    name: str
+    layers: nn.ModuleList
+    final_norm: nn.Module | None
+    """The norm after the last block; some families have none."""
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> _Stack:
+        """The list with as many blocks as the config says, first looked for in the decoder.
+
+        Raises:
+            ModelError: if there is none.
+        """
+        names = {id(module): name for name, module in model.named_modules()}
+        depth = text_config(model.config).num_hidden_layers
+        for root in (model.get_decoder(), model.base_model):
+            for holder in root.modules() if isinstance(root, nn.Module) else ():
+                for name, child in holder.named_children():
+                    if isinstance(child, nn.ModuleList) and len(child) == depth:
+                        path = [part for part in names[id(holder)].split(".") if part]
+                        return cls(path, holder, name, child, _final_norm(holder))
+        raise ModelError(f"{type(model).__name__} has no list of layers to split: share none")
+
+
+def _halves(model: PreTrainedModel, stack: _Stack, k: int) -> Halves | None:
+    """The model's two halves, if they say what the model says, at once and token by token."""
+    try:
+        halves = _split(model, stack, k)
+        with torch.no_grad(), evaluating(model, halves.trunk, halves.top):
+            split = _is_split(model, halves)
+    except Exception:  # what a family's own forward does not understand
+        split = False
+    if split:
+        return halves
+    logger.info(
+        "%s does not go on from states between its layers: the frozen ones are computed in every "
+        "pass, with the same result in more time",
+        type(model).__name__,
+    )
+    return None
+
+
+def _split(model: PreTrainedModel, stack: _Stack, k: int) -> Halves:
     """The layers below k without the final norm, and those from k on.
 
-    upper(inputs_embeds=lower(ids)) equals model(ids); that is checked here on a few tokens, so that
-    an architecture for which it fails is refused.
+    upper(inputs_embeds=lower(ids)) is to equal model(ids): see `_is_split`.
     """
-    name, layers = _layers(model.base_model)
-    if not 0 < k < len(layers):
-        raise ModelError(
-            f"num_shared_layers is {k}, but the model has {len(layers)} layers: "
-            f"use 1 to {len(layers) - 1}, or None for a full copy"
-        )
-    halves: list[PreTrainedModel] = []
-    for part in (layers[:k], layers[k:]):
-        half, base = _shallow(model), _shallow(model.base_model)
-        setattr(base, name, part)
-        setattr(half, model.base_model_prefix, base)
-        halves.append(half)
-    lower, upper = halves
-    setattr(lower.base_model, _final_norm(model.base_model)[0], nn.Identity())
+    (lower, below), (upper, above) = (_shallow_along(model, stack.path) for _ in range(2))
+    setattr(below, stack.name, stack.layers[:k])
+    setattr(above, stack.name, stack.layers[k:])
     embeddings = model.get_input_embeddings()
-    for child_name, child in model.base_model.named_children():
-        if isinstance(child, nn.Embedding) and child is not embeddings:
-            setattr(upper.base_model, child_name, _NoPositions())
+    for name, child in stack.holder.named_children():
+        if child is stack.final_norm:
+            setattr(below, name, nn.Identity())
+        elif _is_norm(child):  # of the embeddings
+            setattr(above, name, nn.Identity())
+        elif isinstance(child, nn.Embedding) and child is not embeddings:
+            setattr(above, name, _NoPositions())
+    if hasattr(above, "embedding_multiplier"):  # Granite's, which the trunk has applied
+        vars(above)["embedding_multiplier"] = 1.0
     layer_types = getattr(model.config, "layer_types", None)
     if layer_types is not None:  # some models look up the kind of attention by layer number
         config = copy.deepcopy(model.config)
         config.layer_types = layer_types[k:]
         upper.config = config
         upper.base_model.config = config
-    _check_split(model, lower, upper)
-    return Halves(lower, upper)
+    return Halves(lower, upper, k, model.dtype)
 
 
-@torch.no_grad()
-def _check_split(model: PreTrainedModel, lower: PreTrainedModel, upper: PreTrainedModel) -> None:
-    was_training = model.training
-    for module in (model, lower, upper):
-        module.eval()  # dropout would make the two differ
-    ids = torch.arange(4, device=model.device).unsqueeze(0) % model.config.vocab_size
-    states = lower.base_model(ids, use_cache=False).last_hidden_state
-    expected = model(ids, use_cache=False).logits
-    actual = upper(inputs_embeds=states, use_cache=False).logits
-    model.train(was_training)
-    if not torch.allclose(actual, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item()):
-        raise ModelError(
-            f"{type(model).__name__} cannot be split into a trunk and a top: "
-            "use num_shared_layers=None"
-        )
+def _is_split(model: PreTrainedModel, halves: Halves) -> bool:
+    """Whether the halves are the model: on a short text, and read on with the model's cache."""
+    text, kind = probe(model), cache_kind(model)
+    whole = model(input_ids=text, use_cache=False).logits[0]
+    states = halves.trunk.base_model(text, use_cache=False)[0].to(halves.dtype)
+    if not agree(halves.top(inputs_embeds=states, use_cache=False).logits[0], whole):
+        return False
+    if kind == "generate":  # which reads the whole model
+        return True
+    said = read_on(Reader(model, halves, kind), text)
+    return agree(said, whole[-len(said) :])
+
+
+def _shallow_along(model: PreTrainedModel, path: list[str]) -> tuple[PreTrainedModel, nn.Module]:
+    """A copy of the model, and its module at the path, whose submodules can be replaced freely."""
+    copied = module = _shallow(model)
+    for name in path:
+        child = _shallow(getattr(module, name))
+        setattr(module, name, child)
+        module = child
+    return copied, module
 
 
 def _shallow(module: nn.Module) -> nn.Module:
@@ -154,35 +212,19 @@ def _shallow(module: nn.Module) -> nn.Module:
     return clone
 
 
-def _layers(base_model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The name and the list of the transformer blocks."""
-    for name, child in base_model.named_children():
-        if isinstance(child, nn.ModuleList):
-            return name, child
-    raise ModelError(f"{type(base_model).__name__} has no list of layers to split: share none")
+def _is_norm(module: nn.Module) -> bool:
+    return "norm" in type(module).__name__.lower()
 
 
-def _final_norm(base_model: nn.Module) -> tuple[str, nn.Module]:
-    """The name of the norm after the last block, and the norm."""
-    norms = [(n, m) for n, m in base_model.named_children() if type(m).__name__.endswith("Norm")]
-    if not norms:
-        raise ModelError(f"{type(base_model).__name__} has no final norm to split at: share none")
-    return norms[-1]
+def _final_norm(holder: nn.Module) -> nn.Module | None:
+    """The norm after the last block."""
+    norms = [module for module in holder.children() if _is_norm(module)]
+    return norms[-1] if norms else None
 
 
 class _NoPositions(nn.Module):
     """Stands for a learned position embedding in the upper half, where it was added already."""
 
-    def forward(self, position_ids: Tensor) -> Tensor:
-        return torch.zeros((), device=position_ids.device)
-
-
-def upper_cache(offset: int) -> Cache:
-    """A cache of keys and values for layers that are numbered from `offset` on."""
-    from transformers import DynamicCache
-
-    class UpperCache(DynamicCache):
-        def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args: Any) -> Any:
-            return super().update(keys, values, layer_idx - offset, *args)
-
-    return UpperCache()
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        given = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
+        return torch.zeros((), device=given[0].device)

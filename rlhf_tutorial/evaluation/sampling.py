@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..device import supports_bf16
+from ..families import end_token_ids
 from ..models import AutoModelForCausalLMWithValueHead
 from ..ppo.rollout import generate_responses
 from ..randomness import seeded
@@ -56,15 +57,15 @@ def sample_answers(
     """
     device = next(model.parameters()).device
     bf16 = supports_bf16(device) if bf16 is None else bf16
-    ends = {
-        "pad_token_id": template.tokenizer.pad_token_id,
-        "eos_token_id": template.eos_token_ids,
-    }
     was_training = model.training
     model.eval()  # with dropout, the samples would come from another policy
     if not isinstance(model, AutoModelForCausalLMWithValueHead):
         # So that both kinds of model are sampled by the same loop.
         model = AutoModelForCausalLMWithValueHead.from_pretrained(model)
+    ends = {
+        "pad_token_id": template.tokenizer.pad_token_id,
+        "eos_token_id": end_token_ids(model.pretrained_model, template.eos_token_ids),
+    }
     responses: list[Tensor] = []
     trunk_states = []
     try:

@@ -38,28 +38,29 @@ class Batches:
         """
         Args:
             config: its batch_size (rows per batch and process), seed, and remove_unused_columns.
-
-        Raises:
-            DataError: for a dataset that does not fill a single batch.
         """
         self.dataset = used_columns(dataset) if config.remove_unused_columns else dataset
         self.batch_size, self.seed = config.batch_size, config.seed
         self.collate, self.accelerator = collate, accelerator
         self.epoch = self._handed_out = 0
-        if not len(self):
-            raise DataError(
-                f"the dataset has {len(dataset)} rows, and a step takes {self._rows_per_step}: "
-                "give it more, or lower batch_size"
-            )
 
     def __len__(self) -> int:
         """Batches in a pass."""
         return len(self.dataset) // self._rows_per_step
 
     def __iter__(self) -> Iterator[dict[str, list[Any]]]:
-        """This process's batches of one pass, or of the rest of it."""
+        """This process's batches of one pass, or of the rest of it.
+
+        Raises:
+            DataError: for a dataset that does not fill a single batch.
+        """
         from accelerate.utils import send_to_device
 
+        if not len(self):
+            raise DataError(
+                f"the dataset has {len(self.dataset)} rows, and a step takes "
+                f"{self._rows_per_step}: give it more, or lower batch_size"
+            )
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
         rows = self._order()[: len(self) * self._rows_per_step]
         rows = rows.view(-1, processes, self.batch_size)[self._handed_out :, rank]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..errors import ModelError, RewardError, TrainingError
+from ..families import context_length, text_config
 from ..models import AutoModelForCausalLMWithValueHead
 from ..scores import checked_scores
 from .math import masked_mean
@@ -18,6 +19,30 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
+
+
+TRLS_METHODS = {
+    "compute_rewards": "rewards(scores, evaluation)",
+    "compute_advantages": "advantages(evaluation, rewards)",
+    "loss": "losses(logprobs, values, entropy, old)",
+    "batched_forward_pass": "forward(model, batch)",
+    "prepare_model_inputs": "lay_out(queries, responses, response_masks)",
+    "train_minibatch": "update(now, old, replies)",
+    "record_step_stats": "report(batch, scores, experience, minibatches)",
+    "_generate_batched": "generate(query_tensor, ...)",
+    "_kl_penalty": "rewards(scores, evaluation)",
+    "_step_safety_checker": "step(queries, responses, scores, response_masks)",
+}
+"""Methods of TRL 0.11.4's PPOTrainer that scripts override, and what to override here."""
+
+
+def check_methods(overridden: Mapping[str, Any]) -> None:
+    """Raise ModelError for a subclass with one of TRL's methods: nothing here would call it."""
+    for name in TRLS_METHODS.keys() & overridden.keys():
+        raise ModelError(
+            f"{name} is a method of TRL's that PPOTrainer does not call: override "
+            f"{TRLS_METHODS[name]} instead, see docs/coming-from-trl.md"
+        )
 
 
 def check_arguments(
@@ -34,6 +59,18 @@ def check_arguments(
                 f"{name} is a {type(given).__name__}: wrap it with "
                 "AutoModelForCausalLMWithValueHead.from_pretrained"
             )
+    if any(p.requires_grad and p.dtype == torch.float16 for p in model.parameters()):
+        raise ModelError(
+            "the policy's weights are float16, which one update of Adam's wrecks: load it with "
+            "dtype=torch.float32, and on a GPU give PPOConfig accelerator_kwargs="
+            "{'mixed_precision': 'fp16'}"
+        )
+    known = [vocabulary(given) for given in (model, ref_model or model)]
+    if known[0] != known[1]:
+        raise ModelError(
+            f"the policy knows {known[0]} tokens, the reference {known[1]}: resize the policy's "
+            "embeddings before the reference is made"
+        )
     if ref_model is not None and num_shared_layers is not None:
         raise ModelError(
             "num_shared_layers is for the reference that the trainer makes: leave ref_model out, "
@@ -58,7 +95,7 @@ def usable_tokenizer(
             "PPOTrainer needs a tokenizer with a pad token: "
             "set tokenizer.pad_token = tokenizer.eos_token"
         )
-    embeddings = model.pretrained_model.get_input_embeddings().num_embeddings
+    embeddings = vocabulary(model)
     if tokenizer.pad_token_id >= embeddings:  # often a pad token added to the tokenizer alone
         raise ModelError(
             f"the tokenizer pads with token {tokenizer.pad_token_id}, but the model knows "
@@ -66,6 +103,11 @@ def usable_tokenizer(
             "tokenizer.eos_token, or call model.pretrained_model.resize_token_embeddings"
         )
     return tokenizer
+
+
+def vocabulary(model: AutoModelForCausalLMWithValueHead) -> int:
+    """How many tokens the model knows."""
+    return int(model.pretrained_model.get_input_embeddings().num_embeddings)
 
 
 def check_sizes(batch_size: int, **lists: Sequence[Any]) -> None:
@@ -97,10 +139,11 @@ def check_tokens(config: PretrainedConfig, **lists: Sequence[Tensor]) -> None:
             if tensor.dtype not in (torch.int64, torch.int32):
                 raise ModelError(f"{item} is of {tensor.dtype}: token ids must be torch.int64")
         ids = torch.cat([tensor.to(tensors[0].device) for tensor in tensors])
-        if not 0 <= int(ids.min()) <= int(ids.max()) < config.vocab_size:
+        size = text_config(config).vocab_size
+        if not 0 <= int(ids.min()) <= int(ids.max()) < size:
             raise ModelError(
                 f"{name} hold token ids from {int(ids.min())} to {int(ids.max())}, but the model "
-                f"knows 0 to {config.vocab_size - 1}: use the policy's own tokenizer"
+                f"knows 0 to {size - 1}: use the policy's own tokenizer"
             )
     check_room(config, max(sum(map(len, row)) for row in zip(*lists.values(), strict=True)))
 
@@ -120,7 +163,7 @@ def check_temperature(temperature: float, generation_kwargs: dict[str, Any]) -> 
 
 def check_room(config: PretrainedConfig | None, tokens: int) -> None:
     """Raise ModelError for a text of more tokens than the model can read."""
-    context = getattr(config, "max_position_embeddings", None)
+    context = None if config is None else context_length(config)
     if context is not None and tokens > context:
         raise ModelError(
             f"query and response take {tokens} tokens together, but the policy reads {context} at "

@@ -2,34 +2,44 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import wraps
 from math import ceil
 from typing import Any
 
 from ..errors import TutorialError
+from ..harmless import without_harmless
 from .math import KL_KINDS
+
+logger = logging.getLogger(__name__)
 
 NOT_SUPPORTED = {
     "forward_batch_size": "TRL's old name of mini_batch_size: set that",
-    "optimize_cuda_cache": "it has no effect on results: leave it out",
-    "optimize_device_cache": "it has no effect on results: leave it out",
-    "gradient_checkpointing": (
-        "in TRL 0.11.4 it had no effect, since models checkpoint only in training mode and PPO "
-        "runs them in evaluation mode: use a smaller mini_batch_size or shared layers"
-    ),
     "push_to_hub_if_best_kwargs": (
         "a step uploads nothing: call trainer.push_to_hub(repo_id) where you want it"
     ),
-    "compare_steps": "it belongs to push_to_hub_if_best_kwargs, which is not supported",
     "is_encoder_decoder": "only decoder-only models can be trained",
-    "is_peft_model": "PEFT policies cannot be trained: use num_shared_layers to train less",
-    "dataset_num_proc": "the trainer does not process the dataset: use datasets' own num_proc",
     "world_size": "set by accelerate: read trainer.accelerator.num_processes",
     "backward_batch_size": "it is mini_batch_size * gradient_accumulation_steps: set those",
     "global_backward_batch_size": "computed, not set: see mini_batch_size",
     "global_batch_size": "computed, not set: see batch_size",
 }
-"""Fields of TRL 0.11.4's PPOConfig that are refused, and why."""
+"""Fields of TRL 0.11.4's PPOConfig that are refused, and why, unless they ask for nothing."""
+
+WITHOUT_EFFECT = {
+    "optimize_cuda_cache": "it has no effect on results",
+    "optimize_device_cache": "it has no effect on results",
+    "gradient_checkpointing": (
+        "in TRL 0.11.4 it had no effect, since models checkpoint only in training mode and PPO "
+        "runs them in evaluation mode; a smaller mini_batch_size or shared layers save memory"
+    ),
+    "compare_steps": "it belongs to push_to_hub_if_best_kwargs, and nothing is uploaded",
+    "is_peft_model": "the trainer looks at the model itself, as TRL's did",
+    "dataset_num_proc": "the trainer does not process the dataset: datasets' own num_proc does",
+}
+"""Fields of TRL 0.11.4's PPOConfig that are taken and change nothing, and why."""
 
 
 @dataclass
@@ -121,11 +131,14 @@ class PPOConfig:
     accelerator_kwargs: dict[str, Any] = field(default_factory=dict)
     """Passed on to `accelerate.Accelerator`, for instance {"mixed_precision": "bf16"}."""
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> PPOConfig:
-        """Refuse what TRL's class took and this one does not, by name."""
-        for name in NOT_SUPPORTED.keys() & kwargs.keys():
-            raise TutorialError(f"PPOConfig.{name} is not supported: {NOT_SUPPORTED[name]}")
-        return super().__new__(cls)
+    def to_dict(self) -> dict[str, Any]:
+        """The settings by name."""
+        return asdict(self)
+
+    @property
+    def backward_batch_size(self) -> int:
+        """Responses per update of the weights."""
+        return self.mini_batch_size * self.gradient_accumulation_steps
 
     @property
     def total_ppo_epochs(self) -> int:
@@ -142,18 +155,16 @@ class PPOConfig:
                 f"PPOConfig.batch_size {self.batch_size} is not a multiple of mini_batch_size x "
                 f"gradient_accumulation_steps = {update}: change one of the three"
             )
-        for name in ("learning_rate", "init_kl_coef", "vf_coef", "ptx_coef"):
+        amounts = ("learning_rate", "init_kl_coef", "vf_coef", "ptx_coef")
+        for name in (*amounts, "cliprange", "cliprange_value", "target_kl"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise TutorialError(f"PPOConfig.{name} is {getattr(self, name)}: use 0 or more")
-        limits = (
-            "target",
-            "horizon",
-            "cliprange",
-            "cliprange_value",
-            "ratio_threshold",
-            "temperature",
-        )
-        for name in (*limits, "target_kl", "max_grad_norm", "score_clip"):
+        for name in ("max_grad_norm", "score_clip"):
+            if getattr(self, name) == 0:  # a limit of 0 would leave nothing to learn from
+                logger.info("PPOConfig.%s is 0, which is taken as no limit", name)
+                setattr(self, name, None)
+        limits = ["target", "ratio_threshold", "temperature", "max_grad_norm", "score_clip"]
+        for name in limits + ["horizon"] * self.adap_kl_ctrl:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise TutorialError(f"PPOConfig.{name} is {value}: use more than 0")
@@ -166,3 +177,19 @@ class PPOConfig:
             raise TutorialError(
                 f"PPOConfig.kl_penalty is {self.kl_penalty!r}: use one of {', '.join(KL_KINDS)}"
             )
+
+
+def _with_trls_fields(init: Callable[..., None]) -> Callable[..., None]:
+    """A constructor that also takes TRL's other fields, and refuses them by name if they matter."""
+
+    @wraps(init)
+    def __init__(self: PPOConfig, *args: Any, **kwargs: Any) -> None:
+        kwargs = without_harmless(kwargs, NOT_SUPPORTED, WITHOUT_EFFECT)
+        for name in NOT_SUPPORTED.keys() & kwargs.keys():
+            raise TutorialError(f"PPOConfig.{name} is not supported: {NOT_SUPPORTED[name]}")
+        init(self, *args, **kwargs)
+
+    return __init__
+
+
+PPOConfig.__init__ = _with_trls_fields(PPOConfig.__init__)  # type: ignore[method-assign]

@@ -24,7 +24,7 @@ def make_accelerator(config: PPOConfig) -> Accelerator:
         ModelError: if an earlier trainer of this Python process computes on another device or in
             another precision: accelerate has one of each for all.
     """
-    from accelerate import Accelerator
+    from accelerate import Accelerator, PartialState
     from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
 
     # By default accelerate also updates on the last batch of a dataloader, however few gradients
@@ -33,8 +33,9 @@ def make_accelerator(config: PPOConfig) -> Accelerator:
         num_steps=config.gradient_accumulation_steps, sync_with_dataloader=False
     )
     # Left unset, the precision would be that of the trainer made before in this process.
+    made_before = PartialState._shared_state  # by an Accelerator of the script's own, say
     defaults = {
-        "cpu": default_device().type == "cpu",
+        "cpu": made_before.get("_cpu", default_device().type == "cpu"),
         "mixed_precision": os.environ.get("ACCELERATE_MIXED_PRECISION", "no"),
     }
     settings = defaults | config.accelerator_kwargs

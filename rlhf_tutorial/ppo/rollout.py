@@ -13,6 +13,7 @@ from ..errors import ModelError
 from ..models import AutoModelForCausalLMWithValueHead, position_ids_from
 from ..trunk import TrunkStates
 from .checks import check_room
+from .generation import Stops, new_tokens, plain_settings
 
 # PPO needs samples from the policy itself. Left unset, transformers would cut to the 50 likeliest
 # tokens, and apply whatever temperature or repetition penalty the checkpoint's author preferred.
@@ -50,10 +51,12 @@ def cut_at_eos(response: Tensor, eos_token_ids: Iterable[int]) -> Tensor:
 class LengthSampler:
     """Draws the number of new tokens: min_value, ..., max_value - 1, all equally likely.
 
-    TRL's draws from NumPy's global state; this one has a generator of its own.
+    An answer has a token at the least, so that 0 as min_value is taken as 1. TRL's draws from
+    NumPy's global state; this one has a generator of its own.
     """
 
     def __init__(self, min_value: int, max_value: int, seed: int = 0) -> None:
+        min_value = min_value or 1
         if not 0 < min_value < max_value:
             raise ModelError(
                 f"LengthSampler({min_value}, {max_value}): use 0 < min_value < max_value"
@@ -94,7 +97,8 @@ def generate_responses(
     Raises:
         ModelError: if query and response do not fit in the model's context.
     """
-    settings = {**PURE_SAMPLING, **generation_kwargs}
+    settings = {**PURE_SAMPLING, **plain_settings(generation_kwargs)}
+    settings = {k: v for k, v in settings.items() if k not in ("eos_token_id", "pad_token_id")}
     eos_ids = eos_token_id if isinstance(eos_token_id, (list, tuple)) else [eos_token_id]
     eos_ids = [i for i in eos_ids if i is not None]
     batch_size = batch_size or len(queries)
@@ -104,28 +108,34 @@ def generate_responses(
         if length_sampler is not None:
             settings["max_new_tokens"] = length_sampler()
         input_ids, attention_mask = pad(batch, pad_token_id, side="left")
-        check_room(
-            getattr(model, "config", None), input_ids.shape[1] + settings.get("max_new_tokens", 0)
-        )
-        if hasattr(model, "sample") and _is_pure(settings):
+        width, asked = input_ids.shape[1], dict(settings)
+        longest = new_tokens(asked, width, model)
+        check_room(getattr(model, "config", None), width + longest)
+        if asked.pop("max_length", None) is not None:
+            asked["max_new_tokens"] = longest
+        stops = None
+        if hasattr(model, "sample") and _is_pure(asked):
             sequences, states = model.sample(
                 input_ids,
                 attention_mask,
-                max_new_tokens=settings["max_new_tokens"],
+                max_new_tokens=asked["max_new_tokens"],
                 eos_token_ids=eos_ids,
                 pad_token_id=pad_token_id,
-                temperature=settings["temperature"],
+                temperature=asked["temperature"],
             )
         else:
-            states = None
+            states, stops = None, Stops.of(asked)
             sequences = model.generate(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
                 pad_token_id=pad_token_id,
                 eos_token_id=eos_ids or None,
-                **settings,
+                **asked,
             )
-        responses += [cut_at_eos(r, eos_ids) for r in sequences[:, input_ids.shape[1] :]]
+        rows = list(sequences)
+        if stops is not None:
+            rows = [stops.cut(i, row) for i, row in enumerate(rows)]
+        responses += [cut_at_eos(row[width:], eos_ids) for row in rows]
     return responses, states if len(queries) <= batch_size else None
 
 

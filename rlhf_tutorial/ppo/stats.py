@@ -128,6 +128,19 @@ def step_stats(
     return {key: _to_numpy(value) for key, value in stats.items()}
 
 
+class Number(float):
+    """A float that also has `item()`, as scripts ask of TRL's arrays of one element."""
+
+    def item(self) -> float:
+        """The plain float."""
+        return float(self)
+
+
+def with_items(stats: dict[str, Any]) -> dict[str, Any]:
+    """The stats, their floats as `Number`."""
+    return {k: Number(v) if isinstance(v, float) else v for k, v in stats.items()}
+
+
 def scalars(stats: dict[str, Any]) -> dict[str, float]:
     """Only the numbers, for a log line: arrays are left out."""
     return {k: float(v) for k, v in stats.items() if np.ndim(v) == 0}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..families import end_token_ids, text_config
 from ..models import (
     AutoModelForCausalLMWithValueHead,
     create_reference_model,
@@ -24,6 +25,7 @@ from ..trunk import TrunkStates, cast_frozen_matrices
 from . import checkpoint, checks
 from .batches import Batches, Replies, collate_columns
 from .config import PPOConfig
+from .generation import plain_settings
 from .identity import difference, fingerprint, identity
 from .math import (
     RunningMoments,
@@ -38,13 +40,29 @@ from .math import (
 )
 from .processes import indices_of_all, make_accelerator, prepare, rows_of_all
 from .rollout import Batch, Evaluation, Experience, ForwardPass, collate, generate_responses
-from .stats import Clock, minibatch_stats, scalars, step_stats
+from .stats import Clock, minibatch_stats, scalars, step_stats, with_items
 from .token_stats import logprobs_and_entropy
 from .trackers import log_stats, start_trackers
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
+
+
+@dataclass
+class KLControl:
+    """beta under TRL's name, to be read and set."""
+
+    trainer: PPOTrainer
+
+    @property
+    def value(self) -> float:
+        """The trainer's `kl_coef`."""
+        return self.trainer.kl_coef
+
+    @value.setter
+    def value(self, beta: float) -> None:
+        self.trainer.kl_coef = beta
 
 
 class PPOTrainer:
@@ -73,6 +91,11 @@ class PPOTrainer:
         sampled: what the policy's frozen trunk made of the responses last generated; `step` takes
             it in place of a pass over them.
     """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse methods that TRL called and this trainer would pass over."""
+        super().__init_subclass__(**kwargs)
+        checks.check_methods(vars(cls))
 
     def __init__(
         self,
@@ -104,7 +127,7 @@ class PPOTrainer:
             model, ref_model, num_shared_layers, training_data_collator, ptx_dataset
         )
         self.config = config
-        self.model_config = model.config
+        self.model_config = text_config(model.config)
         self.tokenizer = checks.usable_tokenizer(tokenizer, model)
         self.kl_coef = config.init_kl_coef
         self.score_moments = RunningMoments()
@@ -136,6 +159,21 @@ class PPOTrainer:
     def device(self) -> torch.device:
         """Where the models are."""
         return self.accelerator.device
+
+    @property
+    def current_device(self) -> torch.device:
+        """TRL's name of `device`."""
+        return self.device
+
+    @property
+    def is_distributed(self) -> bool:
+        """Whether there are several processes."""
+        return self.accelerator.num_processes > 1
+
+    @property
+    def kl_ctl(self) -> KLControl:
+        """TRL's name of what holds beta: `trainer.kl_ctl.value` is `trainer.kl_coef`."""
+        return KLControl(self)
 
     @property
     def policy(self) -> AutoModelForCausalLMWithValueHead:
@@ -174,15 +212,18 @@ class PPOTrainer:
         """
         queries = [query_tensor] if isinstance(query_tensor, Tensor) else list(query_tensor)
         checks.check_tokens(self.model_config, queries=queries)
-        checks.check_temperature(self.config.temperature, generation_kwargs)
+        asked = plain_settings(generation_kwargs)
+        checks.check_temperature(self.config.temperature, asked)
+        self.without_dropout()
         queries = [q.to(self.device) for q in queries]
         settings = {
             "temperature": self.config.temperature,
-            "eos_token_id": self.tokenizer.eos_token_id,
+            "eos_token_id": self.end_token_ids([self.tokenizer.eos_token_id]),
             "pad_token_id": self.tokenizer.pad_token_id,
             "batch_size": batch_size,
             "length_sampler": length_sampler,
-            **generation_kwargs,
+            **({"tokenizer": self.tokenizer} if "stop_strings" in asked else {}),
+            **asked,
         }
         results, trunk_states = [], []
         for model in [self.policy, self.ref_model] if generate_ref_response else [self.policy]:
@@ -198,6 +239,16 @@ class PPOTrainer:
             trunk_states.append(states)
         self.sampled = trunk_states[0]  # the policy's
         return tuple(results) if generate_ref_response else results[0]
+
+    def end_token_ids(self, others: Iterable[int | None]) -> list[int]:
+        """Tokens that end an answer: `others`, and those of the checkpoint's generation config."""
+        return end_token_ids(self.policy.pretrained_model, others)
+
+    def without_dropout(self) -> None:
+        """Both models in evaluation mode, whatever a script has set in between."""
+        for model in (self.model, self.ref_model):
+            if any(module.training for module in model.modules()):
+                model.eval()
 
     # 2. Score them: that is up to you ----------------------------------------------------------
 
@@ -228,6 +279,7 @@ class PPOTrainer:
         checks.check_sizes(size, queries=queries, responses=responses, scores=scores)
         checks.check_tokens(self.model_config, queries=queries, responses=responses)
         own_scores = checks.scores_tensor(scores, self.device)
+        self.without_dropout()
         # 1. Lay out: queries and responses side by side, and what the frozen layers make of them.
         batch = self.lay_out(queries, responses, response_masks)
         batch = self.with_trunk_states(batch, self.sampled)
@@ -237,7 +289,7 @@ class PPOTrainer:
         clock.mark("forward_pass")
         # 3. Reward: the score at the last token of a response, the KL penalty at each of them.
         scaled = self.scale(own_scores)
-        rewards, penalty = rewards_per_token(scaled, evaluation.kl, evaluation.mask, self.kl_coef)
+        rewards, penalty = self.rewards(scaled, evaluation)
         clock.mark("compute_rewards")
         # 4. Advantages: how much better each token went than the value head expected.
         advantages, returns = self.advantages(evaluation, rewards)
@@ -256,7 +308,7 @@ class PPOTrainer:
         stats = self.report(batch, scaled, experience, minibatches)
         self.adapt(stats["objective/kl"], samples=len(scaled))
         clock.mark("calc_stats")
-        stats |= clock.times()
+        stats = with_items(stats | clock.times())
         self.history.append(scalars(stats))
         return stats
 
@@ -313,7 +365,7 @@ class PPOTrainer:
             sampled: what sampling left behind: taken if it is of these tokens and these weights.
         """
         policy = self.policy
-        if not policy.num_shared_layers:
+        if not policy.num_shared_layers or policy.halves is None:
             return batch
         states = None if sampled is None else sampled.of(*batch.read(), policy.trunk_version())
         if states is None:
@@ -382,6 +434,17 @@ class PPOTrainer:
             scores = scores.clamp(-config.score_clip, config.score_clip)
         return scores
 
+    def rewards(self, scores: Tensor, evaluation: Evaluation) -> tuple[Tensor, Tensor]:
+        """Stage 3: the rewards of each token, and the part of them that is not the score.
+
+        Args:
+            scores: (B,), scaled.
+
+        Returns:
+            (B, T) each.
+        """
+        return rewards_per_token(scores, evaluation.kl, evaluation.mask, self.kl_coef)
+
     def advantages(self, evaluation: Evaluation, rewards: Tensor) -> tuple[Tensor, Tensor]:
         """Stage 4: whitened advantages, and returns, (B, T) each."""
         values, mask = evaluation.values, evaluation.mask
@@ -433,12 +496,8 @@ class PPOTrainer:
         """
         config, mask = self.config, old.mask
         logprobs, values, entropy = map(self.rows_of_all, (now.logprobs, now.values, now.entropy))
-        pg_loss, ratio, policy_clipfrac = policy_loss(
-            logprobs, old.logprobs, old.advantages, mask, config.cliprange
-        )
-        vf_loss, value_clipfrac = value_loss(
-            values, old.values, old.returns, mask, config.cliprange_value
-        )
+        pg_loss, vf_loss, measured = self.losses(logprobs, values, entropy, old)
+        ratio = measured["ratio"]
         if checks.ratio_too_large(ratio.detach(), mask, config.ratio_threshold):
             # A loss of 0 made anew: 0 times a loss with an infinite ratio would be nan.
             pg_loss, vf_loss = 0.0 * now.logprobs.sum(), 0.0 * now.values.sum()
@@ -458,14 +517,35 @@ class PPOTrainer:
             policy_loss=pg_loss.detach(),
             value_loss=vf_loss.detach(),
             total_loss=loss.detach(),
-            policy_clipfrac=policy_clipfrac,
-            value_clipfrac=value_clipfrac,
-            ratio=ratio.detach(),
             logprobs=logprobs,
             values=values,
             entropy=entropy,
             old=old,
+            **{name: tensor.detach() for name, tensor in measured.items()},
         )
+
+    def losses(
+        self, logprobs: Tensor, values: Tensor, entropy: Tensor, old: Experience
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Stage 5: the losses of a mini-batch, over the rows of all processes.
+
+        Args:
+            logprobs, values, entropy: (B, T), of the policy in this pass, with their gradient.
+            old: the same rows before the first update.
+
+        Returns:
+            The policy's loss, the value head's (of which `vf_coef` is taken), and what is reported:
+            the ratio, (B, T), and the shares of tokens that the two clips changed.
+        """
+        config, mask = self.config, old.mask
+        pg_loss, ratio, policy_clipfrac = policy_loss(
+            logprobs, old.logprobs, old.advantages, mask, config.cliprange
+        )
+        vf_loss, value_clipfrac = value_loss(
+            values, old.values, old.returns, mask, config.cliprange_value
+        )
+        clipped = {"policy_clipfrac": policy_clipfrac, "value_clipfrac": value_clipfrac}
+        return pg_loss, vf_loss, {"ratio": ratio, **clipped}
 
     def clip_gradient(self, loss: Tensor) -> None:
         """Clip the gradient's norm to `config.max_grad_norm`, if any.

@@ -54,7 +54,12 @@ class StateReader:
             ModelError: if the model has not that many layers.
         """
         self.device = device_or_default(device)
-        self.trunk = freeze_below(model.to(self.device).eval(), max(layers)).trunk.base_model
+        halves = freeze_below(model.to(self.device).eval(), max(layers))
+        if halves is None:
+            raise ModelError(
+                f"{type(model).__name__} cannot stop between two layers: use another model as judge"
+            )
+        self.trunk = halves.trunk.base_model
         self.trunk.requires_grad_(False)
         self.bf16 = supports_bf16(self.device) if bf16 is None else bf16
         if self.bf16:

@@ -291,16 +291,68 @@ def test_a_policy_is_uploaded_with_its_value_head_and_tokenizer(path, tmp_path, 
 @pytest.mark.parametrize("name", config_module.NOT_SUPPORTED)
 def test_a_setting_of_trls_that_is_not_supported_is_named_with_the_reason(name):
     with pytest.raises(TutorialError) as error:
-        PPOConfig(batch_size=8, mini_batch_size=8, **{name: None})
+        PPOConfig(batch_size=8, mini_batch_size=8, **{name: 8})
     message = str(error.value)
     assert message.startswith(f"PPOConfig.{name} is not supported: ") and "\n" not in message
     assert message.endswith(config_module.NOT_SUPPORTED[name])
 
 
-@pytest.mark.parametrize("name", models_module.NOT_SUPPORTED)
+ASKS_FOR_NOTHING = [None, False, 0, 0.0, "", {}, []]
+
+
+@pytest.mark.parametrize("name", [*config_module.NOT_SUPPORTED, *config_module.WITHOUT_EFFECT])
+def test_a_setting_of_trls_that_asks_for_nothing_is_taken(name, caplog):
+    plain = PPOConfig(batch_size=8, mini_batch_size=8)
+    with caplog.at_level("INFO", "rlhf_tutorial"):
+        for nothing in ASKS_FOR_NOTHING:
+            assert PPOConfig(batch_size=8, mini_batch_size=8, **{name: nothing}) == plain
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("name", config_module.WITHOUT_EFFECT)
+def test_a_setting_of_trls_without_effect_is_taken_and_logged(name, caplog):
+    with caplog.at_level("INFO", "rlhf_tutorial"):
+        config = PPOConfig(batch_size=8, mini_batch_size=8, **{name: True})
+    assert config == PPOConfig(batch_size=8, mini_batch_size=8)
+    assert caplog.messages == [f"{name}=True is left out: {config_module.WITHOUT_EFFECT[name]}"]
+
+
+@pytest.mark.parametrize("name", ["max_grad_norm", "score_clip"])
+def test_a_limit_of_0_is_none_and_says_so(name, caplog):
+    with caplog.at_level("INFO", "rlhf_tutorial"):
+        config = PPOConfig(**{name: 0})
+    assert getattr(config, name) is None and name in caplog.text
+
+
+def test_0_is_taken_where_it_is_a_number_like_others():
+    zeros = {"target_kl": 0, "cliprange": 0, "cliprange_value": 0.0}
+    assert PPOConfig(**zeros).cliprange == 0
+    assert PPOConfig(horizon=0, adap_kl_ctrl=False).horizon == 0
+    with pytest.raises(TutorialError, match="PPOConfig.horizon is 0"):
+        PPOConfig(horizon=0)
+
+
+def test_a_configs_settings_are_there_as_trl_had_them():
+    config = PPOConfig(batch_size=8, mini_batch_size=2, gradient_accumulation_steps=2)
+    assert config.to_dict()["batch_size"] == 8 and config.backward_batch_size == 4
+
+
+def test_arguments_of_the_model_that_ask_for_nothing_are_taken(path, caplog):
+    load = AutoModelForCausalLMWithValueHead.from_pretrained
+    nothing = {name: None for name in models_module.NOT_SUPPORTED} | {"load_in_8bit": False}
+    plain, same = load(path), load(pretrained_model_name_or_path=path, **nothing)
+    for (name, a), b in zip(plain.named_parameters(), same.parameters(), strict=True):
+        assert torch.equal(a, b), name
+    with caplog.at_level("INFO", "rlhf_tutorial"):
+        load(path, summary_dropout_prob=0.1)
+    assert "summary_dropout_prob=0.1 is left out" in caplog.text
+    load(path, trust_remote_code=True)  # which needs no code of its own
+
+
+@pytest.mark.parametrize("name", sorted({*models_module.NOT_SUPPORTED} - {"trust_remote_code"}))
 def test_an_argument_of_the_model_that_is_not_supported_is_named_with_the_reason(name, path):
     with pytest.raises(ModelError, match=f"^{name} is not supported: ") as error:
-        AutoModelForCausalLMWithValueHead.from_pretrained(path, **{name: None})
+        AutoModelForCausalLMWithValueHead.from_pretrained(path, **{name: "asked"})
     assert "\n" not in str(error.value)
 
 

@@ -253,34 +253,6 @@ def test_a_number_of_layers_out_of_range_is_refused_and_freezes_nothing(k, make_
     assert policy.num_shared_layers == 0
 
 
-def opt():
-    """Its layers are not a direct child of the base model."""
-    from transformers import OPTConfig, OPTForCausalLM
-
-    sizes = {"hidden_size": 16, "ffn_dim": 16, "num_attention_heads": 2, "word_embed_proj_dim": 16}
-    return OPTForCausalLM(OPTConfig(vocab_size=30, num_hidden_layers=2, **sizes))
-
-
-def bloom():
-    """It norms its embeddings, so the upper half would norm the trunk's states."""
-    from transformers import BloomConfig, BloomForCausalLM
-
-    sizes = {"vocab_size": 30, "hidden_size": 16, "n_layer": 2, "n_head": 2}
-    return BloomForCausalLM(BloomConfig(**sizes, initializer_range=0.5))
-
-
-@pytest.mark.parametrize(
-    ("build", "message"), [(opt, "no list of layers"), (bloom, "cannot be split")]
-)
-def test_an_architecture_that_cannot_be_split_is_refused(build, message):
-    policy = AutoModelForCausalLMWithValueHead.from_pretrained(build())
-    with pytest.raises(ModelError, match=message) as error:
-        create_reference_model(policy, 1)
-    one_line(error)
-    assert all(p.requires_grad for p in policy.parameters())
-    create_reference_model(policy)  # the remedy that the message names
-
-
 # Saving and loading --------------------------------------------------------------------------
 
 

@@ -1,0 +1,276 @@
+"""What scripts of TRL's world import, read, call and override."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from support.errors import one_line, refused
+from support.tokenizers import PadAndEnd
+from support.trainers import make_trainer as plain_trainer
+from torch import Tensor
+
+import rlhf_tutorial
+from rlhf_tutorial import trl_names
+from rlhf_tutorial.errors import DataError, ModelError
+from rlhf_tutorial.families import cache_kind
+from rlhf_tutorial.models import AutoModelForCausalLMWithValueHead, create_reference_model
+from rlhf_tutorial.ppo import LengthSampler, PPOConfig, PPOTrainer
+from rlhf_tutorial.ppo.checks import TRLS_METHODS
+from rlhf_tutorial.ppo.math import masked_mean
+
+TRL_0_11_4 = set(
+    """
+AutoModelForCausalLMWithValueHead AutoModelForSeq2SeqLMWithValueHead PreTrainedModelWrapper
+create_reference_model setup_chat_format SUPPORTED_ARCHITECTURES set_seed TextEnvironment
+TextHistory BestOfNSampler PPOConfig PPOTrainer PPOv2Config PPOv2Trainer ModelConfig TrlParser
+get_kbit_device_map get_peft_config get_quantization_config RewardConfig RewardTrainer SFTConfig
+SFTTrainer DPOConfig DPOTrainer RLOOConfig RLOOTrainer DataCollatorForCompletionOnlyLM
+LengthSampler respond_to_batch logprobs_from_logits entropy_from_logits masked_mean masked_var
+masked_whiten whiten clip_by_value flatten_dict stack_dicts convert_to_scalar stats_to_np
+PPODecorators randn_tensor top_k_top_p_filtering AdaptiveKLController FixedKLController
+""".split()  # noqa: SIM905
+)
+"""Public names of `trl`, `trl.core` and `trl.trainer` that scripts of PPO import."""
+
+
+@pytest.mark.parametrize("name", sorted(TRL_0_11_4))
+def test_every_name_is_there_or_its_import_says_what_to_use(name: str) -> None:
+    script = f"from rlhf_tutorial import {name}"
+    if name not in {*trl_names.GONE, *trl_names.STILL_IN_TRL}:
+        exec(script)
+        return
+    with pytest.raises(ImportError, match=f"^rlhf_tutorial has no {name}") as error:
+        exec(script)
+    one_line(error)
+    assert isinstance(error.value, rlhf_tutorial.errors.TutorialError)
+
+
+def test_names_that_trl_still_has_are_there() -> None:
+    trl = pytest.importorskip("trl")
+    for name in trl_names.STILL_IN_TRL:
+        assert hasattr(trl, name), name
+
+
+def test_set_seed_seeds_all_three_generators() -> None:
+    with torch.random.fork_rng():
+        states = random.getstate(), np.random.get_state()
+        drawn = []
+        for _ in range(2):
+            rlhf_tutorial.set_seed(3)
+            drawn.append((random.random(), np.random.rand(), torch.rand(()).item()))
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+    assert drawn[0] == drawn[1]
+
+
+def test_respond_to_batch_continues_each_query(make_policy: Any) -> None:
+    policy = make_policy("llama")
+    queries = torch.tensor([[5, 6, 7], [8, 9, 10]])
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        assert rlhf_tutorial.respond_to_batch(policy, queries, txt_len=4).shape == (2, 4)
+        greedy = rlhf_tutorial.respond_to_batch(policy, queries, txt_len=1, top_k=1)
+    with torch.no_grad():
+        expected = policy(queries)[0][:, -1].argmax(-1)
+    assert greedy.flatten().tolist() == expected.tolist()
+
+
+# Attributes and methods ------------------------------------------------------------------------
+
+
+def test_attributes_that_scripts_read(make_trainer: Any, samples: Any) -> None:
+    trainer = make_trainer(init_kl_coef=0.3)
+    assert trainer.current_device == trainer.device and trainer.is_distributed is False
+    assert trainer.kl_ctl.value == trainer.kl_coef == 0.3
+    trainer.kl_ctl.value = 0.1
+    assert trainer.kl_coef == 0.1
+    stats = trainer.step(*samples)
+    for name, number in stats.items():
+        if np.ndim(number) == 0:
+            assert number.item() == number, name
+    assert repr(stats["objective/kl_coef"]) == "0.1"
+    assert json.loads(json.dumps({"kl": stats["objective/kl"]}))["kl"] == stats["objective/kl"]
+
+
+def test_gradient_checkpointing_is_passed_on_and_changes_nothing(
+    make_trainer: Any, samples: Any
+) -> None:
+    plain, checkpointed = make_trainer(), make_trainer()
+    checkpointed.model.gradient_checkpointing_enable()
+    checkpointed.model.enable_input_require_grads()
+    assert checkpointed.model.pretrained_model.is_gradient_checkpointing
+    assert checkpointed.step(*samples)["objective/kl"] == plain.step(*samples)["objective/kl"]
+    for a, b in zip(plain.model.parameters(), checkpointed.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    checkpointed.model.gradient_checkpointing_disable()
+    assert not checkpointed.model.pretrained_model.is_gradient_checkpointing
+
+
+def test_dropout_stays_off_whatever_mode_a_script_sets(make_trainer: Any, samples: Any) -> None:
+    trainer = make_trainer("gpt2", learning_rate=0.0)  # GPT-2 has dropout of 0.1
+    trainer.model.train()
+    trainer.ref_model.train()
+    stats = trainer.step(*samples)
+    assert stats["objective/kl"] == 0 and abs(stats["ppo/policy/ratio"] - 1).max() < 1e-5
+    trainer.model.train()
+    trainer.generate(samples[0], max_new_tokens=2)
+    assert not any(module.training for module in trainer.model.modules())
+
+
+# Overriding -----------------------------------------------------------------------------------
+
+
+def test_rewards_can_be_overridden(samples: Any, tokenizer: Any, make_policy: Any) -> None:
+    """A reward for every token, on top of the score and the penalty."""
+
+    class PerToken(PPOTrainer):
+        def rewards(self, scores: Tensor, evaluation: Any) -> tuple[Tensor, Tensor]:
+            rewards, penalty = super().rewards(scores, evaluation)
+            return rewards + 2 * evaluation.mask, penalty
+
+    config = PPOConfig(batch_size=6, mini_batch_size=6, gamma=1.0, lam=1.0)
+    returns = [
+        kind(config, make_policy("llama"), tokenizer=tokenizer).step(*samples)["ppo/returns/mean"]
+        for kind in (PPOTrainer, PerToken)
+    ]
+    lengths = torch.tensor([len(response) for response in samples[1]]).float()
+    # Without discount the return of a token is what comes from it on: 2 for each token left.
+    more = (lengths * (lengths + 1)).sum() / lengths.sum()
+    assert returns[1] - returns[0] == pytest.approx(more.item(), abs=1e-4)
+
+
+def test_losses_can_be_overridden(samples: Any, tokenizer: Any, make_policy: Any) -> None:
+    """A bonus for entropy."""
+
+    class Curious(PPOTrainer):
+        def losses(self, logprobs: Tensor, values: Tensor, entropy: Tensor, old: Any) -> Any:
+            policy, value, measured = super().losses(logprobs, values, entropy, old)
+            return policy - 0.1 * masked_mean(entropy, old.mask), value, measured
+
+    config = PPOConfig(batch_size=6, mini_batch_size=6, ppo_epochs=1)
+    plain, curious = (
+        kind(config, make_policy("llama"), tokenizer=tokenizer).step(*samples)
+        for kind in (PPOTrainer, Curious)
+    )
+    bonus = 0.1 * plain["ppo/policy/entropy"]
+    difference = plain["ppo/loss/policy"] - curious["ppo/loss/policy"]
+    assert difference == pytest.approx(bonus, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", TRLS_METHODS)
+def test_a_method_of_trls_that_nothing_calls_is_refused(name: str) -> None:
+    with pytest.raises(ModelError, match=f"^{name} is a method of TRL's") as error:
+        type("Mine", (PPOTrainer,), {name: lambda self: None})
+    one_line(error)
+    instead = TRLS_METHODS[name].split("(")[0]
+    assert callable(getattr(PPOTrainer, instead))
+
+
+# Models -----------------------------------------------------------------------------------------
+
+
+def test_float16_weights_are_refused_and_bfloat16_with_shared_layers_train(
+    make_language_model: Any, samples: Any
+) -> None:
+    load = AutoModelForCausalLMWithValueHead.from_pretrained
+    half = load(make_language_model("llama").to(torch.float16))
+    with refused(ModelError, "weights are float16", "dtype=torch.float32", "'fp16'"):
+        plain_trainer(policy=half)
+    policy = load(make_language_model("llama").to(torch.bfloat16))
+    trainer = plain_trainer(policy=policy, shared=2)
+    assert trainer.shares_trunk
+    stats = trainer.step(*samples)
+    assert stats["objective/kl"] == 0
+    answers = trainer.generate(samples[0], return_prompt=False, max_new_tokens=3)
+    assert trainer.sampled is not None and trainer.sampled.hidden.dtype == torch.bfloat16
+    assert len(answers) == 6
+
+
+def test_a_model_without_a_language_model_head_is_refused() -> None:
+    from transformers import LlamaConfig, LlamaForSequenceClassification, LlamaModel
+
+    sizes = {"vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 16}
+    config = LlamaConfig(**sizes, num_attention_heads=2)
+    for kind in (LlamaModel, LlamaForSequenceClassification):
+        with refused(ModelError, f"{kind.__name__} has no language model head"):
+            AutoModelForCausalLMWithValueHead.from_pretrained(kind(config))
+
+
+def test_embeddings_resized_after_the_reference_was_made_are_refused(make_policy: Any) -> None:
+    policy = make_policy("llama")
+    reference = create_reference_model(policy)
+    policy.pretrained_model.resize_token_embeddings(270)
+    with refused(ModelError, "the policy knows 270 tokens, the reference 264"):
+        PPOTrainer(PPOConfig(), policy, reference, PadAndEnd())
+
+
+def test_the_check_of_a_models_cache_draws_nothing_and_leaves_its_mode(
+    make_language_model: Any, unchanged_random_state: None
+) -> None:
+    model = make_language_model("gpt2")
+    model.train()
+    model.transformer.h[0].eval()
+    modes = [module.training for module in model.modules()]
+    assert cache_kind(model) == "plain"
+    assert [module.training for module in model.modules()] == modes
+
+
+@pytest.mark.parametrize("file", ["value_head.safetensors", "value_head.bin"])
+def test_llama_factorys_value_head_is_loaded(make_policy: Any, tmp_path: Path, file: str) -> None:
+    make_policy("llama").save_pretrained(tmp_path)
+    (tmp_path / "value_head.safetensors").unlink()
+    head = {
+        "v_head.summary.weight": torch.randn(1, 32, generator=torch.Generator().manual_seed(1)),
+        "v_head.summary.bias": torch.tensor([0.25]),
+    }
+    save = save_file if file.endswith("safetensors") else torch.save
+    save(head, tmp_path / file)
+    loaded = AutoModelForCausalLMWithValueHead.from_pretrained(tmp_path)
+    assert torch.equal(loaded.v_head.weight, head["v_head.summary.weight"])
+    assert torch.equal(loaded.v_head.bias, head["v_head.summary.bias"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "written"), [({"temperature": 0.7}, True), ({"max_new_tokens": -1}, False)]
+)
+def test_weights_are_saved_whatever_the_generation_config_holds(
+    make_policy: Any, tmp_path: Path, settings: dict[str, Any], written: bool
+) -> None:
+    policy = make_policy("llama")
+    for name, value in settings.items():
+        setattr(policy.pretrained_model.generation_config, name, value)
+    policy.save_pretrained(tmp_path, max_shard_size="1MB")
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"config.json", "model.safetensors", "value_head.safetensors"} <= names
+    again = AutoModelForCausalLMWithValueHead.from_pretrained(tmp_path)
+    assert torch.equal(again.v_head.weight, policy.v_head.weight)
+    if written:
+        assert again.pretrained_model.generation_config.temperature == 0.7
+    assert ("generation_config.json" in names) == written
+
+
+def test_a_sampler_of_lengths_from_0_draws_1_at_the_least() -> None:
+    sampler = LengthSampler(0, 3)
+    assert {sampler() for _ in range(50)} == {1, 2}
+
+
+def test_a_dataset_smaller_than_a_batch_is_refused_where_it_is_gone_through(
+    make_trainer: Any,
+) -> None:
+    trainer = make_trainer(dataset=[{"input_ids": torch.tensor([5])}] * 3)
+    with refused(DataError, "has 3 rows", "a step takes 6", "lower batch_size"):
+        next(iter(trainer.dataloader))
+
+
+def test_an_accelerator_of_the_scripts_own_may_be_made_before(make_trainer: Any) -> None:
+    from accelerate import Accelerator
+
+    accelerator = Accelerator()
+    assert make_trainer().device == accelerator.device
