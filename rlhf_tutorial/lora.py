@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
+import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,10 +27,20 @@ if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel
 
+logger = logging.getLogger(__name__)
+
 CONFIG_FILE = "adapter_config.json"
 """What tells an adapter's folder from a checkpoint's."""
 
-SETTINGS = ("peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora")
+SETTINGS = (
+    "peft_type",
+    "r",
+    "lora_alpha",
+    "rank_pattern",
+    "alpha_pattern",
+    "use_rslora",
+    "use_dora",
+)
 """What of an adapter's config changes the numbers, beside the names and shapes of its weights."""
 
 
@@ -61,16 +72,31 @@ def all_linear(rank: int | None) -> LoraConfig | None:
     )
 
 
+def check_arguments(peft_config: Any, merge: Any, is_trainable: Any) -> None:
+    """Raise ModelError for `is_trainable=False`: an adapter is never frozen without a word."""
+    if is_trainable is False:
+        raise ModelError(
+            "is_trainable=False would leave the value head alone to be trained: leave it out; for "
+            "a model that only answers, call requires_grad_(False)"
+        )
+
+
 def adapted(
-    model: Any, peft_config: Any = None, merge: bool = False, base: str | None = None
-) -> PreTrainedModel | PeftModel:
+    model: Any,
+    peft_config: Any = None,
+    merge: bool | None = False,
+    is_trainable: bool | None = None,
+    base: Any = None,
+) -> Any:
     """The model as asked for: with a new adapter, with its own one, or with that merged into it.
 
     Args:
         model: a language model, or PEFT's wrapper around one.
         peft_config: of the new adapter, drawn from a fixed seed; None for none.
         merge: put the adapter that the model has into its weights first.
-        base: where the language model came from, for whoever loads the adapter later.
+        is_trainable: TRL's; adapters are.
+        base: the hub id or folder that the language model came from, for whoever loads the adapter
+            later.
 
     Raises:
         ModelError: if that cannot be, or is no LoRA.
@@ -99,7 +125,7 @@ def adapted(
     return model
 
 
-def _with_new_adapter(model: PreTrainedModel, config: Any, base: str | None) -> PeftModel:
+def _with_new_adapter(model: PreTrainedModel, config: Any, base: Any) -> PeftModel:
     peft = _peft()
     if not isinstance(config, peft.PeftConfig):
         raise ModelError(f"peft_config is a {type(config).__name__}: give a peft.LoraConfig")
@@ -116,8 +142,11 @@ def _with_new_adapter(model: PreTrainedModel, config: Any, base: str | None) -> 
             f"peft cannot put this adapter on a {type(model).__name__} "
             f"({type(error).__name__}: {reason(error)}): change peft_config"
         ) from error
-    if base is not None:
-        adapted.peft_config["default"].base_model_name_or_path = base
+    told = adapted.peft_config["default"]
+    if isinstance(base, Path):
+        told.base_model_name_or_path = str(base.expanduser().resolve())
+    elif base is not None:  # of the hub, and not its folder in this machine's cache
+        told.base_model_name_or_path, told.revision = base.repo_id, base.revision
     return adapted
 
 
@@ -154,11 +183,34 @@ def _peft() -> Any:
     return peft
 
 
-def quantisation(kwargs: dict[str, Any], with_adapter: bool) -> dict[str, Any]:
+def check_trained(model: Any) -> None:
+    """Raise ModelError for a policy of which PPO would train nothing, or quantised weights."""
+    if not is_peft_model(model):
+        if is_quantised(model):
+            raise ModelError(
+                "the policy's weights are in 8 or 4 bit, and PPO's small updates vanish in them: "
+                "train a LoRA adapter on them with peft_config, or load them as they are"
+            )
+        return
+    _check(model)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ModelError(
+            "the policy's adapter is frozen, so that its value head alone would be trained: load "
+            "it with is_trainable=True, and without inference_mode in its config"
+        )
+
+
+def quantisation(
+    kwargs: dict[str, Any],
+    has_adapter: bool,
+    peft_config: Any = None,
+    merge: bool | None = False,
+    is_trainable: bool | None = None,
+) -> dict[str, Any]:
     """The arguments with TRL's `load_in_8bit` or `load_in_4bit` as transformers has them today.
 
     Args:
-        with_adapter: whether an adapter will be trained on the weights, which stay.
+        has_adapter: whether the folder holds one; the rest is as in `adapted`.
 
     Raises:
         ModelError: for quantised weights that would be trained, or where nothing can load them.
@@ -167,7 +219,7 @@ def quantisation(kwargs: dict[str, Any], with_adapter: bool) -> dict[str, Any]:
     bits = [name for name in ("load_in_8bit", "load_in_4bit") if kwargs.pop(name, False)]
     if not bits:
         return kwargs
-    if not with_adapter:
+    if merge or not (has_adapter or peft_config is not None):
         raise ModelError(
             f"{bits[0]} is for LoRA policies, PPO's small updates vanish in quantised weights: "
             "give a peft_config, or leave it out"
@@ -206,7 +258,9 @@ def base_of(folder: Path) -> tuple[str, str] | None:
     return (str(beside) if not Path(name).exists() and beside.is_dir() else name), revision
 
 
-BY_HAND = "load that, and hand over peft.PeftModel.from_pretrained(model, folder, is_trainable=True)"
+BY_HAND = (
+    "load that, and hand over peft.PeftModel.from_pretrained(model, folder, is_trainable=True)"
+)
 
 
 def load(model: PreTrainedModel, folder: Path) -> PeftModel:
@@ -232,6 +286,12 @@ def load(model: PreTrainedModel, folder: Path) -> PeftModel:
 def save(model: PeftModel, folder: Path) -> None:
     """Leave the trained adapter in the folder, as peft saves one."""
     (name,) = _active(model)
+    if not model.peft_config[name].base_model_name_or_path:
+        logger.warning(
+            "the adapter in %s names no language model, since it was put on one in memory: save "
+            "that as well, or save with merge=True",
+            folder,
+        )
     model.save_pretrained(str(folder), selected_adapters=[name])
     if name != "default":  # peft then makes a folder of that name, which nothing would look into
         for path in (folder / name).iterdir():
@@ -345,9 +405,7 @@ def _frozen_copy(model: PeftModel, name: str) -> str:
 
 
 def _state(model: PeftModel, name: str) -> dict[str, torch.Tensor]:
-    return _peft().get_peft_model_state_dict(
-        model, adapter_name=name, save_embedding_layers=False
-    )
+    return _peft().get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
 
 
 @contextmanager

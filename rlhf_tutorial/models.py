@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,23 +11,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from . import lora
 from .assets import as_source, resolve
-from .errors import ModelError, loading
+from .errors import AssetError, ModelError, loading
 from .randomness import seeded
 from .trunk import Halves, TrunkStates, freeze_below, trunk_version, upper_cache
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 VALUE_HEAD_FILE = "value_head.safetensors"
 
 NOT_SUPPORTED = {
-    "peft_config": "PEFT policies cannot be trained: use num_shared_layers to train less",
     "reward_adapter": "a reward model is a model of its own here: see RewardModel",
     "reward_adapter_name": "a reward model is a model of its own here: see RewardModel",
-    "is_trainable": "it belongs to PEFT policies, which cannot be trained",
-    "load_in_8bit": "PPO's small updates vanish in quantised weights: load them as they are",
-    "load_in_4bit": "PPO's small updates vanish in quantised weights: load them as they are",
     "summary_dropout_prob": "PPO runs without dropout, and the value head has none",
     "trust_remote_code": "code that a checkpoint brings with it is never run",
 }
@@ -59,14 +60,15 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
     of the return from the state before token t on.
 
     Attributes:
-        pretrained_model: the language model, an ordinary `PreTrainedModel`.
+        pretrained_model: the language model, an ordinary `PreTrainedModel`, or PEFT's wrapper
+            around one: then its adapter is what is trained.
         v_head: hidden size -> 1, kept in float32.
         num_shared_layers: how many of the lowest layers are frozen (see `create_reference_model`).
     """
 
     def __init__(
         self,
-        pretrained_model: PreTrainedModel,
+        pretrained_model: PreTrainedModel | PeftModel,
         v_head_init_strategy: str | None = None,
         v_head_initializer_range: float = 0.2,
     ) -> None:
@@ -100,42 +102,68 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path | PreTrainedModel, revision: str = "main", **kwargs: Any
+        cls, name: str | Path | PreTrainedModel | PeftModel, revision: str = "main", **kwargs: Any
     ) -> AutoModelForCausalLMWithValueHead:
         """Load a policy from a hub id, a local folder, or a language model already in memory.
+
+        A folder may also hold a LoRA adapter: it is put on the language model that it names, and
+        trained further. With `peft_config` a new adapter is put on the model, and trained.
 
         A value head saved with the weights, by this class or by TRL's, is loaded; otherwise a fresh
         one is drawn from a fixed seed, leaving the caller's random state alone. Weights are float32
         unless `dtype` says otherwise: PPO's small updates vanish in bfloat16.
 
         Args:
-            kwargs: `v_head_init_strategy` and `v_head_initializer_range`; all others are for
-                transformers' `from_pretrained` (`torch_dtype` is `dtype` there today).
+            kwargs: `v_head_init_strategy` and `v_head_initializer_range`; `peft_config`, a
+                `peft.LoraConfig`; `merge=True`, to put the adapter of a folder or of PEFT's model
+                into the weights, all of which are trained then; `load_in_8bit` and `load_in_4bit`,
+                for weights under an adapter; all others are for transformers' `from_pretrained`
+                (`torch_dtype` is `dtype` there today).
 
         Raises:
-            AssetError: if the weights cannot be found. ModelError: for encoder-decoder models, and
-                for arguments of TRL's that are not supported (`NOT_SUPPORTED`).
+            AssetError: if the weights cannot be found. ModelError: for encoder-decoder models,
+                adapters that are no LoRA, and for arguments of TRL's that are not supported
+                (`NOT_SUPPORTED`).
         """
         from transformers import AutoModelForCausalLM, PreTrainedModel
 
         for argument in NOT_SUPPORTED.keys() & kwargs.keys():
             raise ModelError(f"{argument} is not supported: {NOT_SUPPORTED[argument]}")
         head_kwargs = {k: kwargs.pop(k) for k in list(kwargs) if k.startswith("v_head_init")}
+        adapter = {k: kwargs.pop(k, None) for k in ("peft_config", "merge", "is_trainable")}
+        lora.check_arguments(**adapter)
         with seeded(0):
-            if isinstance(name, PreTrainedModel):
-                return cls(name, **head_kwargs).eval()
-            folder = resolve(as_source(name, revision))
+            if isinstance(name, PreTrainedModel) or lora.is_peft_model(name):
+                return cls(lora.adapted(name, **adapter), **head_kwargs).eval()
+            source = as_source(name, revision)
+            folder = resolve(source)
+            its_base = lora.base_of(folder)
+            base = folder if its_base is None else _resolve_base(folder, *its_base)
+            kwargs = lora.quantisation(kwargs, its_base is not None, **adapter)
             kwargs.setdefault("dtype", kwargs.pop("torch_dtype", torch.float32))
-            with loading(folder):
+            with loading(base):
                 # Left unset, transformers asks the reader whether to run a repository's own code.
                 loaded = AutoModelForCausalLM.from_pretrained(
-                    folder, trust_remote_code=False, **kwargs
+                    base, trust_remote_code=False, **kwargs
                 )
+            if its_base is not None:
+                loaded = lora.load(loaded, folder)
+            loaded = lora.adapted(loaded, **adapter, base=source if its_base is None else None)
             model = cls(loaded, **head_kwargs)
         with loading(folder):
             if (head := _saved_value_head(folder)) is not None:
                 model.v_head.load_state_dict(head)
         return model.eval()
+
+    @property
+    def is_peft_model(self) -> bool:
+        """Whether an adapter is trained in place of the language model's own weights."""
+        return lora.is_peft_model(self.pretrained_model)
+
+    @property
+    def language_model(self) -> PreTrainedModel:
+        """What is computed with: the model of transformers', with an adapter in it or without."""
+        return lora.language_model(self.pretrained_model)
 
     @property
     def split(self) -> Halves:
@@ -172,7 +200,7 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
             logits_to_keep: (K,) the positions wanted; all of them by default.
         """
         if trunk_states is None:
-            model, inputs = self.pretrained_model, {"input_ids": input_ids}
+            model, inputs = self.language_model, {"input_ids": input_ids}
         else:
             model, inputs = self.split.top, {"inputs_embeds": trunk_states}
         if logits_to_keep is not None:
@@ -222,7 +250,7 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
         for _ in range(max_new_tokens):
             inputs = {"attention_mask": attention_mask, "position_ids": positions}
             if self.halves is None:
-                model, inputs["input_ids"], cache = self.pretrained_model, new, caches[0]
+                model, inputs["input_ids"], cache = self.language_model, new, caches[0]
             else:
                 trunk, model = self.halves
                 states = trunk.base_model(new, past_key_values=caches[0], **inputs)[0].float()
@@ -258,32 +286,46 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
 
     def generate(self, *args: Any, **kwargs: Any) -> Tensor:
         """`transformers`' own generate, on the language model."""
-        return self.pretrained_model.generate(*args, **kwargs)
+        return self.language_model.generate(*args, **kwargs)
+
+    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        """Passed on, as in TRL, and as there to no effect: a line in the log says so."""
+        logger.info(
+            "gradient checkpointing is on, and saves nothing: models checkpoint only in training "
+            "mode, and PPO runs them in evaluation mode; use a smaller mini_batch_size"
+        )
+        self.language_model.gradient_checkpointing_enable(*args, **kwargs)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Passed on."""
+        self.language_model.gradient_checkpointing_disable()
+
+    def enable_input_require_grads(self) -> None:
+        """Passed on; without checkpointing nothing needs it."""
+        self.language_model.enable_input_require_grads()
 
     def save_pretrained(
-        self, folder: str | Path, push_to_hub: bool = False, repo_id: str | None = None
+        self,
+        folder: str | Path,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        merge: bool = False,
     ) -> None:
         """Save an ordinary checkpoint folder in float32, and the value head in a file beside it.
 
-        With `push_to_hub` it is uploaded as well, to `repo_id` or else under the folder's name.
+        Of a LoRA policy its adapter alone, as PEFT saves it; with `merge=True` an ordinary
+        checkpoint, the adapter in its weights. With `push_to_hub` the folder is uploaded as well,
+        to `repo_id` or else under its name.
         """
         from safetensors.torch import save_file
 
         folder = Path(folder)
-        # A tied head and its embedding stay one tensor, which is then saved once.
-        converted: dict[int, Tensor] = {}
-        weights = {
-            name: converted.setdefault(tensor.data_ptr(), tensor.float())
-            for name, tensor in self.pretrained_model.state_dict().items()
-        }
-        dtype = self.config.dtype
-        try:
-            self.pretrained_model.save_pretrained(folder, state_dict=weights)
-            # transformers wrote the dtype of the model in memory, to which a load would convert.
-            self.config.dtype = torch.float32
-            self.config.save_pretrained(folder)
-        finally:
-            self.config.dtype = dtype
+        if self.is_peft_model and not merge:
+            lora.save(self.pretrained_model, folder)
+        elif self.is_peft_model:
+            _save_checkpoint(lora.merged(self.pretrained_model), folder)
+        else:
+            _save_checkpoint(self.pretrained_model, folder)
         save_file(
             {k: v.contiguous().cpu() for k, v in self.v_head.state_dict().items()},
             folder / VALUE_HEAD_FILE,
@@ -303,8 +345,14 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
         What is above, and the value head, stays trainable: see `trunk.freeze_below`.
 
         Raises:
-            ModelError: if the model has not k layers, or cannot be split.
+            ModelError: if the model has not k layers, or cannot be split, or is a LoRA policy.
         """
+        if self.is_peft_model:
+            raise ModelError(
+                "num_shared_layers does not go with LoRA, where reference and policy share all "
+                "layers: leave it out; layers_to_transform in the LoraConfig trains upper layers "
+                "alone"
+            )
         self.halves, self.num_shared_layers = freeze_below(self.pretrained_model, k), k
 
 
@@ -324,6 +372,47 @@ def upload(
     return str(
         api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message)
     )
+
+
+def _save_checkpoint(model: PreTrainedModel, folder: Path) -> None:
+    """The model in float32, as transformers saves it."""
+    # A tied head and its embedding stay one tensor, which is then saved once.
+    converted: dict[int, Tensor] = {}
+    weights = {
+        name: converted.setdefault(tensor.data_ptr(), tensor.float())
+        for name, tensor in model.state_dict().items()
+    }
+    dtype, sampling = model.config.dtype, model.generation_config
+    try:
+        model.generation_config = _writable(sampling)
+        model.save_pretrained(folder, state_dict=weights)
+        # transformers wrote the dtype of the model in memory, to which a load would convert.
+        model.config.dtype = torch.float32
+        model.config.save_pretrained(folder)
+    finally:
+        model.config.dtype, model.generation_config = dtype, sampling
+
+
+def _writable(generation_config: Any) -> Any:
+    """A copy that transformers agrees to write: it refuses a temperature without do_sample."""
+    written = copy.deepcopy(generation_config)
+    try:
+        if written is not None:
+            written.validate(strict=True)
+    except ValueError:
+        written.do_sample = True
+    return written
+
+
+def _resolve_base(folder: Path, name: str, revision: str) -> Path:
+    """Where the language model of an adapter's folder is."""
+    try:
+        return resolve(as_source(name, revision))
+    except AssetError as error:
+        raise AssetError(
+            f"the adapter in {folder} is for {name!r}, which is not found here ({error}): "
+            f"{lora.BY_HAND}"
+        ) from error
 
 
 def _saved_value_head(folder: Path) -> dict[str, Tensor] | None:
@@ -351,6 +440,9 @@ def create_reference_model(
 ) -> AutoModelForCausalLMWithValueHead:
     """The frozen copy of the policy that the KL penalty is measured against.
 
+    That of a LoRA policy takes no memory: it is the same model with its adapter off, or, where the
+    adapter was trained before, with a frozen copy of it (see `lora.as_it_is_now`).
+
     Args:
         model: the policy before training.
         num_shared_layers: None for a full copy of its own. With k, the embeddings and the lowest k
@@ -368,6 +460,11 @@ def create_reference_model(
         model.freeze_lowest_layers(num_shared_layers)
         # deepcopy does not copy what its memo already holds: these parameters stay one object.
         shared = {id(p): p for p in model.parameters() if not p.requires_grad}
+    if model.is_peft_model and (same := lora.as_it_is_now(model.pretrained_model)) is not None:
+        reference = copy.copy(model)
+        head = copy.deepcopy(model.v_head).requires_grad_(False)
+        reference._modules = {"pretrained_model": same, "v_head": head}
+        return reference.eval()
     reference = copy.deepcopy(model, memo=shared)
     return reference.requires_grad_(False).eval()
 

@@ -40,6 +40,8 @@ class Preset:
     """How many times each training prompt is used."""
     num_shared_layers: int | None = None
     """Frozen layers shared with the reference; None trains every layer against a full copy."""
+    lora_rank: int | None = None
+    """Of an adapter on all linear layers that is trained in place of any layer (`lora`)."""
     value_head_learning_rate: float | None = None
     """The value head's own, as it starts untrained; None for that of the policy."""
     value_head_start: float | None = None
@@ -140,16 +142,20 @@ OVERRIDES = {
 }
 """Field of the preset to the environment variable that replaces it (see `load_preset`)."""
 
+LORA = "RLHF_LORA"
+"""The environment variable with the rank of a LoRA adapter (see `load_preset`)."""
+
 
 def load_preset(name: str | None = None) -> Preset:
     """The preset of that name; without one, the preset that RLHF_PRESET names, else `smollm2`.
 
     RLHF_POLICY, RLHF_REWARD_MODEL, RLHF_SECOND_JUDGE and RLHF_DATA replace its policy, judges and
     data by a local folder, "org/name" or "org/name@revision". A judge given in this way is used as
-    it is, without the preset's adapter.
+    it is, without the preset's adapter. RLHF_LORA is the rank of an adapter that is trained in
+    place of the policy's own layers.
 
     Raises:
-        TutorialError: for an unknown name.
+        TutorialError: for an unknown name, or a rank that is none.
         AssetError: for a replacement that is neither an existing path nor a hub id.
     """
     name = name or os.environ.get("RLHF_PRESET") or "smollm2"
@@ -164,4 +170,10 @@ def load_preset(name: str | None = None) -> Preset:
                 preset = replace(preset, reward_adapter=None)
             if field_name == "second_judge":
                 preset = replace(preset, second_adapter=None)
+    if rank := os.environ.get(LORA):
+        if not (rank.isdecimal() and int(rank)):
+            raise TutorialError(
+                f"{LORA} is {rank!r}: give the rank of the adapter, 16 for instance"
+            )
+        preset = replace(preset, lora_rank=int(rank), num_shared_layers=None)
     return preset

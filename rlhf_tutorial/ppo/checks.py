@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .. import lora
 from ..errors import ModelError, RewardError, TrainingError
 from ..models import AutoModelForCausalLMWithValueHead
 from ..scores import checked_scores
@@ -34,6 +35,7 @@ def check_arguments(
                 f"{name} is a {type(given).__name__}: wrap it with "
                 "AutoModelForCausalLMWithValueHead.from_pretrained"
             )
+    lora.check_trained(model.pretrained_model)
     if ref_model is not None and num_shared_layers is not None:
         raise ModelError(
             "num_shared_layers is for the reference that the trainer makes: leave ref_model out, "

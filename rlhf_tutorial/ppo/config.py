@@ -22,7 +22,7 @@ NOT_SUPPORTED = {
     ),
     "compare_steps": "it belongs to push_to_hub_if_best_kwargs, which is not supported",
     "is_encoder_decoder": "only decoder-only models can be trained",
-    "is_peft_model": "PEFT policies cannot be trained: use num_shared_layers to train less",
+    "is_peft_model": "the policy says it: read model.is_peft_model",
     "dataset_num_proc": "the trainer does not process the dataset: use datasets' own num_proc",
     "world_size": "set by accelerate: read trainer.accelerator.num_processes",
     "backward_batch_size": "it is mini_batch_size * gradient_accumulation_steps: set those",
