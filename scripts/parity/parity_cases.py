@@ -170,7 +170,7 @@ CASES: dict[str, Case] = {
         "llama",
         {"mini_batch_size": 4},
         reference="adapter off",
-        learning_rate=0.5,
+        learning_rate=0.03,
         fires=("policy clip", "starts at the reference", "frozen layers"),
     ),
     "lora_adam": Case(
