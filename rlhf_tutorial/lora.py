@@ -46,7 +46,8 @@ SETTINGS = (
 
 def is_peft_model(model: Any) -> bool:
     """Whether it is PEFT's wrapper around a model; PEFT is not imported to find out."""
-    return "peft" in sys.modules and isinstance(model, sys.modules["peft"].PeftModel)
+    wrapper = getattr(sys.modules.get("peft"), "PeftModel", None)
+    return wrapper is not None and isinstance(model, wrapper)
 
 
 def is_quantised(model: nn.Module) -> bool:
@@ -107,7 +108,7 @@ def adapted(
                 "merge=True needs the language model's own weights, and these are in 8 or 4 bit: "
                 "load it without"
             )
-        model = model.merge_and_unload()
+        model = model.merge_and_unload().requires_grad_(True)  # PEFT had frozen the weights
     if getattr(model, "_hf_peft_config_loaded", False):
         raise ModelError(
             "the model has an adapter that transformers' add_adapter or load_adapter put there: "

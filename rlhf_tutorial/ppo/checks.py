@@ -60,7 +60,7 @@ def usable_tokenizer(
             "PPOTrainer needs a tokenizer with a pad token: "
             "set tokenizer.pad_token = tokenizer.eos_token"
         )
-    embeddings = model.pretrained_model.get_input_embeddings().num_embeddings
+    embeddings = model.pretrained_model.get_input_embeddings().weight.shape[0]
     if tokenizer.pad_token_id >= embeddings:  # often a pad token added to the tokenizer alone
         raise ModelError(
             f"the tokenizer pads with token {tokenizer.pad_token_id}, but the model knows "

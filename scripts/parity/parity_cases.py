@@ -53,7 +53,7 @@ class Case:
             "single" (mixed queries, responses of one token).
         masked: whether some response tokens are masked out.
         reference: "separate" (other weights, so that the KL is not 0 at the start), "default"
-            (`ref_model=None`), "adapter off" (the same, of a policy with the adapter `LORA`, fresh),
+            (`ref_model=None`), "adapter off" (the same, of a policy with a new adapter `LORA`),
             "copy" or "shared" (`create_reference_model`, without and with
             `num_shared_layers=1`) or "default shared" (`PPOTrainer(num_shared_layers=1)`).
         adam: the default optimizer instead of plain gradient descent.

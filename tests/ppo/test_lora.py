@@ -78,7 +78,7 @@ def test_the_reference_is_the_base_to_the_last_bit_whatever_was_trained(kind, sa
     for _ in range(3):
         stats = trainer.step(*samples)
     # What an ordinary trainer says of the base itself.
-    expected = make_trainer(base).step(*samples)["objective/logprobs"]
+    expected = make_trainer(value_model(kind)).step(*samples)["objective/logprobs"]
     assert (stats["objective/ref_logprobs"] == expected).all()
     assert torch.equal(logits(trainer.ref_model), logits(base))
     assert (logits(policy) - logits(base)).abs().max() > 1e-2
@@ -140,6 +140,15 @@ def test_answers_are_drawn_from_the_adapted_model_and_the_references_from_the_ba
         for end in range(3, 10):  # without a cache
             with torch.no_grad():
                 assert model(answer[:, :end])[0][0, -1].argmax() == answer[0, end]
+
+
+def test_the_adapter_of_a_policy_in_bfloat16_stays_in_float32(base_folder, samples) -> None:
+    policy = Policy.from_pretrained(base_folder, dtype=torch.bfloat16, peft_config=lora_config())
+    dtypes = {p.requires_grad: p.dtype for p in policy.parameters()}
+    assert dtypes == {True: torch.float32, False: torch.bfloat16}
+    trainer = make_trainer(policy)
+    kl_at_first(trainer, samples)
+    assert trainer.step(*samples)["objective/kl"] != 0
 
 
 # The reference -----------------------------------------------------------------------------------
@@ -220,12 +229,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "a module of its own": {"modules_to_save": ["lm_head"]},
     "biases": {"bias": "lora_only"},
     "embeddings": {"target_modules": ["embed_tokens", "q_proj"]},
+    "the output head": {"target_modules": ["lm_head", "v_proj"]},
     "upper layers": {"layers_to_transform": [2, 3], "target_modules": ["q_proj", "down_proj"]},
 }
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_the_reference_of_any_lora_is_the_policy_as_it_was(name, samples) -> None:
+def test_the_reference_of_any_lora_is_the_policy_as_it_was(name, samples, tmp_path) -> None:
     settings = {"attention_bias": True} if name == "biases" else {}
     base = language_model("llama", tie_word_embeddings=False, **settings)
     policy = Policy.from_pretrained(base, peft_config=lora_config(**SETTINGS[name]))
@@ -235,6 +245,12 @@ def test_the_reference_of_any_lora_is_the_policy_as_it_was(name, samples) -> Non
         trainer.step(*samples)
     assert torch.equal(logits(trainer.ref_model), start)
     assert (logits(policy) - start).abs().max() > 1e-2
+    policy.save_pretrained(tmp_path / "adapter")
+    if name != "X":
+        again = PeftModel.from_pretrained(
+            language_model("llama", tie_word_embeddings=False, **settings), str(tmp_path / "adapter")
+        ).eval()
+        torch.testing.assert_close(logits(again), logits(policy), rtol=1e-4, atol=1e-4)
     if name == "biases":  # which switching the adapter off would leave as trained
         biases = [p for n, p in policy.named_parameters() if n.endswith("base_layer.bias")]
         assert any(p.requires_grad for p in biases)

@@ -42,9 +42,10 @@ def make_trainer(
 ) -> PPOTrainer:
     """A trainer of a policy of that kind, drawn with the seed `weights`, or of `policy`.
 
-    The reference, unless given, is a copy above `shared` layers, or of all. With `other`, a model or the seed of
-    one, it is moved by that share of the way to it, where policy and reference have no memory in
-    common: the KL is not near 0 then. A tenth is a few nats; all of it would be tens of nats.
+    The reference, unless given, is a copy above `shared` layers, or of all. With `other`, a model
+    or the seed of one, it is moved by that share of the way to it, where policy and reference have
+    no memory in common: the KL is not near 0 then. A tenth is a few nats; all of it would be tens
+    of nats.
     `freeze` leaves the policy's embeddings as they are.
 
     The optimizer is the trainer's own, or plain gradient descent at the rate `sgd`, or what
