@@ -246,11 +246,10 @@ def test_the_reference_of_any_lora_is_the_policy_as_it_was(name, samples, tmp_pa
     assert torch.equal(logits(trainer.ref_model), start)
     assert (logits(policy) - start).abs().max() > 1e-2
     policy.save_pretrained(tmp_path / "adapter")
-    if name != "X":
-        again = PeftModel.from_pretrained(
-            language_model("llama", tie_word_embeddings=False, **settings), str(tmp_path / "adapter")
-        ).eval()
-        torch.testing.assert_close(logits(again), logits(policy), rtol=1e-4, atol=1e-4)
+    again = PeftModel.from_pretrained(
+        language_model("llama", tie_word_embeddings=False, **settings), str(tmp_path / "adapter")
+    ).eval()
+    torch.testing.assert_close(logits(again), logits(policy), rtol=1e-4, atol=1e-4)
     if name == "biases":  # which switching the adapter off would leave as trained
         biases = [p for n, p in policy.named_parameters() if n.endswith("base_layer.bias")]
         assert any(p.requires_grad for p in biases)
