@@ -73,20 +73,10 @@ def all_linear(rank: int | None) -> LoraConfig | None:
     )
 
 
-def check_arguments(peft_config: Any, merge: Any, is_trainable: Any) -> None:
-    """Raise ModelError for `is_trainable=False`: an adapter is never frozen without a word."""
-    if is_trainable is False:
-        raise ModelError(
-            "is_trainable=False would leave the value head alone to be trained: leave it out; for "
-            "a model that only answers, call requires_grad_(False)"
-        )
-
-
 def adapted(
     model: Any,
     peft_config: Any = None,
     merge: bool | None = False,
-    is_trainable: bool | None = None,
     base: Any = None,
 ) -> Any:
     """The model as asked for: with a new adapter, with its own one, or with that merged into it.
@@ -95,13 +85,14 @@ def adapted(
         model: a language model, or PEFT's wrapper around one.
         peft_config: of the new adapter, drawn from a fixed seed; None for none.
         merge: put the adapter that the model has into its weights first.
-        is_trainable: TRL's; adapters are.
         base: the hub id or folder that the language model came from, for whoever loads the adapter
             later.
 
     Raises:
         ModelError: if that cannot be, or is no LoRA.
     """
+    if is_peft_model(model):
+        _check(model)
     if merge and is_peft_model(model):
         if is_quantised(language_model(model)):
             raise ModelError(
@@ -121,8 +112,6 @@ def adapted(
                 "old one into the weights with merge=True"
             )
         model = _with_new_adapter(model, peft_config, base)
-    if is_peft_model(model):
-        _check(model)
     return model
 
 
@@ -206,7 +195,6 @@ def quantisation(
     has_adapter: bool,
     peft_config: Any = None,
     merge: bool | None = False,
-    is_trainable: bool | None = None,
 ) -> dict[str, Any]:
     """The arguments with TRL's `load_in_8bit` or `load_in_4bit` as transformers has them today.
 
@@ -264,8 +252,8 @@ BY_HAND = (
 )
 
 
-def load(model: PreTrainedModel, folder: Path) -> PeftModel:
-    """The language model with the adapter of a folder, to be trained further.
+def load(model: PreTrainedModel, folder: Path, is_trainable: bool = True) -> PeftModel:
+    """The language model with the adapter of a folder, to be trained further unless told not to.
 
     Raises:
         ModelError: if it does not fit.
@@ -275,7 +263,7 @@ def load(model: PreTrainedModel, folder: Path) -> PeftModel:
         model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     try:
         with preserved_random_state(), quiet_transformers():
-            loaded = peft.PeftModel.from_pretrained(model, str(folder), is_trainable=True)
+            loaded = peft.PeftModel.from_pretrained(model, str(folder), is_trainable=is_trainable)
     except Exception as error:  # peft, torch and safetensors have a dozen types
         raise ModelError(
             f"cannot put the adapter in {folder} on its language model "
@@ -313,8 +301,10 @@ def merged(model: PeftModel) -> PreTrainedModel:
             "the adapter, and load that with merge=True"
         )
     whole = copy.deepcopy(model).float().eval()
-    ids = torch.arange(4, device=whole.device).unsqueeze(0) % whole.config.vocab_size
-    expected = language_model(whole)(ids, use_cache=False).logits
+    inner = language_model(whole)
+    words = inner.get_input_embeddings().weight.shape[0]
+    ids = torch.arange(4, device=inner.device).unsqueeze(0) % words
+    expected = inner(ids, use_cache=False).logits
     plain = whole.merge_and_unload()
     actual = plain(ids, use_cache=False).logits
     if not torch.allclose(actual, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item()):

@@ -116,7 +116,8 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
         Args:
             kwargs: `v_head_init_strategy` and `v_head_initializer_range`; `peft_config`, a
                 `peft.LoraConfig`; `merge=True`, to put the adapter of a folder or of PEFT's model
-                into the weights, all of which are trained then; `load_in_8bit` and `load_in_4bit`,
+                into the weights, all of which are trained then; `is_trainable=False`, for a
+                folder's adapter that stays as it is, in a reference; `load_in_8bit` and `load_in_4bit`,
                 for weights under an adapter; all others are for transformers' `from_pretrained`
                 (`torch_dtype` is `dtype` there today).
 
@@ -130,8 +131,8 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
         for argument in NOT_SUPPORTED.keys() & kwargs.keys():
             raise ModelError(f"{argument} is not supported: {NOT_SUPPORTED[argument]}")
         head_kwargs = {k: kwargs.pop(k) for k in list(kwargs) if k.startswith("v_head_init")}
-        adapter = {k: kwargs.pop(k, None) for k in ("peft_config", "merge", "is_trainable")}
-        lora.check_arguments(**adapter)
+        adapter = {k: kwargs.pop(k, None) for k in ("peft_config", "merge")}
+        is_trainable = kwargs.pop("is_trainable", True)
         with seeded(0):
             if isinstance(name, PreTrainedModel) or lora.is_peft_model(name):
                 return cls(lora.adapted(name, **adapter), **head_kwargs).eval()
@@ -147,7 +148,7 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
                     base, trust_remote_code=False, **kwargs
                 )
             if its_base is not None:
-                loaded = lora.load(loaded, folder)
+                loaded = lora.load(loaded, folder, is_trainable)
             loaded = lora.adapted(loaded, **adapter, base=source if its_base is None else None)
             model = cls(loaded, **head_kwargs)
         with loading(folder):
@@ -395,13 +396,18 @@ def _save_checkpoint(model: PreTrainedModel, folder: Path) -> None:
 
 def _writable(generation_config: Any) -> Any:
     """A copy that transformers agrees to write: it refuses a temperature without do_sample."""
-    written = copy.deepcopy(generation_config)
-    try:
-        if written is not None:
+    if generation_config is None:
+        return None
+    for change in ({}, {"do_sample": True}):
+        written = copy.deepcopy(generation_config)
+        vars(written).update(change)
+        try:
             written.validate(strict=True)
-    except ValueError:
-        written.do_sample = True
-    return written
+            return written
+        except ValueError:
+            continue
+    special = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return type(generation_config)(**{k: getattr(generation_config, k) for k in special})
 
 
 def _resolve_base(folder: Path, name: str, revision: str) -> Path:

@@ -290,7 +290,7 @@ class Run:
                 "temperature": trainer.config.temperature,
                 "system_message": self.preset.template.system,
                 "max_new_tokens": self.preset.max_new_tokens,
-                **({"lora_rank": self.preset.lora_rank} if self.preset.lora_rank else {}),
+                **({"lora_rank": self.preset.lora_rank} if trainer.is_peft_model else {}),
             }
         )
 

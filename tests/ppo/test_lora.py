@@ -327,6 +327,12 @@ def test_an_adapters_folder_is_trained_or_merged_and_never_frozen(
     merged = Policy.from_pretrained(adapter_folder, merge=True)
     assert not merged.is_peft_model and all(p.requires_grad for p in merged.parameters())
     torch.testing.assert_close(logits(merged), expected, rtol=1e-4, atol=1e-4)
+    frozen = Policy.from_pretrained(adapter_folder, is_trainable=False)  # for a reference
+    assert trainable(frozen) == set() and torch.equal(logits(frozen), expected)
+    kl_at_first(make_trainer(Policy.from_pretrained(adapter_folder), reference=frozen), samples)
+    with pytest.raises(ModelError, match="adapter is frozen") as error:
+        make_trainer(frozen)
+    one_line(error)
     with_new = Policy.from_pretrained(adapter_folder, merge=True, peft_config=lora_config())
     assert trainable(with_new) == {"lora_A", "lora_B"}
     assert torch.equal(logits(with_new), logits(merged))
@@ -352,10 +358,6 @@ def test_pefts_model_in_memory_is_the_policy_itself(adapter_folder, base_folder)
 
 
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
-    "frozen": (
-        lambda: Policy.from_pretrained(language_model("llama"), is_trainable=False),
-        "value head alone",
-    ),
     "no LoRA": (
         lambda: Policy.from_pretrained(
             language_model("llama"),
@@ -632,7 +634,7 @@ def test_the_value_head_beside_trls_adapter_is_loaded(adapter_folder) -> None:
     assert torch.equal(policy.v_head.bias, head["v_head.summary.bias"])
 
 
-@pytest.mark.parametrize("settings", [{"temperature": 0.7}, {"top_p": 0.5}, {"num_beams": 1}])
+@pytest.mark.parametrize("settings", [{"temperature": 0.7}, {"top_p": 0.5}, {"max_new_tokens": -1}])
 def test_a_policy_is_saved_whatever_the_generation_config_holds(settings, tmp_path) -> None:
     policy = value_model("llama")
     sampling = policy.pretrained_model.generation_config
@@ -643,7 +645,8 @@ def test_a_policy_is_saved_whatever_the_generation_config_holds(settings, tmp_pa
     assert torch.equal(logits(Policy.from_pretrained(tmp_path)), logits(policy))
     assert policy.pretrained_model.generation_config is sampling and sampling.do_sample is False
     written = json.loads((tmp_path / "generation_config.json").read_text())
-    assert settings.items() <= written.items() or "num_beams" in settings
+    assert settings.items() <= written.items() or "max_new_tokens" in settings
+    assert written["eos_token_id"] == 1 and written["pad_token_id"] == 0
 
 
 def test_checkpointing_methods_are_passed_on_and_say_that_they_save_nothing(caplog) -> None:
