@@ -50,12 +50,12 @@ def supports_bf16(device: torch.device | str) -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
-def trains_in_bf16(device: torch.device | str, frozen_trunk: bool) -> bool:
+def trains_in_bf16(device: torch.device | str, frozen: bool) -> bool:
     """Whether the course trains a policy in bfloat16 (autocast; the weights stay float32).
 
-    It does if the device `supports_bf16` and the policy's lowest layers, its trunk, are frozen. A
-    policy of which all layers are trained is trained in float32, as in the original experiment.
-    What trains no policy (sampling for an evaluation, judges) uses bfloat16 on every device that
-    supports it.
+    It does if the device `supports_bf16` and the policy's lowest layers, its trunk, are frozen, or
+    all of them under a LoRA adapter. A policy of which all layers are trained is trained in
+    float32, as in the original experiment. What trains no policy (sampling for an evaluation,
+    judges) uses bfloat16 on every device that supports it.
     """
-    return frozen_trunk and supports_bf16(device)
+    return frozen and supports_bf16(device)

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from . import lora
 from .assets import as_source, resolve
-from .errors import ModelError, loading, reason
+from .errors import AssetError, ModelError, loading
 from .families import (
     CacheKind,
     Halves,
@@ -28,6 +29,7 @@ from .randomness import seeded
 from .trunk import TrunkStates, freeze_below, layers_of_share, trunk_version
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
@@ -35,12 +37,8 @@ logger = logging.getLogger(__name__)
 VALUE_HEAD_FILE = "value_head.safetensors"
 
 NOT_SUPPORTED = {
-    "peft_config": "PEFT policies cannot be trained: use num_shared_layers to train less",
     "reward_adapter": "a reward model is a model of its own here: see RewardModel",
     "reward_adapter_name": "a reward model is a model of its own here: see RewardModel",
-    "is_trainable": "it belongs to PEFT policies, which cannot be trained",
-    "load_in_8bit": "PPO's small updates vanish in quantised weights: load them as they are",
-    "load_in_4bit": "PPO's small updates vanish in quantised weights: load them as they are",
     "trust_remote_code": "code that a checkpoint brings with it is never run",
 }
 """Arguments that TRL 0.11.4's `from_pretrained` took and this one refuses, and why.
@@ -94,14 +92,15 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
     of the return from the state before token t on.
 
     Attributes:
-        pretrained_model: the language model, an ordinary `PreTrainedModel`.
+        pretrained_model: the language model, an ordinary `PreTrainedModel`, or PEFT's wrapper
+            around one: then its adapter is what is trained.
         v_head: hidden size -> 1, kept in float32.
         num_shared_layers: how many of the lowest layers are frozen (see `create_reference_model`).
     """
 
     def __init__(
         self,
-        pretrained_model: PreTrainedModel,
+        pretrained_model: PreTrainedModel | PeftModel,
         v_head_init_strategy: str | None = None,
         v_head_initializer_range: float = 0.2,
     ) -> None:
@@ -136,18 +135,21 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
             )
         self.v_head.to(pretrained_model.device)
         self.num_shared_layers = 0
-        self.cache: CacheKind = cache_kind(pretrained_model)
+        self.cache: CacheKind = cache_kind(lora.language_model(pretrained_model))
         # A tuple, so that the two halves are not registered as submodules a second time.
         self.halves: Halves | None = None
 
     @classmethod
     def from_pretrained(
         cls,
-        pretrained_model_name_or_path: str | Path | PreTrainedModel,
+        pretrained_model_name_or_path: str | Path | PreTrainedModel | PeftModel,
         revision: str | None = None,
         **kwargs: Any,
     ) -> AutoModelForCausalLMWithValueHead:
         """Load a policy from a hub id, a local folder, or a language model already in memory.
+
+        A folder may also hold a LoRA adapter: it is put on the language model that it names, and
+        trained further. With `peft_config` a new adapter is put on the model, and trained.
 
         A value head saved with the weights, by this class or by TRL's, is loaded; otherwise a fresh
         one is drawn from a fixed seed, leaving the caller's random state alone. Weights are float32
@@ -156,12 +158,17 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
         Args:
             revision: branch, tag or commit of a hub id; "main" by default.
             kwargs: `v_head_init_strategy` and `v_head_initializer_range`; `token` and `cache_dir`
-                for the download; all others are for transformers' `from_pretrained` (`torch_dtype`
-                is `dtype` there today).
+                for the download; `peft_config`, a `peft.LoraConfig`; `merge=True`, to put the
+                adapter of a folder or of PEFT's model into the weights, all of which are trained
+                then; `is_trainable=False`, for a folder's adapter that stays as it is, in a
+                reference; `load_in_8bit` and `load_in_4bit`, for weights under an adapter; all
+                others are for transformers' `from_pretrained` (`torch_dtype` is `dtype` there
+                today).
 
         Raises:
-            AssetError: if the weights cannot be found. ModelError: for encoder-decoder models, and
-                for arguments of TRL's that are not supported (`NOT_SUPPORTED`).
+            AssetError: if the weights cannot be found. ModelError: for encoder-decoder models,
+                adapters that are no LoRA, and for arguments of TRL's that are not supported
+                (`NOT_SUPPORTED`).
         """
         from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -171,24 +178,43 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
         for argument in NOT_SUPPORTED.keys() & kwargs.keys():
             raise ModelError(f"{argument} is not supported: {NOT_SUPPORTED[argument]}")
         head_kwargs = {k: kwargs.pop(k) for k in list(kwargs) if k.startswith("v_head_init")}
+        adapter = {k: kwargs.pop(k, None) for k in ("peft_config", "merge")}
+        is_trainable = kwargs.pop("is_trainable", True)
         download = {k: kwargs.pop(k, None) for k in ("token", "cache_dir")}
         with seeded(0):
-            if isinstance(name, PreTrainedModel):
-                return cls(name, **head_kwargs).eval()
-            folder = resolve(as_source(name, revision or "main"), **download)
+            if isinstance(name, PreTrainedModel) or lora.is_peft_model(name):
+                return cls(lora.adapted(name, **adapter), **head_kwargs).eval()
+            source = as_source(name, revision or "main")
+            folder = resolve(source, **download)
+            its_base = lora.base_of(folder)
+            base = folder if its_base is None else _resolve_base(folder, *its_base, **download)
+            kwargs = lora.quantisation(kwargs, its_base is not None, **adapter)
             kwargs.setdefault("dtype", kwargs.pop("torch_dtype", torch.float32))
-            if own_code and needs_own_code(folder):
+            if own_code and needs_own_code(base):
                 raise ModelError(f"{code} is not supported: {NOT_SUPPORTED[code]}")
-            with loading(folder):
+            with loading(base):
                 # Left unset, transformers asks the reader whether to run a repository's own code.
                 loaded = AutoModelForCausalLM.from_pretrained(
-                    folder, trust_remote_code=False, **kwargs
+                    base, trust_remote_code=False, **kwargs
                 )
+            if its_base is not None:
+                loaded = lora.load(loaded, folder, is_trainable)
+            loaded = lora.adapted(loaded, **adapter, base=source if its_base is None else None)
             model = cls(loaded, **head_kwargs)
         with loading(folder):
             if (head := _saved_value_head(folder)) is not None:
                 model.v_head.load_state_dict(head)
         return model.eval()
+
+    @property
+    def is_peft_model(self) -> bool:
+        """Whether an adapter is trained in place of the language model's own weights."""
+        return lora.is_peft_model(self.pretrained_model)
+
+    @property
+    def language_model(self) -> PreTrainedModel:
+        """What is computed with: the model of transformers', with an adapter in it or without."""
+        return lora.language_model(self.pretrained_model)
 
     @property
     def split(self) -> Halves:
@@ -227,7 +253,7 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
             logits_to_keep: (K,) the positions wanted; all of them by default.
         """
         if trunk_states is None:
-            model, inputs = self.pretrained_model, {"input_ids": input_ids}
+            model, inputs = self.language_model, {"input_ids": input_ids}
         else:
             model, inputs = self.split.top, {"inputs_embeds": trunk_states}
         all_logits = logits_to_keep is None or not keeps_logits(model)
@@ -278,7 +304,7 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
                 pad_token_id=pad_token_id,
                 temperature=temperature,
             ), None
-        read = Reader(self.pretrained_model, self.halves, self.cache)
+        read = Reader(self.language_model, self.halves, self.cache)
         sequences, new, positions = input_ids, input_ids, position_ids_from(attention_mask)
         going_on = torch.ones_like(input_ids[:, 0], dtype=torch.bool)
         ends = torch.tensor(eos_token_ids, device=input_ids.device)
@@ -299,7 +325,7 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
     def _sample_with_generate(self, input_ids: Tensor, **settings: Any) -> Tensor:
         """`sample` for families whose caches are like no others: by transformers' own loop."""
         pure = {"do_sample": True, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
-        return self.pretrained_model.generate(input_ids=input_ids, **pure, **settings)
+        return self.language_model.generate(input_ids=input_ids, **pure, **settings)
 
     def start_values_at(self, value: float) -> None:
         """Make every value this one, until training changes it.
@@ -316,60 +342,57 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
         """Changes when frozen weights are written to, as by load_state_dict."""
         return trunk_version(self.split.trunk)
 
-    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
-        """transformers' own. Models checkpoint in training mode, so PPO is not changed by it."""
-        self.pretrained_model.gradient_checkpointing_enable(*args, **kwargs)
-
-    def gradient_checkpointing_disable(self) -> None:
-        """transformers' own."""
-        self.pretrained_model.gradient_checkpointing_disable()
-
-    def enable_input_require_grads(self) -> None:
-        """transformers' own."""
-        self.pretrained_model.enable_input_require_grads()
-
     def generate(self, *args: Any, **kwargs: Any) -> Tensor:
         """`transformers`' own generate, on the language model."""
-        return self.pretrained_model.generate(*args, **kwargs)
+        return self.language_model.generate(*args, **kwargs)
+
+    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        """Passed on, as in TRL, and as there to no effect: a line in the log says so."""
+        logger.info(
+            "gradient checkpointing is on, and saves nothing: models checkpoint only in training "
+            "mode, and PPO runs them in evaluation mode; use a smaller mini_batch_size"
+        )
+        self.language_model.gradient_checkpointing_enable(*args, **kwargs)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Passed on."""
+        self.language_model.gradient_checkpointing_disable()
+
+    def enable_input_require_grads(self) -> None:
+        """Passed on; without checkpointing nothing needs it."""
+        self.language_model.enable_input_require_grads()
 
     def save_pretrained(
         self,
         folder: str | Path,
         push_to_hub: bool = False,
         repo_id: str | None = None,
+        merge: bool = False,
         **kwargs: Any,
     ) -> None:
         """Save an ordinary checkpoint folder in float32, and the value head in a file beside it.
 
-        The weights come first: a generation config that transformers refuses costs a warning.
+        Of a LoRA policy its adapter alone, as PEFT saves it; with `merge=True` an ordinary
+        checkpoint, the adapter in its weights. The weights come first: a generation config that
+        transformers refuses costs a warning.
 
         Args:
             push_to_hub: upload it as well, to `repo_id` or else under the folder's name.
-            kwargs: for transformers' `save_pretrained`, `max_shard_size` for instance.
+            kwargs: for `save_pretrained` of transformers or PEFT, `max_shard_size` for instance.
         """
         from safetensors.torch import save_file
 
         folder = Path(folder)
-        # A tied head and its embedding stay one tensor, which is then saved once.
-        converted: dict[int, Tensor] = {}
-        weights = {
-            name: converted.setdefault(tensor.data_ptr(), tensor.float())
-            for name, tensor in self.pretrained_model.state_dict().items()
-        }
-        dtype, generation = self.config.dtype, self.pretrained_model.generation_config
-        try:
-            self.pretrained_model.generation_config = type(generation)()
-            self.pretrained_model.save_pretrained(folder, state_dict=weights, **kwargs)
-            # transformers wrote the dtype of the model in memory, to which a load would convert.
-            self.config.dtype = torch.float32
-            self.config.save_pretrained(folder)
-        finally:
-            self.config.dtype, self.pretrained_model.generation_config = dtype, generation
+        if self.is_peft_model and not merge:
+            lora.save(self.pretrained_model, folder, **kwargs)
+        elif self.is_peft_model:
+            _save_checkpoint(lora.merged(self.pretrained_model), folder, **kwargs)
+        else:
+            _save_checkpoint(self.pretrained_model, folder, **kwargs)
         save_file(
             {k: v.contiguous().cpu() for k, v in self.v_head.state_dict().items()},
             folder / VALUE_HEAD_FILE,
         )
-        _save_generation_config(generation, folder)
         if push_to_hub:
             upload(folder, repo_id or folder.name)
 
@@ -388,29 +411,17 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
             k: their number, or their share of all layers, as 0.6.
 
         Raises:
-            ModelError: if the model has not k layers, or they form no list.
+            ModelError: if the model has not k layers, they form no list, or it is a LoRA policy.
         """
+        if self.is_peft_model:
+            raise ModelError(
+                "num_shared_layers does not go with LoRA, where reference and policy share all "
+                "layers: leave it out; layers_to_transform in the LoraConfig trains upper layers "
+                "alone"
+            )
         number = layers_of_share(self.pretrained_model, k) if 0 < k < 1 else int(k)
         self.halves = freeze_below(self.pretrained_model, number)
         self.num_shared_layers = number
-
-
-def _save_generation_config(config: Any, folder: Path) -> None:
-    """Write it as it is, or with do_sample, where settings of sampling stand without it."""
-    try:
-        config.save_pretrained(folder)
-    except ValueError as error:
-        sampling = copy.deepcopy(config)
-        sampling.do_sample = True
-        try:
-            sampling.save_pretrained(folder)
-        except ValueError:
-            (folder / "generation_config.json").unlink(missing_ok=True)
-            logger.warning(
-                "%s has no generation_config.json: transformers refuses it (%s)",
-                folder,
-                reason(error),
-            )
 
 
 def upload(
@@ -429,6 +440,52 @@ def upload(
     return str(
         api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message)
     )
+
+
+def _save_checkpoint(model: PreTrainedModel, folder: Path, **kwargs: Any) -> None:
+    """The model in float32, as transformers saves it, with `kwargs` for it."""
+    # A tied head and its embedding stay one tensor, which is then saved once.
+    converted: dict[int, Tensor] = {}
+    weights = {
+        name: converted.setdefault(tensor.data_ptr(), tensor.float())
+        for name, tensor in model.state_dict().items()
+    }
+    dtype, sampling = model.config.dtype, model.generation_config
+    try:
+        model.generation_config = _writable(sampling)
+        model.save_pretrained(folder, state_dict=weights, **kwargs)
+        # transformers wrote the dtype of the model in memory, to which a load would convert.
+        model.config.dtype = torch.float32
+        model.config.save_pretrained(folder)
+    finally:
+        model.config.dtype, model.generation_config = dtype, sampling
+
+
+def _writable(generation_config: Any) -> Any:
+    """A copy that transformers agrees to write: it refuses a temperature without do_sample."""
+    if generation_config is None:
+        return None
+    for change in ({}, {"do_sample": True}):
+        written = copy.deepcopy(generation_config)
+        vars(written).update(change)
+        try:
+            written.validate(strict=True)
+            return written
+        except ValueError:
+            continue
+    special = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return type(generation_config)(**{k: getattr(generation_config, k) for k in special})
+
+
+def _resolve_base(folder: Path, name: str, revision: str, **download: Any) -> Path:
+    """Where the language model of an adapter's folder is."""
+    try:
+        return resolve(as_source(name, revision), **download)
+    except AssetError as error:
+        raise AssetError(
+            f"the adapter in {folder} is for {name!r}, which is not found here ({error}): "
+            f"{lora.BY_HAND}"
+        ) from error
 
 
 def _saved_value_head(folder: Path) -> dict[str, Tensor] | None:
@@ -463,6 +520,9 @@ def create_reference_model(
 ) -> AutoModelForCausalLMWithValueHead:
     """The frozen copy of the policy that the KL penalty is measured against.
 
+    That of a LoRA policy takes no memory: it is the same model with its adapter off, or, where the
+    adapter was trained before, with a frozen copy of it (see `lora.as_it_is_now`).
+
     Args:
         model: the policy before training.
         num_shared_layers: None for a full copy of its own. With k, the embeddings and the lowest k
@@ -481,6 +541,11 @@ def create_reference_model(
         model.freeze_lowest_layers(num_shared_layers)
         # deepcopy does not copy what its memo already holds: these parameters stay one object.
         shared = {id(p): p for p in model.parameters() if not p.requires_grad}
+    if model.is_peft_model and (same := lora.as_it_is_now(model.pretrained_model)) is not None:
+        reference = copy.copy(model)
+        head = copy.deepcopy(model.v_head).requires_grad_(False)
+        reference._modules = {"pretrained_model": same, "v_head": head}
+        return reference.eval()
     reference = copy.deepcopy(model, memo=shared)
     return reference.requires_grad_(False).eval()
 

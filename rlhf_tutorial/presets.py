@@ -41,6 +41,8 @@ class Preset:
     num_shared_layers: int | float | None = None
     """Frozen layers shared with the reference, or their share of all layers, as 0.6; None trains
     every layer against a full copy."""
+    lora_rank: int | None = None
+    """Of an adapter on all linear layers that is trained in place of any layer (`lora`)."""
     value_head_learning_rate: float | None = None
     """The value head's own, as it starts untrained; None for that of the policy."""
     value_head_start: float | None = None
@@ -141,6 +143,9 @@ OVERRIDES = {
 }
 """Field of the preset to the environment variable that replaces it (see `load_preset`)."""
 
+LORA = "RLHF_LORA"
+"""The environment variable with the rank of a LoRA adapter (see `load_preset`)."""
+
 
 LAYERS = {"smollm2": 30, "sixteen-tokens": 30, "tiny": 2}
 """Of the presets' own policies: in one of another depth the same share of them is frozen."""
@@ -151,13 +156,14 @@ def load_preset(name: str | None = None) -> Preset:
 
     RLHF_POLICY, RLHF_REWARD_MODEL, RLHF_SECOND_JUDGE and RLHF_DATA replace its policy, judges and
     data by a local folder, "org/name" or "org/name@revision". A judge given in this way is used as
-    it is, without the preset's adapter.
+    it is, without the preset's adapter. RLHF_LORA is the rank of an adapter that is trained in
+    place of the policy's own layers.
 
     RLHF_SHARED_LAYERS replaces the number of frozen layers: a number, a share as 0.6, or 0 for
     none. Without it, another policy freezes the same share of its layers as the preset's own.
 
     Raises:
-        TutorialError: for an unknown name, or a number of layers that is none.
+        TutorialError: for an unknown name, a number of layers that is none, or a rank that is none.
         AssetError: for a replacement that is neither an existing path nor a hub id.
     """
     name = name or os.environ.get("RLHF_PRESET") or "smollm2"
@@ -176,6 +182,12 @@ def load_preset(name: str | None = None) -> Preset:
                 preset = replace(preset, second_adapter=None)
     if (shared := os.environ.get(SHARED_LAYERS)) is not None:
         preset = replace(preset, num_shared_layers=shared_layers(shared))
+    if rank := os.environ.get(LORA):
+        if not (rank.isdecimal() and int(rank)):
+            raise TutorialError(
+                f"{LORA} is {rank!r}: give the rank of the adapter, 16 for instance"
+            )
+        preset = replace(preset, lora_rank=int(rank), num_shared_layers=None)
     return preset
 
 

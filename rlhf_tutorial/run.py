@@ -23,6 +23,7 @@ from .device import default_device, trains_in_bf16
 from .errors import TutorialError, loading, reason
 from .families import context_length
 from .interruption import Interruption
+from .lora import all_linear
 from .models import (
     AutoModelForCausalLMWithValueHead,
     create_reference_model,
@@ -101,9 +102,14 @@ class Run:
         """That of the policy: it answers with softmax(z / temperature), trained or not."""
         return float(self.preset.ppo.get("temperature", 1.0))
 
-    def load_policy(self) -> AutoModelForCausalLMWithValueHead:
-        """The policy before training."""
-        return AutoModelForCausalLMWithValueHead.from_pretrained(self._policy_folder())
+    def load_policy(self, lora_rank: int | None = None) -> AutoModelForCausalLMWithValueHead:
+        """The policy before training, with an adapter of that rank to be trained if there is one.
+
+        The adapter changes nothing yet.
+        """
+        return AutoModelForCausalLMWithValueHead.from_pretrained(
+            self._policy_folder(), peft_config=all_linear(lora_rank)
+        )
 
     def load_reward(self) -> Reward:
         """The judge that PPO maximises."""
@@ -171,12 +177,13 @@ class Run:
         with main_process_first():
             queries = self.queries()
             if model is None:
-                model = self.load_policy()
+                model = self.load_policy(preset.lora_rank)
                 if preset.value_head_start is not None:
                     model.start_values_at(preset.value_head_start)
         set_training_attention(model.pretrained_model, self.device)
         ref_model = create_reference_model(model, preset.num_shared_layers)
-        bf16 = trains_in_bf16(self.device, preset.num_shared_layers is not None)
+        frozen = model.is_peft_model or preset.num_shared_layers is not None
+        bf16 = trains_in_bf16(self.device, frozen)
         defaults = {
             "model_name": preset.name,
             "accelerator_kwargs": {"mixed_precision": "bf16" if bf16 else "no"},
@@ -268,7 +275,7 @@ class Run:
     def _leave_policy(self, trainer: PPOTrainer) -> None:
         """The trained policy, and the training in numbers."""
         with _made_whole(self.folder / "policy") as folder:
-            trainer.save_pretrained(folder)
+            trainer.save_pretrained(folder, merge=True)  # ordinary, whatever was trained
         history = trainer.history
         self.record(
             training={
@@ -284,6 +291,7 @@ class Run:
                 "temperature": trainer.config.temperature,
                 "system_message": self.preset.template.system,
                 "max_new_tokens": self.preset.max_new_tokens,
+                **({"lora_rank": self.preset.lora_rank} if trainer.is_peft_model else {}),
             }
         )
 

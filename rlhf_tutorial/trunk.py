@@ -104,7 +104,9 @@ def layers_of_share(model: PreTrainedModel, share: float) -> int:
 def cast_frozen_matrices(*models: nn.Module) -> None:
     """Frozen matrices to bfloat16, in place: autocast would cast them again at every call."""
     for parameter in (p for model in models for p in model.parameters()):
-        if not parameter.requires_grad and parameter.ndim >= 2:
+        # Weights in 8 or 4 bit are integers.
+        whole = parameter.ndim >= 2 and parameter.is_floating_point()
+        if whole and not parameter.requires_grad:
             parameter.data = parameter.data.bfloat16()
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .. import lora
 from ..errors import ModelError, RewardError, TrainingError
 from ..families import context_length, text_config
 from ..models import AutoModelForCausalLMWithValueHead
@@ -65,6 +66,7 @@ def check_arguments(
             "dtype=torch.float32, and on a GPU give PPOConfig accelerator_kwargs="
             "{'mixed_precision': 'fp16'}"
         )
+    lora.check_trained(model.pretrained_model)
     known = [vocabulary(given) for given in (model, ref_model or model)]
     if known[0] != known[1]:
         raise ModelError(

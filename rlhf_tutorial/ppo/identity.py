@@ -29,6 +29,7 @@ def identity(
     num_shared_layers: int,
     model: str,
     rows: int | None,
+    adapter: dict[str, Any],
 ) -> dict[str, Any]:
     """Settings, data, and the model that the run started from, ready for JSON.
 
@@ -36,6 +37,7 @@ def identity(
         optimizer: of torch, or what accelerate wraps around it.
         model: `fingerprint` of the reference and the frozen weights.
         rows: of the dataset, if there is one.
+        adapter: `lora.settings` of the policy.
     """
     optimizer = getattr(optimizer, "optimizer", optimizer)
     rates = {k: v for k, v in optimizer.defaults.items() if isinstance(v, (int, float, tuple))}
@@ -47,6 +49,7 @@ def identity(
         "num_shared_layers": num_shared_layers,
         "model": model,
         "rows": rows,
+        **adapter,
         "optimizer": type(optimizer).__name__,
         **{f"optimizer.{name}": v for name, v in rates.items() if name not in IMPLEMENTATION},
         "optimizer.groups": [len(group["params"]) for group in optimizer.param_groups],
@@ -65,8 +68,10 @@ def difference(mine: dict[str, Any], its: dict[str, Any]) -> str | None:
 
 def fingerprint(reference: torch.nn.Module, policy: torch.nn.Module) -> str:
     """The start of the sha256 of the weights that training leaves as they are."""
-    kept = {id(p): p for p in reference.parameters()}
-    kept |= {id(p): p for p in policy.parameters() if not p.requires_grad}
+    trained = {id(p) for p in policy.parameters() if p.requires_grad}
+    # The reference of a LoRA policy is the policy's own model, read without its adapter.
+    both = (*reference.parameters(), *policy.parameters())
+    kept = {id(p): p for p in both if id(p) not in trained}
     digest = hashlib.sha256()
     for parameter in kept.values():
         flat = parameter.detach().cpu().contiguous().flatten()

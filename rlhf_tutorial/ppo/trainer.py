@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 from torch import Tensor
 
+from .. import lora
 from ..errors import CheckpointError
 from ..families import end_token_ids, text_config
 from ..models import (
@@ -180,6 +181,11 @@ class PPOTrainer:
         """The model that is trained, without what accelerate has wrapped around it."""
         return self.accelerator.unwrap_model(self.model)
 
+    @property
+    def is_peft_model(self) -> bool:
+        """Whether an adapter is trained in place of the language model's own weights."""
+        return self.policy.is_peft_model
+
     # 1. Sample responses ---------------------------------------------------------------------
 
     @overload
@@ -328,10 +334,13 @@ class PPOTrainer:
         self.logged += 1
         log_stats(self.accelerator, stats, batch, rewards, columns_to_log, self.logged)
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Save the policy as an ordinary checkpoint folder, with its value head and tokenizer."""
+    def save_pretrained(self, folder: str | Path, merge: bool = False) -> None:
+        """Save the policy as an ordinary checkpoint folder, with its value head and tokenizer.
+
+        Of a LoRA policy the adapter is saved, or with `merge=True` an ordinary checkpoint too.
+        """
         if self.accelerator.is_main_process:
-            self.policy.save_pretrained(folder)
+            self.policy.save_pretrained(folder, merge=merge)
             self.tokenizer.save_pretrained(folder)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
@@ -682,6 +691,7 @@ class PPOTrainer:
             num_shared_layers=self.policy.num_shared_layers,
             model=self.origin,
             rows=None if self.dataloader is None else len(self.dataloader.dataset),
+            adapter=lora.settings(self.policy.pretrained_model),
         )
 
     @cached_property

@@ -30,6 +30,16 @@ MODEL_CONFIGS: dict[str, dict[str, Any]] = {
     | {"tie_word_embeddings": False, "initializer_range": 0.2},
 }
 
+LORA: dict[str, dict[str, Any]] = {
+    kind: {"task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8, "lora_dropout": 0.3}
+    | {"target_modules": modules, **more}
+    for kind, modules, more in (
+        ("gpt2", ["c_attn", "c_fc"], {"fan_in_fan_out": True}),
+        ("llama", ["q_proj", "v_proj", "down_proj"], {}),
+    )
+}
+"""Of `peft.LoraConfig`. PPO never has the dropout on."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -43,7 +53,8 @@ class Case:
             "single" (mixed queries, responses of one token).
         masked: whether some response tokens are masked out.
         reference: "separate" (other weights, so that the KL is not 0 at the start), "default"
-            (`ref_model=None`), "copy" or "shared" (`create_reference_model`, without and with
+            (`ref_model=None`), "adapter off" (the same, of a policy with a new adapter `LORA`),
+            "copy" or "shared" (`create_reference_model`, without and with
             `num_shared_layers=1`) or "default shared" (`PPOTrainer(num_shared_layers=1)`).
         adam: the default optimizer instead of plain gradient descent.
         learning_rate: large enough that clips and thresholds are at work.
@@ -154,6 +165,19 @@ CASES: dict[str, Case] = {
     ),
     "default_reference_shared": Case(
         "llama", reference="default shared", fires=("starts at the reference", "frozen layers")
+    ),
+    "lora": Case(
+        "llama",
+        {"mini_batch_size": 4},
+        reference="adapter off",
+        learning_rate=0.03,
+        fires=("policy clip", "starts at the reference", "frozen layers"),
+    ),
+    "lora_adam": Case(
+        reference="adapter off",
+        adam=True,
+        learning_rate=5e-3,
+        fires=("policy clip", "starts at the reference", "frozen layers"),
     ),
     "adam": Case(adam=True, learning_rate=1e-3),
     "adam_llama_mini_batches": Case("llama", {"mini_batch_size": 4}, adam=True, learning_rate=5e-4),

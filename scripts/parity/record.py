@@ -6,7 +6,8 @@ Leaves in FOLDER, for each case, `<case>.json` (statistics of every step, permut
 mini-batches, evidence that the mechanism fired, and the spread: how far TRL with eager attention is
 from TRL with sdpa attention, the largest difference per quantity) and `<case>.safetensors` (of some
 steps: per-token tensors at the unmasked response tokens, row by row, and the weights after the
-step); `weights_<kind>.safetensors`, the policy and the separate reference at the start;
+step); `weights_<kind>.safetensors`, the policy and the separate reference at the start, and
+`adapter_<kind>.safetensors`, what a policy with an adapter has more;
 `inputs.json`, what each step was given; `defaults.json`, the defaults of TRL's PPOConfig and two of
 its faults; and `checkpoint/`, a policy as TRL saves it.
 """
@@ -30,6 +31,7 @@ from parity_cases import (
     BATCH_SIZE,
     CASES,
     EOS,
+    LORA,
     MODEL_CONFIGS,
     PAD,
     VOCABULARY,
@@ -37,6 +39,7 @@ from parity_cases import (
     inputs,
     unfired,
 )
+from peft import LoraConfig
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models
 from torch import Tensor
@@ -63,15 +66,15 @@ def tokenizer(padding_side: str) -> transformers.PreTrainedTokenizerFast:
     )
 
 
-def build(kind: str, seed: int, attention: str) -> Policy:
-    """A policy with weights drawn from `seed`."""
+def build(kind: str, seed: int, attention: str, adapter: bool = False) -> Policy:
+    """A policy with weights drawn from `seed`, with the adapter `LORA` or without."""
     config, cls = {
         "gpt2": (transformers.GPT2Config, transformers.GPT2LMHeadModel),
         "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
     }[kind]
     torch.manual_seed(seed)
     model = cls._from_config(config(**MODEL_CONFIGS[kind]), attn_implementation=attention)
-    return Policy.from_pretrained(model)
+    return Policy.from_pretrained(model, peft_config=LoraConfig(**LORA[kind]) if adapter else None)
 
 
 def build_reference(kind: str, attention: str) -> Policy:
@@ -102,7 +105,7 @@ def with_positions(tokenizer: Any) -> Any:
 def make_trainer(case: Case, attention: str) -> PPOTrainer:
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
-    policy = build(case.kind, 0, attention)
+    policy = build(case.kind, 0, attention, case.reference == "adapter off")
     reference = {
         "separate": lambda: build_reference(case.kind, attention),
         "copy": lambda: create_reference_model(policy),
@@ -321,6 +324,9 @@ def main() -> None:
         start = {f"policy/{k}": v for k, v in weights(policy).items()}
         start |= {f"reference/{k}": v for k, v in weights(reference).items()}
         save_file(start, folder / f"weights_{kind}.safetensors")
+        adapted = weights(build(kind, 0, "eager", adapter=True))
+        adapter = {k: v for k, v in adapted.items() if ".lora_" in k or "v_head" in k}
+        save_file(adapter, folder / f"adapter_{kind}.safetensors")
     build("gpt2", 0, "eager").save_pretrained(folder / "checkpoint")
     defaults = {
         f.name: getattr(PPOConfig(exp_name=""), f.name) for f in dataclasses.fields(PPOConfig)

@@ -137,7 +137,8 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
 
 def scripts() -> tuple[str, str]:
     """Before and after."""
-    before, after = re.findall(r"^```python\n(.*?)^```", read(FROM_TRL), re.M | re.S)
+    section = read(FROM_TRL).split("## A script before and after")[1]
+    before, after = re.findall(r"^```python\n(.*?)^```", section, re.M | re.S)
     return before, after
 
 
@@ -148,6 +149,19 @@ def test_only_the_imports_change() -> None:
     for old, new in changed:
         assert old.startswith("from trl") and new.startswith("from rlhf_tutorial import")
     ast.parse("\n".join(before))
+
+
+def test_the_script_with_lora_runs(tmp_path, monkeypatch) -> None:
+    texts = [text for row in preferences() for text in row.values()]
+    make_policy_folder(tmp_path / "policy", texts)
+    monkeypatch.chdir(tmp_path)
+    section = read(FROM_TRL).split("## LoRA policies")[1].split("\n## ")[0]
+    (script,) = re.findall(r"^```python\n(.*?)^```", section, re.M | re.S)
+    names: dict = {}
+    exec(compile(script, "lora.py", "exec"), names)
+    assert names["model"].is_peft_model
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
+    assert (tmp_path / "ordinary" / "model.safetensors").exists()
 
 
 def test_the_script_after_the_change_runs(tmp_path, monkeypatch, capsys) -> None:

@@ -21,7 +21,7 @@ TRL = json.loads((parity.RECORDED / "defaults.json").read_text(encoding="utf-8")
 
 # Enough to notice a mistake soon: each part of the step is in one of them.
 QUICK = ("kl", "kl_full", "llama", "mini_batches", "gamma_lambda", "response_mask", "shared_layers")
-QUICK += ("score_scaling_norm_clip", "adaptive_controller", "gradient_clipping")
+QUICK += ("score_scaling_norm_clip", "adaptive_controller", "gradient_clipping", "lora")
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,8 @@ def test_the_tolerances_are_tight_and_there_is_no_stray_fixture():
     for key in ("ppo/policy/clipfrac", "ppo/mean_scores", "objective/kl_coef"):
         assert parity.atol()[key] == 0
     names = {p.stem for p in parity.RECORDED.glob("*.safetensors")}
-    assert names == {*CASES, "weights_gpt2", "weights_llama"}
+    starts = {f"{what}_{kind}" for what in ("weights", "adapter") for kind in ("gpt2", "llama")}
+    assert names == {*CASES, *starts}
     size = sum(p.stat().st_size for p in parity.RECORDED.rglob("*") if p.is_file())
     assert size < 4e6
 

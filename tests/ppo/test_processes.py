@@ -114,7 +114,11 @@ def test_a_step_of_two_processes_is_the_step_of_one(case: str, two: Results) -> 
             one,
             worker.weights(
                 worker.make_trainer(
-                    **{k: v for k, v in worker.STEPS[case].items() if k in ("kind", "shared")}
+                    **{
+                        k: v
+                        for k, v in worker.STEPS[case].items()
+                        if k in ("kind", "shared", "lora")
+                    }
                 )
             ),
         )

@@ -56,6 +56,35 @@ def with_value_head(model: Any) -> Any:
     return AutoModelForCausalLMWithValueHead.from_pretrained(model)
 
 
+def lora_config(**settings: Any) -> Any:
+    """LoRA of rank 4 on all linear layers, with dropout that nobody may see."""
+    from peft import LoraConfig
+
+    defaults = {"task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8, "lora_dropout": 0.5}
+    return LoraConfig(**defaults | {"target_modules": "all-linear"} | settings)
+
+
+def lora_policy(kind: str = "llama", trained: float = 0.0, seed: int = 0, **settings: Any) -> Any:
+    """A LoRA policy on a `language_model`; with `trained`, its B is not 0 but of that size."""
+    from rlhf_tutorial.models import AutoModelForCausalLMWithValueHead
+
+    policy = AutoModelForCausalLMWithValueHead.from_pretrained(
+        language_model(kind, seed=seed), peft_config=lora_config(**settings)
+    )
+    if trained:
+        move_adapter(policy, trained)
+    return policy
+
+
+def move_adapter(policy: Any, size: float, seed: int = 0) -> None:
+    """Add noise of that size to the weights that are trained, the value head's aside."""
+    random = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in policy.pretrained_model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(size * torch.randn(parameter.shape, generator=random))
+
+
 SMALL_VOCABULARY = 24
 
 

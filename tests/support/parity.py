@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import transformers
-from parity_cases import CASES, MODEL_CONFIGS, Case, Inputs
+from parity_cases import CASES, LORA, MODEL_CONFIGS, Case, Inputs
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -75,24 +75,43 @@ def atol() -> dict[str, float]:
     return largest
 
 
-def policy(kind: str, which: str) -> AutoModelForCausalLMWithValueHead:
-    """The "policy" or the separate "reference" of a kind, with the weights that TRL had."""
+def policy(kind: str, which: str, adapter: bool = False) -> AutoModelForCausalLMWithValueHead:
+    """The "policy" or the separate "reference" of a kind, with the weights that TRL had.
+
+    With `adapter` it is a LoRA policy, its A those that peft 0.13.2 drew.
+    """
     config, cls = {
         "gpt2": (transformers.GPT2Config, transformers.GPT2LMHeadModel),
         "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
     }[kind]
+    peft_config = None
+    if adapter:
+        from peft import LoraConfig
+
+        peft_config = LoraConfig(**LORA[kind])
     model = AutoModelForCausalLMWithValueHead.from_pretrained(
-        cls._from_config(config(**MODEL_CONFIGS[kind]), attn_implementation="eager")
+        cls._from_config(config(**MODEL_CONFIGS[kind]), attn_implementation="eager"),
+        peft_config=peft_config,
     )
     saved = load_file(RECORDED / f"weights_{kind}.safetensors")
+    saved = {key.split("/")[1]: v for key, v in saved.items() if key.startswith(f"{which}/")}
     parameters = dict(model.named_parameters())
+    if adapter:
+        saved |= load_file(RECORDED / f"adapter_{kind}.safetensors")
+        # PEFT wraps the model, and the layers that it puts an adapter on.
+        parameters = {
+            without_peft(name) if name not in saved else name: p for name, p in parameters.items()
+        }
     with torch.no_grad():
-        for key, value in saved.items():
-            owner, name = key.split("/")
-            if owner == which:
-                parameters.pop(ours(name)).copy_(value)
+        for name, value in saved.items():
+            parameters.pop(ours(name)).copy_(value)
     assert not parameters, f"TRL has no {list(parameters)}"
     return model
+
+
+def without_peft(name: str) -> str:
+    """The name of one of the language model's own parameters before PEFT wrapped the model."""
+    return name.replace(".base_model.model.", ".", 1).replace(".base_layer.", ".")
 
 
 def ours(name: str) -> str:
@@ -101,7 +120,7 @@ def ours(name: str) -> str:
 
 
 def make_trainer(case: Case, tokenizer: Any, dataset: Any = None) -> PPOTrainer:
-    model = policy(case.kind, "policy")
+    model = policy(case.kind, "policy", adapter=case.reference == "adapter off")
     reference = {
         "separate": lambda: policy(case.kind, "reference"),
         "copy": lambda: create_reference_model(model),

@@ -21,10 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_tutorial.errors import TrainingError
+from rlhf_tutorial.models import create_reference_model
 from rlhf_tutorial.ppo import PPOTrainer
 from rlhf_tutorial.ppo import trainer as trainer_module
 from support import trainers
-from support.models import VOCABULARY
+from support.models import VOCABULARY, lora_policy, move_adapter
 from support.tokenizers import PadAndEnd
 from support.trainers import forget_accelerate
 
@@ -97,14 +98,24 @@ def make_trainer(
     mini_batch: int = BATCH,
     precision: str = "no",
     rows: list[dict[str, Any]] | None = None,
+    lora: bool = False,
     **settings: Any,
 ) -> PPOTrainer:
-    """A trainer of this process. `mini_batch` counts the rows of all processes."""
+    """A trainer of this process. `mini_batch` counts the rows of all processes.
+
+    With `lora` the policy is an adapter that was trained before, and has moved on since the
+    reference was made.
+    """
     forget_accelerate()  # the precision and accumulation of the case before
     processes, _ = world()
     kind_of_optimizer = torch.optim.Adam if adam else torch.optim.SGD
+    if lora:
+        settings["policy"] = policy = lora_policy(trained=0.1)
+        settings["reference"] = create_reference_model(policy)
+        move_adapter(policy, 0.02, seed=1)
+    else:
+        settings["other"] = 1
     trainer = trainers.make_trainer(
-        other=1,
         optimizer=lambda trained: kind_of_optimizer(trained, lr=lr),
         tokenizer=Signing(),
         dataset=rows,
@@ -192,6 +203,7 @@ STEPS: dict[str, dict[str, Any]] = {
     "full, PPO-ptx": {"ptx_coef": 0.5, "mini_batch": 8, "max_grad_norm": 0.5},
     "trunk, PPO-ptx": {"ptx_coef": 0.5, "shared": 2, "steps": 2},
     "GPT-2, learned positions and tied head": EVERYTHING | {"kind": "gpt2", "mini_batch": 8},
+    "LoRA": EVERYTHING | {"lora": True, "mini_batch": 8, "lr": 0.1},
 }
 
 

@@ -29,6 +29,7 @@ def make_trainer(
     weights: int = 0,
     freeze: bool = False,
     policy: AutoModelForCausalLMWithValueHead | None = None,
+    reference: AutoModelForCausalLMWithValueHead | None = None,
     other: AutoModelForCausalLMWithValueHead | int | None = None,
     distance: float = 0.1,
     sgd: float | None = None,
@@ -41,9 +42,10 @@ def make_trainer(
 ) -> PPOTrainer:
     """A trainer of a policy of that kind, drawn with the seed `weights`, or of `policy`.
 
-    The reference is a copy above `shared` layers, or of all. With `other`, a model or the seed of
-    one, it is moved by that share of the way to it, where policy and reference have no memory in
-    common: the KL is not near 0 then. A tenth is a few nats; all of it would be tens of nats.
+    The reference, unless given, is a copy above `shared` layers, or of all. With `other`, a model
+    or the seed of one, it is moved by that share of the way to it, where policy and reference have
+    no memory in common: the KL is not near 0 then. A tenth is a few nats; all of it would be tens
+    of nats.
     `freeze` leaves the policy's embeddings as they are.
 
     The optimizer is the trainer's own, or plain gradient descent at the rate `sgd`, or what
@@ -51,7 +53,7 @@ def make_trainer(
     default six samples in one mini-batch.
     """
     policy = policy or value_model(kind, layers=layers, seed=weights)
-    reference = create_reference_model(policy, shared)
+    reference = reference or create_reference_model(policy, shared)
     if other is not None:
         if isinstance(other, int):
             other = value_model(kind, layers=layers, seed=other)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from rlhf_tutorial.assets import Bundled, Hub, Wheel
 from rlhf_tutorial.errors import AssetError, TutorialError
 from rlhf_tutorial.ppo import PPOConfig
-from rlhf_tutorial.presets import OVERRIDES, PRESETS, load_preset
+from rlhf_tutorial.presets import LORA, OVERRIDES, PRESETS, load_preset
 
 
 @pytest.fixture(autouse=True)
 def _no_overrides(monkeypatch):
-    for variable in ("RLHF_PRESET", *OVERRIDES.values()):
+    for variable in ("RLHF_PRESET", LORA, *OVERRIDES.values()):
         monkeypatch.delenv(variable, raising=False)
 
 
@@ -72,3 +74,17 @@ def test_an_unknown_preset_or_override_is_named_in_one_line(monkeypatch):
     with pytest.raises(AssetError, match="/no/such/folder") as error:
         load_preset("tiny")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_any_preset_trains_an_adapter_in_place_of_its_layers(name, monkeypatch):
+    monkeypatch.setenv(LORA, "16")
+    preset = load_preset(name)
+    assert preset == replace(PRESETS[name], lora_rank=16, num_shared_layers=None)
+    monkeypatch.setenv(LORA, "")
+    assert load_preset(name) == PRESETS[name] and PRESETS[name].lora_rank is None
+    for wrong in ("0", "-1", "8.5", "yes"):
+        monkeypatch.setenv(LORA, wrong)
+        with pytest.raises(TutorialError, match=f"RLHF_LORA is '{wrong}': give the rank") as error:
+            load_preset(name)
+        assert "\n" not in str(error.value)

@@ -260,3 +260,40 @@ def test_learning_rates_fall_to_0_over_the_run_and_go_on_falling_after_a_checkpo
     longer.lr_scheduler.step()
     assert longer.optimizer.param_groups[0]["lr"] == pytest.approx(8.75e-4)
     assert Run(TINY, tmp_path / "constant").make_trainer().lr_scheduler is None
+
+
+def test_a_run_with_an_adapter_says_so_and_leaves_an_ordinary_policy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM
+
+    monkeypatch.setenv("RLHF_LORA", "4")
+    preset = replace(load_preset("tiny"), prompts=32, comparison_prompts=6, perplexity_texts=4)
+    run = Run(preset, tmp_path / "run")
+    trainer = run.make_trainer()
+    config = trainer.policy.pretrained_model.peft_config["default"]
+    assert isinstance(config, LoraConfig) and (config.r, config.lora_alpha) == (4, 8)
+    names = {n for n, p in trainer.policy.named_parameters() if p.requires_grad}
+    linear = "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"
+    assert {n.split(".")[-4] for n in names if "lora_B" in n} == set(linear)
+    steps = run.train(trainer)
+    assert next(steps)["objective/kl"] == 0
+    trainer.save_checkpoint(tmp_path / "checkpoints")
+    other = Run(TINY, tmp_path / "other").make_trainer()
+    with pytest.raises(CheckpointError, match="num_shared_layers is 0 there, 1 here"):
+        other.resume(tmp_path / "checkpoints")
+    for _ in steps:
+        pass
+    assert run.results()["training"]["lora_rank"] == 4
+    policy = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "policy")
+    assert not (tmp_path / "run" / "policy" / "adapter_config.json").exists()
+    ids = torch.arange(5, 25).unsqueeze(0)
+    with torch.no_grad():
+        trained = trainer.policy(ids)[0]
+        torch.testing.assert_close(policy(ids).logits, trained, rtol=1e-2, atol=1e-2)
+        untouched = run.load_policy()(ids)[0]
+    assert (trained - untouched).abs().max() > 0.1
+    assert run.compare().shape[0] == 6
+    with pytest.raises(TutorialError, match="other settings"):
+        Run(TINY, tmp_path / "run")
