@@ -173,7 +173,7 @@ _KNOWN_TOKENS, _PADDING = 4, 2
 
 def probe(model: PreTrainedModel) -> Tensor:
     """A text to try a model on, (1, 6): always the same tokens."""
-    vocabulary = model.get_input_embeddings().num_embeddings
+    vocabulary = model.get_input_embeddings().weight.shape[0]
     return (torch.arange(1, 7, device=model.device) * 5 % vocabulary).unsqueeze(0)
 
 

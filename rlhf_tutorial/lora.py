@@ -333,7 +333,7 @@ class Switched(nn.Module):
         self.layers = tuple(_tuner_layers(model))  # registered as modules once, within the model
 
     @property
-    def forward(self) -> Any:  # of the signature that the language model's own has
+    def forward(self) -> Any:  # type: ignore[override]  # with the signature of the model's own
         inner = language_model(self.model)
 
         @functools.wraps(inner.forward)
