@@ -117,9 +117,9 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
             kwargs: `v_head_init_strategy` and `v_head_initializer_range`; `peft_config`, a
                 `peft.LoraConfig`; `merge=True`, to put the adapter of a folder or of PEFT's model
                 into the weights, all of which are trained then; `is_trainable=False`, for a
-                folder's adapter that stays as it is, in a reference; `load_in_8bit` and `load_in_4bit`,
-                for weights under an adapter; all others are for transformers' `from_pretrained`
-                (`torch_dtype` is `dtype` there today).
+                folder's adapter that stays as it is, in a reference; `load_in_8bit` and
+                `load_in_4bit`, for weights under an adapter; all others are for transformers'
+                `from_pretrained` (`torch_dtype` is `dtype` there today).
 
         Raises:
             AssetError: if the weights cannot be found. ModelError: for encoder-decoder models,
