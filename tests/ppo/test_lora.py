@@ -194,10 +194,15 @@ def test_reading_the_reference_changes_nothing_of_the_policy(trained, samples) -
         p for n, p in policy.named_parameters() if "layers.0.self_attn.q_proj.lora_A" in n
     )
     frozen.requires_grad_(False)  # by the reader
-    reference = create_reference_model(policy)
     flags = {n: p.requires_grad for n, p in policy.named_parameters()}
-    assert not any(flag for n, flag in flags.items() if "reference" in n or "base_layer" in n)
+    reference = create_reference_model(policy)
+    added = {n for n, _ in policy.named_parameters()} - flags.keys()
+    assert bool(added) == bool(trained) and all("reference" in n for n in added)
+    flags |= dict.fromkeys(added, False)
+    move_adapter(policy, 0.1, seed=1)
     before = logits(policy)
+    assert (before - logits(reference)).abs().max() > 0.1
+    assert torch.equal(logits(policy), before)
     logits(reference)
     reference.generate(IDS, max_new_tokens=2, do_sample=False)
     with pytest.raises(TypeError):
