@@ -109,7 +109,7 @@ def usable_tokenizer(
 
 def vocabulary(model: AutoModelForCausalLMWithValueHead) -> int:
     """How many tokens the model knows."""
-    return int(model.pretrained_model.get_input_embeddings().num_embeddings)
+    return int(model.pretrained_model.get_input_embeddings().weight.shape[0])
 
 
 def check_sizes(batch_size: int, **lists: Sequence[Any]) -> None:

@@ -120,6 +120,7 @@ def test_neither_sampling_nor_the_step_sees_dropout() -> None:
     policy.train()
     answers = trainer.generate(query, **greedy)
     assert len({tuple(a.tolist()) for a in answers}) == 1, "whatever mode the model is in"
+    policy.train()
     said = policy.language_model(torch.stack(query)).logits
     assert len({tuple(row.flatten().tolist()) for row in said}) > 1, "dropout would have shown"
 
@@ -196,10 +197,15 @@ def test_reading_the_reference_changes_nothing_of_the_policy(trained, samples) -
         p for n, p in policy.named_parameters() if "layers.0.self_attn.q_proj.lora_A" in n
     )
     frozen.requires_grad_(False)  # by the reader
-    reference = create_reference_model(policy)
     flags = {n: p.requires_grad for n, p in policy.named_parameters()}
-    assert not any(flag for n, flag in flags.items() if "reference" in n or "base_layer" in n)
+    reference = create_reference_model(policy)
+    added = {n for n, _ in policy.named_parameters()} - flags.keys()
+    assert bool(added) == bool(trained) and all("reference" in n for n in added)
+    flags |= dict.fromkeys(added, False)
+    move_adapter(policy, 0.1, seed=1)
     before = logits(policy)
+    assert (before - logits(reference)).abs().max() > 0.1
+    assert torch.equal(logits(policy), before)
     logits(reference)
     reference.generate(IDS, max_new_tokens=2, do_sample=False)
     with pytest.raises(TypeError):
