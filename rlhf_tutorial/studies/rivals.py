@@ -17,6 +17,7 @@ import torch
 
 from ..data import dialogues_of, last_reply
 from ..device import trains_in_bf16
+from ..dialogues import query_turns
 from ..errors import DataError
 from ..evaluation.sampling import Answers, sample_answers
 from ..models import AutoModelForCausalLMWithValueHead, set_training_attention
@@ -103,7 +104,7 @@ def train_online(
     template, queries = run.load_template(), run.queries()["query"][:]
     # As text: from a conversation TRL would also render the template's default system message.
     rows = {
-        "prompt": [template.render([("Human", query)]) for query in queries],
+        "prompt": [template.render(query_turns(query)) for query in queries],
         "query": queries,
     }
 
