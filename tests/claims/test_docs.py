@@ -225,8 +225,12 @@ def test_answers_after_a_step_come_without_dropout(make_policy, tokenizer, sampl
     answers = trainer.generate([samples[0][1]] * 6, **greedy)
     assert len({tuple(answer.tolist()) for answer in answers}) == 1
     policy.train()
-    answers = trainer.generate([samples[0][1]] * 6, **greedy)
+    queries = samples[0][1].repeat(6, 1)
+    whole = torch.ones_like(queries)
+    answers = policy.generate(queries, attention_mask=whole, do_sample=False, max_new_tokens=8)
     assert len({tuple(answer.tolist()) for answer in answers}) > 1, "dropout would have shown"
+    answers = trainer.generate([samples[0][1]] * 6, **greedy)
+    assert len({tuple(answer.tolist()) for answer in answers}) == 1
 
 
 def test_a_lone_sample_has_standard_deviation_0_and_a_lone_token_is_refused(
