@@ -47,7 +47,12 @@ def train(
 
 
 def batches_of(trainer: PPOTrainer) -> Batches:
-    """The batches of the trainer's dataset. Raises ModelError where it was given none."""
+    """The batches of the trainer's dataset, at least one to a pass.
+
+    Raises:
+        ModelError: where it was given no dataset. DataError: if it does not fill a batch.
+    """
     if trainer.dataloader is None:
         raise ModelError("the trainer has no dataset: give PPOTrainer one of query and input_ids")
+    trainer.dataloader.check()
     return trainer.dataloader

@@ -1,4 +1,9 @@
-"""TRL 0.11.4's public names: those that are kept for its scripts, and what to use for the rest."""
+"""TRL 0.11.4's public names: those that are kept for its scripts, and what to use for the rest.
+
+Kept here are `set_seed`, `respond_to_batch`, `PreTrainedModelWrapper` and those of `MATH`. What
+scripts ask of TRL's objects is with ours: `PPOConfig.to_dict`, `PPOTrainer.kl_ctl`,
+`PPOTrainer.current_device`, `PPOTrainer.is_distributed` and the like.
+"""
 
 from __future__ import annotations
 

@@ -15,7 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from .errors import ModelError
-from .families import Halves, Reader, agree, cache_kind, evaluating, probe, read_on, text_config
+from .families import (
+    CacheKind,
+    Halves,
+    Reader,
+    agree,
+    cache_kind,
+    evaluating,
+    probe,
+    read_on,
+    text_config,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -64,11 +74,14 @@ def trunk_version(trunk: nn.Module) -> int:
     return sum(p._version for p in trunk.parameters() if not p.requires_grad)
 
 
-def freeze_below(model: PreTrainedModel, k: int) -> Halves | None:
+def freeze_below(model: PreTrainedModel, k: int, samples: bool = True) -> Halves | None:
     """Freeze the embeddings and the lowest k layers in place, and split the model there.
 
     A tied output head is the embedding matrix, so it is frozen too. The upper layers, the final
     norm and an untied head stay trainable.
+
+    Args:
+        samples: whether the halves are to read on token by token, too.
 
     Returns:
         The two halves; None if the model cannot go on from states between two layers. Then the
@@ -84,7 +97,7 @@ def freeze_below(model: PreTrainedModel, k: int) -> Halves | None:
             f"num_shared_layers is {k}, but the model has {n} layers: use 1 to {n - 1}, a share "
             "such as 0.6, or None for a full copy"
         )
-    halves = _halves(model, stack, k)
+    halves = _halves(model, stack, k, samples)
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     trained = [stack.layers[k:], *(norm for norm in [stack.final_norm] if norm is not None)]
     if head.weight is not embeddings.weight:
@@ -139,12 +152,15 @@ class _Stack(NamedTuple):
         raise ModelError(f"{type(model).__name__} has no list of layers to split: share none")
 
 
-def _halves(model: PreTrainedModel, stack: _Stack, k: int) -> Halves | None:
+def _halves(model: PreTrainedModel, stack: _Stack, k: int, samples: bool) -> Halves | None:
     """The model's two halves, if they say what the model says, at once and token by token."""
+    # Before the split: transformers marks a model when it puts hooks on its layers, once. Halves
+    # of a model without the mark would put a second set on the same layers.
+    kind = cache_kind(model) if samples else "generate"
     try:
         halves = _split(model, stack, k)
         with torch.no_grad(), evaluating(model, halves.trunk, halves.top):
-            split = _is_split(model, halves)
+            split = _is_split(model, halves, kind)
     except Exception:  # what a family's own forward does not understand
         split = False
     if split:
@@ -184,14 +200,14 @@ def _split(model: PreTrainedModel, stack: _Stack, k: int) -> Halves:
     return Halves(lower, upper, k, model.dtype)
 
 
-def _is_split(model: PreTrainedModel, halves: Halves) -> bool:
+def _is_split(model: PreTrainedModel, halves: Halves, kind: CacheKind) -> bool:
     """Whether the halves are the model: on a short text, and read on with the model's cache."""
-    text, kind = probe(model), cache_kind(model)
+    text = probe(model)
     whole = model(input_ids=text, use_cache=False).logits[0]
     states = halves.trunk.base_model(text, use_cache=False)[0].to(halves.dtype)
     if not agree(halves.top(inputs_embeds=states, use_cache=False).logits[0], whole):
         return False
-    if kind == "generate":  # which reads the whole model
+    if kind == "generate":  # which runs the whole model
         return True
     said = read_on(Reader(model, halves, kind), text)
     return agree(said, whole[-len(said) :])

@@ -57,10 +57,10 @@ def with_run_figures(page: str, log: list[dict[str, float]]) -> str:
     return ROW.sub(row, page)
 
 
-def refusals(reasons: dict[str, str]) -> str:
-    """What is refused, and why, as a table."""
+def refusals(reasons: dict[str, str], title: str = "refused") -> str:
+    """What is refused, or taken without effect, and why, as a table."""
     rows = [f"| `{name}` | {reason} |" for name, reason in reasons.items()]
-    return "\n".join(["| refused | reason |", "| --- | --- |", *rows])
+    return "\n".join([f"| {title} | reason |", "| --- | --- |", *rows])
 
 
 def with_fields(page: str) -> str:
@@ -69,6 +69,7 @@ def with_fields(page: str) -> str:
     parts = {
         "fields": textwrap.fill(f"{names}.", 100),
         "refused: PPOConfig": refusals(config.NOT_SUPPORTED),
+        "without effect: PPOConfig": refusals(config.WITHOUT_EFFECT, "taken"),
         "refused: from_pretrained": refusals(models.NOT_SUPPORTED),
     }
     for name, content in parts.items():

@@ -56,11 +56,7 @@ class Batches:
         """
         from accelerate.utils import send_to_device
 
-        if not len(self):
-            raise DataError(
-                f"the dataset has {len(self.dataset)} rows, and a step takes "
-                f"{self._rows_per_step}: give it more, or lower batch_size"
-            )
+        self.check()
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
         rows = self._order()[: len(self) * self._rows_per_step]
         rows = rows.view(-1, processes, self.batch_size)[self._handed_out :, rank]
@@ -74,6 +70,14 @@ class Batches:
             self._handed_out += 1
             yield send_to_device(batch, self.accelerator.device)
         self.epoch, self._handed_out = self.epoch + 1, 0
+
+    def check(self) -> None:
+        """Raise DataError for a dataset that does not fill a single batch."""
+        if not len(self):
+            raise DataError(
+                f"the dataset has {len(self.dataset)} rows, and a step takes "
+                f"{self._rows_per_step}: give it more, or lower batch_size"
+            )
 
     @property
     def position(self) -> tuple[int, int]:

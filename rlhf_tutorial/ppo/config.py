@@ -150,7 +150,7 @@ class PPOConfig:
         for name in ("batch_size", "mini_batch_size", "gradient_accumulation_steps", "ppo_epochs"):
             if getattr(self, name) < 1:
                 raise TutorialError(f"PPOConfig.{name} is {getattr(self, name)}: use 1 or more")
-        update = self.mini_batch_size * self.gradient_accumulation_steps
+        update = self.backward_batch_size
         if self.batch_size % update:
             raise TutorialError(
                 f"PPOConfig.batch_size {self.batch_size} is not a multiple of mini_batch_size x "

@@ -63,6 +63,7 @@ class KLControl:
 
     @value.setter
     def value(self, beta: float) -> None:
+        """Set the trainer's `kl_coef`."""
         self.trainer.kl_coef = beta
 
 

@@ -54,7 +54,7 @@ class StateReader:
             ModelError: if the model has not that many layers.
         """
         self.device = device_or_default(device)
-        halves = freeze_below(model.to(self.device).eval(), max(layers))
+        halves = freeze_below(model.to(self.device).eval(), max(layers), samples=False)
         if halves is None:
             raise ModelError(
                 f"{type(model).__name__} cannot stop between two layers: use another model as judge"

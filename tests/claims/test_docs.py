@@ -53,7 +53,8 @@ def test_figures_that_are_not_the_logs_are_noticed() -> None:
 def test_every_field_stands_on_the_page_and_every_refusal_with_its_reason() -> None:
     page = read(FROM_TRL)
     assert update_docs.with_fields(page) == page, MEND
-    for name in [*update_docs.config.NOT_SUPPORTED, *update_docs.models.NOT_SUPPORTED]:
+    config, models = update_docs.config, update_docs.models
+    for name in [*config.NOT_SUPPORTED, *config.WITHOUT_EFFECT, *models.NOT_SUPPORTED]:
         assert page.count(f"| `{name}` |") == 1, name
 
 
@@ -182,6 +183,49 @@ def test_the_script_after_the_change_runs(tmp_path, monkeypatch, capsys) -> None
     assert any(not torch.equal(saved[name], start[name]) for name in start)
 
 
+def overriding() -> list[str]:
+    """The classes that override a method, each in three lines or four."""
+    return re.findall(r"^```py\n(.*?)^```", read(FROM_TRL), re.M | re.S)
+
+
+@pytest.mark.parametrize("code", overriding(), ids=lambda code: code.split("(")[0].split()[-1])
+def test_a_method_is_overridden_as_the_page_says(code, make_policy, tokenizer, samples) -> None:
+    from rlhf_tutorial.ppo.math import masked_mean, masked_whiten
+
+    names = {"PPOTrainer": PPOTrainer, "masked_mean": masked_mean, "masked_whiten": masked_whiten}
+    exec(code, names)
+    kind = next(value for value in names.values() if PPOTrainer in getattr(value, "__bases__", ()))
+    stats = {}
+    for made in (PPOTrainer, kind):
+        config = PPOConfig(batch_size=6, mini_batch_size=6, ppo_epochs=1)
+        trainer = made(config, make_policy("llama", layers=2), tokenizer=tokenizer)
+        stats[made] = trainer.step(*samples)
+    keys = ("ppo/loss/policy", "ppo/returns/mean", "ppo/loss/value")
+    changed = any(abs(stats[PPOTrainer][key] - stats[kind][key]) > 1e-4 for key in keys)
+    assert changed or 0 < trainer.surest <= 1
+
+
+def test_the_loop_for_users_of_other_packages_runs(tmp_path, monkeypatch, capsys) -> None:
+    page = ROOT / "docs" / "llama-factory-verl-llamagym.md"
+    (code,) = re.findall(r"^```python\n(.*?)^```", read(page), re.M | re.S)
+    assert len(code.splitlines()) <= 32
+    texts = [text for row in preferences() for text in row.values()]
+    make_policy_folder(tmp_path / "policy", texts)
+    prompts = [text.replace("\n", " ")[7:60] for text in texts[:16]]
+    (tmp_path / "prompts.txt").write_text("\n".join(prompts) + "\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "loop.py", "exec"), {})
+    printed = capsys.readouterr().out
+    assert len(re.findall(r"^score \d+\.\d+, KL -?\d+\.\d+$", printed, re.MULTILINE)) == 2
+    assert (tmp_path / "trained" / "value_head.safetensors").exists()
+
+
+def test_the_table_of_families_is_the_one_that_is_tested() -> None:
+    from support.families import table
+
+    assert table() in read(ROOT / "docs" / "families.md")
+
+
 # What a page says and no other test shows ------------------------------------------------------
 
 
@@ -195,8 +239,12 @@ def test_answers_after_a_step_come_without_dropout(make_policy, tokenizer, sampl
     answers = trainer.generate([samples[0][1]] * 6, **greedy)
     assert len({tuple(answer.tolist()) for answer in answers}) == 1
     policy.train()
-    answers = trainer.generate([samples[0][1]] * 6, **greedy)
+    queries = samples[0][1].repeat(6, 1)
+    whole = torch.ones_like(queries)
+    answers = policy.generate(queries, attention_mask=whole, do_sample=False, max_new_tokens=8)
     assert len({tuple(answer.tolist()) for answer in answers}) > 1, "dropout would have shown"
+    answers = trainer.generate([samples[0][1]] * 6, **greedy)
+    assert len({tuple(answer.tolist()) for answer in answers}) == 1
 
 
 def test_a_lone_sample_has_standard_deviation_0_and_a_lone_token_is_refused(

@@ -883,7 +883,7 @@ def test_the_default_reference_is_made_from_the_policy(make_policy, tokenizer, s
         ({"init_kl_coef": float("nan")}, "init_kl_coef is nan: use 0 or more"),
         ({"target": 0.0}, "target is 0.0: use more than 0"),
         ({"horizon": 0}, "horizon is 0: use more than 0"),
-        ({"cliprange": -0.2}, "cliprange is -0.2: use more than 0"),
+        ({"cliprange": -0.2}, "cliprange is -0.2: use 0 or more"),
         ({"max_grad_norm": -1.0}, "max_grad_norm is -1.0: use more than 0"),
         ({"lam": 1.5}, "lam is 1.5: use 0 to 1"),
     ],

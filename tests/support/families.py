@@ -396,3 +396,20 @@ def family(name: str) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return getattr(hf, cls)(config).eval()
+
+
+def table() -> str:
+    """The families as docs/families.md prints them."""
+    rows = ["| family | class | sampled with | frozen layers |", "| --- | --- | --- | --- |"]
+    for name, (cls, _, _) in sorted(FAMILIES.items(), key=lambda item: item[0].lower()):
+        if name in REFUSED:
+            sampled, frozen = f"refused: {REFUSED[name]}", ""
+        else:
+            sampled = "keys and values"
+            if name in OWN_CACHE:
+                sampled = "a cache made for its config"
+            elif name in GENERATE:
+                sampled = "transformers' `generate`"
+            frozen = "in every pass" if name in IN_EVERY_PASS else "once"
+        rows.append(f"| {name} | `{cls}` | {sampled} | {frozen} |")
+    return "\n".join(rows)

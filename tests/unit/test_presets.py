@@ -6,15 +6,23 @@ from dataclasses import replace
 
 import pytest
 
-from rlhf_tutorial.assets import Bundled, Hub, Wheel
+from rlhf_tutorial.assets import SMOLLM2, Bundled, Hub, Wheel
 from rlhf_tutorial.errors import AssetError, TutorialError
+from rlhf_tutorial.models import create_reference_model
 from rlhf_tutorial.ppo import PPOConfig
-from rlhf_tutorial.presets import LORA, OVERRIDES, PRESETS, load_preset
+from rlhf_tutorial.presets import (
+    LAYERS,
+    LORA,
+    OVERRIDES,
+    PRESETS,
+    SHARED_LAYERS,
+    load_preset,
+)
 
 
 @pytest.fixture(autouse=True)
 def _no_overrides(monkeypatch):
-    for variable in ("RLHF_PRESET", LORA, *OVERRIDES.values()):
+    for variable in ("RLHF_PRESET", LORA, SHARED_LAYERS, *OVERRIDES.values()):
         monkeypatch.delenv(variable, raising=False)
 
 
@@ -64,6 +72,41 @@ def test_every_source_can_be_replaced_by_a_folder_or_a_hub_id(monkeypatch, tmp_p
     assert preset.reward_model == Hub("some/judge")
     assert preset.reward_adapter is None, "the adapter belongs to the preset's own encoder"
     assert PRESETS["smollm2"].reward_adapter is not None, "the preset itself stays as it is"
+
+
+def test_another_policy_freezes_the_presets_share_of_its_layers(monkeypatch, tmp_path, make_policy):
+    monkeypatch.setenv("RLHF_POLICY", str(tmp_path))
+    shares = {name: load_preset(name).num_shared_layers for name in PRESETS}
+    assert shares == {"smollm2": 0.6, "dlite": None, "sixteen-tokens": 0.733, "tiny": 0.5}
+    for layers, frozen in ((30, 18), (16, 10), (2, 1)):
+        policy = make_policy("llama", layers=layers)
+        create_reference_model(policy, shares["smollm2"])
+        assert policy.num_shared_layers == frozen
+    policy = make_policy("llama", layers=30)
+    create_reference_model(policy, shares["sixteen-tokens"])
+    assert policy.num_shared_layers == PRESETS["sixteen-tokens"].num_shared_layers
+
+
+def test_the_depths_are_those_of_the_presets_own_policies():
+    assert LAYERS.keys() == {n for n, p in PRESETS.items() if p.num_shared_layers is not None}
+    assert LAYERS["smollm2"] == LAYERS["sixteen-tokens"] == 30
+    assert PRESETS["smollm2"].policy == PRESETS["sixteen-tokens"].policy == SMOLLM2
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("10", 10), ("0.25", 0.25), ("0", None), ("none", None), ("", None)]
+)
+def test_the_frozen_layers_can_be_set(monkeypatch, text, number):
+    monkeypatch.setenv(SHARED_LAYERS, text)
+    assert load_preset("smollm2").num_shared_layers == number
+
+
+@pytest.mark.parametrize("text", ["-1", "1.5", "all", "nan"])
+def test_a_number_of_layers_that_is_none_is_refused(monkeypatch, text):
+    monkeypatch.setenv(SHARED_LAYERS, text)
+    with pytest.raises(TutorialError, match="RLHF_SHARED_LAYERS is .*: use a number") as error:
+        load_preset()
+    assert "\n" not in str(error.value)
 
 
 def test_an_unknown_preset_or_override_is_named_in_one_line(monkeypatch):

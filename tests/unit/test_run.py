@@ -117,6 +117,14 @@ def test_command_line_runs_the_stages(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "last_reply:" in capsys.readouterr().out
 
 
+def test_the_command_line_sets_the_frozen_layers(tmp_path: Path) -> None:
+    output = str(tmp_path / "run")
+    with pytest.raises(SystemExit, match="num_shared_layers is 2, but the model has 2 layers"):
+        main(["train", "--preset", "tiny", "--output", output, "--shared-layers", "2"])
+    with pytest.raises(SystemExit, match="RLHF_SHARED_LAYERS is 'some'"):
+        main(["train", "--preset", "tiny", "--output", output, "--shared-layers", "some"])
+
+
 def test_command_line_error_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RLHF_DATA", str(tmp_path / "missing"))
     with pytest.raises(SystemExit) as stopped:
