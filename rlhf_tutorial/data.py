@@ -110,6 +110,8 @@ def _as_dialogues(rows: Dataset | Columns, where: str) -> Dataset:
     answer = next((n for n in ("chosen", "completion", *_WHOLE) if n in names), None)
     wanted = [n for n in ("prompt", answer, "rejected", "label") if n in names]
     columns: Columns = {str(name): _values(rows, str(name)) for name in wanted}
+    if _are_converted(columns):
+        return rows if isinstance(rows, datasets.Dataset) else _text_columns(columns)
     if "prompt" in columns or answer != "chosen" or not _are_dialogues(columns):
         return _converted(columns, answer)
     return rows if isinstance(rows, datasets.Dataset) else _text_columns(rows)
@@ -122,6 +124,28 @@ def _values(rows: Dataset | Columns, name: str) -> list[Any]:
         raise DataError(
             f"the column {name!r} is not UTF-8 ({reason(error)}): save the data in that encoding"
         ) from error
+
+
+def _are_converted(columns: Columns) -> bool:
+    """Whether the columns are those of `_converted`, so that there is nothing left to do."""
+    if "prompt" not in columns or not set(columns) <= {"prompt", "chosen", "rejected"}:
+        return False
+    sides = [columns[name] for name in columns if name != "prompt"] or [columns["prompt"]]
+    return all(
+        _goes_on(prompt, answer)
+        for answers in sides
+        for prompt, answer in zip(columns["prompt"], answers, strict=True)
+    )
+
+
+def _goes_on(prompt: Any, answer: Any) -> bool:
+    """Whether both are dialogues in text as they are written here, and one begins the other."""
+    if not prompt:
+        return prompt in (None, "") and not answer
+    if not isinstance(prompt, str) or prompt.endswith("Assistant:"):
+        return False
+    began = prompt.startswith(("\n\nHuman: ", "\n\nAssistant: ", "\n\nSystem: "))
+    return began and (answer is None or (isinstance(answer, str) and answer.startswith(prompt)))
 
 
 def _are_dialogues(columns: Columns) -> bool:

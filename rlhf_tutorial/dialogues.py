@@ -12,16 +12,17 @@ from typing import Any
 
 Turn = tuple[str, str]  # ("Human", "Assistant" or, first of all, "System"; text)
 
-_MARKER = r"(?:Human|Assistant):"
 # At the very start of a text no blank line is needed: many data sets are stripped.
-_TURN = re.compile(rf"(?:(?:\A\s*|\n\n)(?={_MARKER})|\A\s*(?=System:))(\w+):")
+_START = re.compile(r"\s*(Human|Assistant|System):")
+_TURN = re.compile(r"\n\n(Human|Assistant):")
+_HELD = re.compile(r"\n+(?=\n(?:Human|Assistant):)")
 _ROLES = {"user": "Human", "human": "Human", "assistant": "Assistant", "gpt": "Assistant"}
 _ROLES |= {"system": "System"}
 
 
 def _unix(text: str) -> str:
     """Line ends as Unix has them; as often as this is done, it changes nothing more."""
-    return re.sub(r"\r+\n", "\n", text)
+    return re.sub(r"\r+\n", "\n", text) if "\r" in text else text
 
 
 def parse_dialogue(text: str) -> list[Turn]:
@@ -29,8 +30,12 @@ def parse_dialogue(text: str) -> list[Turn]:
 
     Windows' line ends are read as any other.
     """
-    pieces = _TURN.split(_unix(text))
-    return [(role, turn.strip()) for role, turn in zip(pieces[1::2], pieces[2::2], strict=True)]
+    text = _unix(text)
+    if start := _START.match(text):
+        pieces = [start[1], *_TURN.split(text[start.end() :])]
+    else:
+        pieces = _TURN.split(text)[1:]
+    return [(role, turn.strip()) for role, turn in zip(pieces[::2], pieces[1::2], strict=True)]
 
 
 def dialogue_text(turns: list[Turn]) -> str:
@@ -39,8 +44,7 @@ def dialogue_text(turns: list[Turn]) -> str:
     A blank line before what looks like a marker within a turn becomes a single line end, since it
     would open another turn.
     """
-    marker = re.compile(rf"\n+(?=\n{_MARKER})")
-    texts = [(role, marker.sub("", _unix(text))) for role, text in turns]
+    texts = [(role, _HELD.sub("", _unix(text))) for role, text in turns]
     return "".join(f"\n\n{role}: {text.strip()}" for role, text in texts)
 
 
@@ -65,7 +69,7 @@ def last_reply(text: str) -> tuple[list[Turn], str] | None:
 
 def opens_with_a_turn(text: str) -> bool:
     """Whether the text is a dialogue from its first word on."""
-    return _TURN.match(_unix(text)) is not None
+    return _START.match(text) is not None
 
 
 def query_text(turns: list[Turn]) -> str:

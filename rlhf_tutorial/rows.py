@@ -348,11 +348,11 @@ def _checked(row: Any, earlier: list[dict[str, Any]]) -> dict[str, Any]:
         found = f"it has {list(row)[:5]}" if isinstance(row, dict) else "it is no object"
         raise ValueError(f"{keys[0]!r} is missing ({found}): the forms of rows are {FORMS}")
     for name, value in row.items():
-        messages = isinstance(value, list) and value and all(isinstance(m, dict) for m in value)
+        messages = isinstance(value, list) and value and all(map(_is_message, value))
         if name in TEXTS and not (value is None or isinstance(value, str) or messages):
             raise ValueError(
                 f"{name!r} is of type {type(value).__name__}: make it text or null, or a list of "
-                "messages"
+                "messages {role, content}"
             )
         try:
             text = json.dumps(value, ensure_ascii=False, default=str) if name in TEXTS else value
@@ -362,3 +362,8 @@ def _checked(row: Any, earlier: list[dict[str, Any]]) -> dict[str, Any]:
                 f"{name!r} holds half a character (a lone surrogate): mend or delete the line"
             ) from error
     return row
+
+
+def _is_message(value: Any) -> bool:
+    """Whether it is meant for a message, of whatever role and content."""
+    return isinstance(value, dict) and ("role" in value or "from" in value)
