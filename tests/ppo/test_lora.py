@@ -154,6 +154,18 @@ def test_the_adapter_of_a_policy_in_bfloat16_stays_in_float32(base_folder, sampl
     assert trainer.step(*samples)["objective/kl"] != 0
 
 
+@pytest.mark.parametrize("trained", [0.0, 0.1])
+def test_under_mixed_precision_the_frozen_matrices_alone_are_cast(trained, samples) -> None:
+    policy = lora_policy("llama", trained=trained)
+    bf16 = {"cpu": True, "mixed_precision": "bf16"}
+    trainer = make_trainer(policy, accelerator_kwargs=bf16)
+    kl_at_first(trainer, samples)
+    assert trainer.step(*samples)["objective/kl"] != 0
+    assert {p.dtype for p in policy.parameters() if p.requires_grad} == {torch.float32}
+    layer = policy.language_model.model.layers[0].self_attn.q_proj
+    assert layer.base_layer.weight.dtype == torch.bfloat16
+
+
 # The reference -----------------------------------------------------------------------------------
 
 
