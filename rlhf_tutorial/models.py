@@ -57,8 +57,11 @@ def needs_own_code(folder: Path) -> bool:
     """Whether transformers does not know the kind of model, but the checkpoint brings code."""
     from transformers import CONFIG_MAPPING
 
+    path = folder / "config.json"
+    if not path.exists():  # what loads the folder will say so
+        return False
     with loading(folder):
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8"))
     return "auto_map" in config and config.get("model_type") not in CONFIG_MAPPING
 
 

@@ -92,19 +92,34 @@ def usable_tokenizer(
     tokenizer: PreTrainedTokenizerBase | None, model: AutoModelForCausalLMWithValueHead
 ) -> PreTrainedTokenizerBase:
     """The tokenizer, if it can pad for this model; else raise ModelError."""
-    if tokenizer is None or tokenizer.pad_token_id is None:
-        raise ModelError(
-            "PPOTrainer needs a tokenizer with a pad token: "
-            "set tokenizer.pad_token = tokenizer.eos_token"
-        )
+    if tokenizer is None:
+        raise ModelError("PPOTrainer needs a tokenizer: give it the policy's")
+    padding = padding_of(tokenizer)
     embeddings = vocabulary(model)
-    if tokenizer.pad_token_id >= embeddings:  # often a pad token added to the tokenizer alone
+    if padding >= embeddings:  # often a pad token added to the tokenizer alone
         raise ModelError(
-            f"the tokenizer pads with token {tokenizer.pad_token_id}, but the model knows "
+            f"the tokenizer pads with token {padding}, but the model knows "
             f"{embeddings}: load the tokenizer it was trained with, or set tokenizer.pad_token = "
             "tokenizer.eos_token, or call model.pretrained_model.resize_token_embeddings"
         )
     return tokenizer
+
+
+def padding_of(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The tokenizer's pad token; of one that has none, or none yet, its end of sequence.
+
+    Which token stands at padding changes nothing: a mask says where the padding is.
+
+    Raises:
+        ModelError: if it has neither.
+    """
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    raise ModelError(
+        "PPOTrainer needs a tokenizer with a pad token: set tokenizer.pad_token = "
+        "tokenizer.eos_token"
+    )
 
 
 def vocabulary(model: AutoModelForCausalLMWithValueHead) -> int:

@@ -43,6 +43,22 @@ WITHOUT_EFFECT = {
 """Fields of TRL 0.11.4's PPOConfig that are taken and change nothing, and why."""
 
 
+def _takes_trls_fields(cls: type) -> type:
+    """Let a dataclass's constructor take TRL's other fields; those that matter are refused."""
+    init: Callable[..., None] = vars(cls)["__init__"]
+
+    @wraps(init)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        kwargs = without_harmless(kwargs, NOT_SUPPORTED, WITHOUT_EFFECT)
+        for name in NOT_SUPPORTED.keys() & kwargs.keys():
+            raise TutorialError(f"PPOConfig.{name} is not supported: {NOT_SUPPORTED[name]}")
+        init(self, *args, **kwargs)
+
+    setattr(cls, "__init__", __init__)  # noqa: B010 (mypy knows no assignment to it)
+    return cls
+
+
+@_takes_trls_fields
 @dataclass
 class PPOConfig:
     """What `PPOTrainer` needs to know, under the names and with the defaults of TRL 0.11.4.
@@ -178,19 +194,3 @@ class PPOConfig:
             raise TutorialError(
                 f"PPOConfig.kl_penalty is {self.kl_penalty!r}: use one of {', '.join(KL_KINDS)}"
             )
-
-
-def _with_trls_fields(init: Callable[..., None]) -> Callable[..., None]:
-    """A constructor that also takes TRL's other fields, and refuses them by name if they matter."""
-
-    @wraps(init)
-    def __init__(self: PPOConfig, *args: Any, **kwargs: Any) -> None:
-        kwargs = without_harmless(kwargs, NOT_SUPPORTED, WITHOUT_EFFECT)
-        for name in NOT_SUPPORTED.keys() & kwargs.keys():
-            raise TutorialError(f"PPOConfig.{name} is not supported: {NOT_SUPPORTED[name]}")
-        init(self, *args, **kwargs)
-
-    return __init__
-
-
-PPOConfig.__init__ = _with_trls_fields(PPOConfig.__init__)  # type: ignore[method-assign]

@@ -149,7 +149,9 @@ class PPOTrainer:
             trainable = [p for p in model.parameters() if p.requires_grad]
             fused = self.device.type in ("cpu", "cuda")  # updates each weight in one pass
             optimizer = torch.optim.Adam(trainable, lr=config.learning_rate, fused=fused)
-        self.replies = Replies(ptx_dataset, config, self.accelerator, self.tokenizer.pad_token_id)
+        self.replies = Replies(
+            ptx_dataset, config, self.accelerator, checks.padding_of(self.tokenizer)
+        )
         self.dataloader: Batches | None = None
         if dataset is not None:
             self.dataloader = Batches(dataset, config, data_collator, self.accelerator)
@@ -226,7 +228,7 @@ class PPOTrainer:
         settings = {
             "temperature": self.config.temperature,
             "eos_token_id": self.end_token_ids([self.tokenizer.eos_token_id]),
-            "pad_token_id": self.tokenizer.pad_token_id,
+            "pad_token_id": checks.padding_of(self.tokenizer),
             "batch_size": batch_size,
             "length_sampler": length_sampler,
             **({"tokenizer": self.tokenizer} if "stop_strings" in asked else {}),
@@ -363,7 +365,7 @@ class PPOTrainer:
         return collate(
             [query.to(self.device) for query in queries],
             [response.to(self.device) for response in responses],
-            self.tokenizer.pad_token_id,
+            checks.padding_of(self.tokenizer),
             response_masks,
             width=int(self.rows_of_all(longest).max()),
         )

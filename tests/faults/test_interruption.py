@@ -450,7 +450,7 @@ def test_a_run_stopped_while_it_finishes_can_be_started_again(
     trainer = run.make_trainer()
     delete = shutil.rmtree
 
-    def half_a_policy(folder: Path) -> None:
+    def half_a_policy(folder: Path, **settings: Any) -> None:
         shutil.copytree(run.folder / "initial_policy", folder)
         (folder / "model.safetensors").unlink()
         raise Stopped

@@ -256,6 +256,24 @@ def test_weights_are_saved_whatever_the_generation_config_holds(
     assert ("generation_config.json" in names) == written
 
 
+def test_a_tokenizers_pad_token_may_be_set_later(make_policy: Any, samples: Any) -> None:
+    class Late(PadAndEnd):
+        pad_token_id = None
+
+    config = PPOConfig(batch_size=6, mini_batch_size=6)
+    late, usual = (
+        PPOTrainer(config, make_policy("llama"), tokenizer=tokenizer)
+        for tokenizer in (Late(), PadAndEnd())
+    )
+    late.generate(samples[0], max_new_tokens=2)
+    assert late.step(*samples)["ppo/loss/value"] == pytest.approx(
+        usual.step(*samples)["ppo/loss/value"], rel=1e-5
+    )
+    Late.eos_token_id = None
+    with refused(ModelError, "needs a tokenizer with a pad token"):
+        PPOTrainer(config, make_policy("llama"), tokenizer=Late())
+
+
 def test_a_sampler_of_lengths_from_0_draws_1_at_the_least() -> None:
     sampler = LengthSampler(0, 3)
     assert {sampler() for _ in range(50)} == {1, 2}
