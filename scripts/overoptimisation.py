@@ -31,8 +31,9 @@ from rlhf_tutorial import Run, assets, load_preset
 from rlhf_tutorial.data import prepare_queries
 from rlhf_tutorial.feedback import Row, load_feedback, save_feedback
 from rlhf_tutorial.reward import StateJudge, StateReader, fit_line
+from rlhf_tutorial.studies.committed import committed_overoptimisation
 from rlhf_tutorial.studies.looks import experiment
-from rlhf_tutorial.studies.overoptimisation import expected_best_of_n
+from rlhf_tutorial.studies.overoptimisation import best_of_n_curve
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "rlhf_tutorial" / "bundled" / "overoptimisation"
@@ -99,16 +100,20 @@ def best_of_n() -> None:
         judge = load(name) if name != "gold" else gold
         given = features @ judge.weights + judge.bias
         scores[name] = [[round(s, 3) for s in row] for row in given.view(len(rows), -1).tolist()]
-        chosen = (expected_best_of_n(scores[name], scores["gold"], n).mean() for n in (1, 4, 16))
-        print(f"{name}: the gold's score of one answer, of the best of 4 and of 16:", *chosen)
+        curve = best_of_n_curve(np.array(scores[name]), np.array(scores["gold"]))
+        print(f"{name}: what the gold gains by the best of n:", {r["n"]: r["gold"] for r in curve})
     (FOLDER / "best-of-n.json").write_text(json.dumps(scores) + "\n", encoding="utf-8")
 
 
 def rows_to_read() -> list[Row]:
     """Where gold and proxy part: of each size's first run the gold's best look, and the last."""
     found: list[Row] = []
+    _, trainings = committed_overoptimisation()
     for size in SIZES:
-        result = json.loads((FOLDER / f"ppo-{size}-0.json").read_text(encoding="utf-8"))
+        (result,) = (
+            each for each in trainings
+            if (each["size"], each["seed"], each["settings"]["init_kl_coef"]) == (size, 0, 0)
+        )  # fmt: skip
         looks = result["looks"]
         best = max(looks[1:], key=lambda at: float(np.mean(at["scores"]["gold"])))
         found = found or [{"prompt": query, "answers": []} for query in result["queries"]]

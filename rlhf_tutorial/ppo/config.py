@@ -21,7 +21,6 @@ NOT_SUPPORTED = {
         "a step uploads nothing: call trainer.push_to_hub(repo_id) where you want it"
     ),
     "is_encoder_decoder": "only decoder-only models can be trained",
-    "is_peft_model": "the policy says it: read model.is_peft_model",
     "world_size": "set by accelerate: read trainer.accelerator.num_processes",
     "backward_batch_size": "it is mini_batch_size * gradient_accumulation_steps: set those",
     "global_backward_batch_size": "computed, not set: see mini_batch_size",

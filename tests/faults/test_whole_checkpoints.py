@@ -55,7 +55,6 @@ KINDS = [
     (unknown_config, "'no-such-model' is newer than the transformers"),
     (quantised, "its weights are quantised (bitsandbytes), which cannot be trained"),
     (lfs_pointer, "model.safetensors is a git-lfs pointer, not the file: run `git lfs pull`"),
-    (adapter_alone, "holds an adapter of 'org/base' and no model of its own"),
 ]
 
 

@@ -854,9 +854,9 @@ def test_a_tokenizer_without_a_pad_token_is_refused(make_policy, tokenizer):
     import copy
 
     without = copy.deepcopy(tokenizer)
-    without.pad_token = None
-    for tokenizer in (without, None):
-        with pytest.raises(ModelError, match="pad token") as error:
+    without.pad_token = without.eos_token = None  # without the one, the other would do
+    for tokenizer, needed in ((without, "pad token"), (None, "needs a tokenizer: give it")):
+        with pytest.raises(ModelError, match=needed) as error:
             PPOTrainer(BATCH, make_policy(), None, tokenizer)
         assert "\n" not in str(error.value)
 

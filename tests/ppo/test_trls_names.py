@@ -238,10 +238,10 @@ def test_llama_factorys_value_head_is_loaded(make_policy: Any, tmp_path: Path, f
 
 
 @pytest.mark.parametrize(
-    ("settings", "written"), [({"temperature": 0.7}, True), ({"max_new_tokens": -1}, False)]
+    ("settings", "kept"), [({"temperature": 0.7}, True), ({"max_new_tokens": -1}, False)]
 )
 def test_weights_are_saved_whatever_the_generation_config_holds(
-    make_policy: Any, tmp_path: Path, settings: dict[str, Any], written: bool
+    make_policy: Any, tmp_path: Path, settings: dict[str, Any], kept: bool
 ) -> None:
     policy = make_policy("llama")
     for name, value in settings.items():
@@ -249,11 +249,13 @@ def test_weights_are_saved_whatever_the_generation_config_holds(
     policy.save_pretrained(tmp_path, max_shard_size="1MB")
     names = {path.name for path in tmp_path.iterdir()}
     assert {"config.json", "model.safetensors", "value_head.safetensors"} <= names
+    assert "generation_config.json" in names
     again = AutoModelForCausalLMWithValueHead.from_pretrained(tmp_path)
     assert torch.equal(again.v_head.weight, policy.v_head.weight)
-    if written:
-        assert again.pretrained_model.generation_config.temperature == 0.7
-    assert ("generation_config.json" in names) == written
+    found = vars(again.pretrained_model.generation_config)
+    (name,) = settings
+    assert (found[name] == settings[name]) == kept, "what transformers refuses is left out"
+    assert found["eos_token_id"] == policy.pretrained_model.generation_config.eos_token_id
 
 
 def test_a_tokenizers_pad_token_may_be_set_later(make_policy: Any, samples: Any) -> None:

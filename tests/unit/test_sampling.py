@@ -23,7 +23,7 @@ class Numbers:
         return list(range(len(text)))
 
     def batch_decode(self, responses: list[torch.Tensor], **_: Any) -> list[str]:
-        return [" ".join(map(str, response.tolist())) for response in responses]
+        return [" ".join(str(int(token)) for token in response) for response in responses]
 
 
 TEMPLATE = PromptTemplate("{instruction}").bind(Numbers())
@@ -96,7 +96,7 @@ def test_an_end_token_of_ones_own_ends_the_answers():
 def test_answers_are_read_as_the_template_reads_them_and_kept_as_tokens() -> None:
     class Words(Numbers):
         def batch_decode(self, responses: list[torch.Tensor], **_: Any) -> list[str]:
-            return [f" {' '.join(map(str, r.tolist()))} ### End and more" for r in responses]
+            return [f" {' '.join(str(int(t)) for t in r)} ### End and more" for r in responses]
 
     template = PromptTemplate("{instruction}", end="### End").bind(Words())
     model = language_model("llama", layers=1, vocab_size=20)
