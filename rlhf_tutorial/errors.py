@@ -102,6 +102,8 @@ def _cause(folder: Path, error: str) -> str | None:
     for path in sorted(folder.glob("*")):
         if is_lfs_pointer(path):
             return f"{path.name} is a git-lfs pointer, not the file: run `git lfs pull` there"
+    if "unexpected keyword argument" in error:
+        return "neither transformers nor the model takes that argument: leave it out"
     if "file named" in error and (base := adapter_base(folder)) is not None:
         return f"it holds an adapter of {base!r} and no model of its own: merge it into its base"
     config = _settings(folder / "config.json")

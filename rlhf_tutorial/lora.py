@@ -207,6 +207,9 @@ def quantisation(
     """
     kwargs = dict(kwargs)
     bits = [name for name in ("load_in_8bit", "load_in_4bit") if kwargs.pop(name, False)]
+    given = kwargs.get("quantization_config")
+    if type(given).__name__ == "BitsAndBytesConfig" and not bits:
+        bits = ["quantization_config"]
     if not bits:
         return kwargs
     if merge or not (has_adapter or peft_config is not None):
@@ -218,7 +221,9 @@ def quantisation(
         raise ModelError(f"{bits[0]} needs bitsandbytes, which is not installed: install it")
     from transformers import BitsAndBytesConfig
 
-    return kwargs | {"quantization_config": BitsAndBytesConfig(**dict.fromkeys(bits, True))}
+    if given is None:
+        kwargs["quantization_config"] = BitsAndBytesConfig(**dict.fromkeys(bits, True))
+    return kwargs
 
 
 # Folders ----------------------------------------------------------------------------------------

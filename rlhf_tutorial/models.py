@@ -183,6 +183,8 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
         head_kwargs = {k: kwargs.pop(k) for k in list(kwargs) if k.startswith("v_head_init")}
         adapter = {k: kwargs.pop(k, None) for k in ("peft_config", "merge")}
         is_trainable = kwargs.pop("is_trainable", True)
+        if "use_auth_token" in kwargs:  # its old name
+            kwargs["token"] = kwargs.pop("use_auth_token")
         download = {k: kwargs.pop(k, None) for k in ("token", "cache_dir")}
         with seeded(0):
             if isinstance(name, PreTrainedModel) or lora.is_peft_model(name):

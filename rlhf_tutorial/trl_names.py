@@ -1,6 +1,7 @@
 """TRL 0.11.4's public names: those that are kept for its scripts, and what to use for the rest.
 
-Kept here are `set_seed`, `respond_to_batch`, `PreTrainedModelWrapper` and those of `MATH`. What
+Kept here are `set_seed`, `respond_to_batch`, `PreTrainedModelWrapper` and those of `MATH`, and to
+be imported, since many scripts do it for nothing, `AutoModelForSeq2SeqLMWithValueHead`. What
 scripts ask of TRL's objects is with ours: `PPOConfig.to_dict`, `PPOTrainer.kl_ctl`,
 `PPOTrainer.current_device`, `PPOTrainer.is_distributed` and the like.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING, Any
 
-from .errors import TutorialError
+from .errors import ModelError, TutorialError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,11 +63,22 @@ def respond_to_batch(
     return sequences[:, queries.shape[1] :]
 
 
+class AutoModelForSeq2SeqLMWithValueHead:
+    """TRL's name for encoder-decoders. Scripts import it beside the other; to use it is refused."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        raise ModelError(
+            "encoder-decoders cannot be trained here: use a decoder-only model with "
+            "AutoModelForCausalLMWithValueHead"
+        )
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> None:
+        """Raises ModelError."""
+        cls()
+
+
 GONE = {
-    "AutoModelForSeq2SeqLMWithValueHead": (
-        "encoder-decoders cannot be trained here: use a decoder-only model with "
-        "AutoModelForCausalLMWithValueHead"
-    ),
     "TextEnvironment": "write the loop yourself; give step response_masks with 0 at tool output",
     "TextHistory": "write the loop yourself; give step response_masks with 0 at tool output",
     "BestOfNSampler": (

@@ -46,6 +46,16 @@ def check_methods(overridden: Mapping[str, Any]) -> None:
         )
 
 
+def is_trained_with(ref_model: Any, model: Any) -> bool:
+    """Whether the reference has weights that PPO changes; one that is switched has them rightly."""
+    if not all(isinstance(given, torch.nn.Module) for given in (ref_model, model)):
+        return False
+    if isinstance(getattr(ref_model, "pretrained_model", None), lora.Switched):
+        return False
+    trained = {id(p) for p in model.parameters() if p.requires_grad}
+    return any(id(p) in trained for p in ref_model.parameters())
+
+
 def check_arguments(
     model: Any,
     ref_model: Any,
@@ -54,6 +64,11 @@ def check_arguments(
     ptx_dataset: Any,
 ) -> None:
     """Raise ModelError for models or replies that PPO cannot use, and for what only TRL took."""
+    if ref_model is not None and is_trained_with(ref_model, model):
+        raise ModelError(
+            "ref_model holds weights of the policy that are trained, so it would change with it "
+            "(get_peft_model changes its model in place): leave it out, the trainer makes one"
+        )
     for name, given in {"model": model, "ref_model": ref_model or model}.items():
         if not isinstance(given, AutoModelForCausalLMWithValueHead):
             raise ModelError(

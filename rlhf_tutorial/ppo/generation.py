@@ -13,6 +13,7 @@ from ..harmless import asks_nothing
 
 LEFT_OUT = (
     "attention_mask",
+    "remove_padding",
     "return_dict_in_generate",
     "output_scores",
     "output_logits",
@@ -23,7 +24,7 @@ LEFT_OUT = (
     "num_return_sequences",
 )
 """Settings without which the answers are the same: queries come without padding here, and answers
-go back as tensors."""
+go back as tensors, without any."""
 
 DEFAULT_NEW_TOKENS = 20
 """Of transformers."""

@@ -337,14 +337,24 @@ class PPOTrainer:
         self.logged += 1
         log_stats(self.accelerator, stats, batch, rewards, columns_to_log, self.logged)
 
-    def save_pretrained(self, folder: str | Path, merge: bool = False) -> None:
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        merge: bool = False,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        **settings: Any,
+    ) -> None:
         """Save the policy as an ordinary checkpoint folder, with its value head and tokenizer.
 
-        Of a LoRA policy the adapter is saved, or with `merge=True` an ordinary checkpoint too.
+        Of a LoRA policy the adapter is saved, or with `merge=True` an ordinary checkpoint too. The
+        other arguments are those of the policy's own `save_pretrained`.
         """
         if self.accelerator.is_main_process:
-            self.policy.save_pretrained(folder, merge=merge)
+            self.policy.save_pretrained(folder, merge=merge, **settings)
             self.tokenizer.save_pretrained(folder)
+            if push_to_hub:
+                upload(folder, repo_id or Path(folder).name)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
         """Upload what `save_pretrained` saves; `kwargs` as in `models.upload`. Its address."""

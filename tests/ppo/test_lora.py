@@ -543,8 +543,31 @@ def test_trls_load_in_8bit_becomes_what_transformers_takes(monkeypatch) -> None:
     made = lora.quantisation(given, False, peft_config=lora_config())
     assert made == {"device_map": "auto", "quantization_config": {"load_in_4bit": True}}
     assert lora.quantisation({"load_in_8bit": False}, False) == {}
+    own = {"quantization_config": object()}
+    asked = {"load_in_4bit": True, **own}
+    assert lora.quantisation(asked, True) == own, "the script's own settings, not the default ones"
     with pytest.raises(ModelError, match="vanish in quantised weights"):
         lora.quantisation({"load_in_8bit": True}, True, merge=True)
+
+
+def test_a_quantisation_without_its_package_is_named() -> None:
+    from transformers import BitsAndBytesConfig
+
+    for has_adapter, said in ((True, "needs bitsandbytes"), (False, "is for LoRA policies")):
+        with pytest.raises(ModelError, match=f"quantization_config {said}") as error:
+            lora.quantisation({"quantization_config": BitsAndBytesConfig()}, has_adapter)
+        one_line(error)
+
+
+def test_a_reference_that_would_learn_with_the_policy_is_refused() -> None:
+    """get_peft_model changes its model in place: what a script calls the base is the policy."""
+    base = language_model("llama")
+    policy = Policy.from_pretrained(get_peft_model(base, lora_config()))
+    for reference in (base, Policy.from_pretrained(base), policy):
+        with pytest.raises(ModelError, match="would change with it") as error:
+            PPOTrainer(PPOConfig(), policy, reference, PadAndEnd())
+        one_line(error)
+    PPOTrainer(PPOConfig(), policy, create_reference_model(policy), PadAndEnd())
 
 
 def test_weights_that_are_whole_numbers_are_not_cast() -> None:

@@ -58,6 +58,36 @@ def test_names_that_trl_still_has_are_there() -> None:
         assert hasattr(trl, name), name
 
 
+def test_the_name_for_encoder_decoders_can_be_imported_and_not_used() -> None:
+    for use in (
+        rlhf_tutorial.AutoModelForSeq2SeqLMWithValueHead,
+        rlhf_tutorial.AutoModelForSeq2SeqLMWithValueHead.from_pretrained,
+    ):
+        with refused(ModelError, "encoder-decoders cannot be trained here"):
+            use("t5-small")
+
+
+def test_the_trainer_saves_with_the_arguments_of_the_policy(
+    make_trainer: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    sent = []
+    monkeypatch.setattr("rlhf_tutorial.ppo.trainer.upload", lambda *told: sent.append(told))
+    trainer = make_trainer()
+    trainer.save_pretrained(tmp_path / "kept", push_to_hub=False, max_shard_size="1MB")
+    assert (tmp_path / "kept" / "value_head.safetensors").exists() and not sent
+    trainer.save_pretrained(tmp_path / "sent", push_to_hub=True, repo_id="me/policy")
+    assert sent == [(tmp_path / "sent", "me/policy")]
+
+
+def test_an_argument_that_nobody_takes_is_not_called_damage(
+    make_policy: Any, tmp_path: Path
+) -> None:
+    make_policy("llama").save_pretrained(tmp_path)
+    AutoModelForCausalLMWithValueHead.from_pretrained(tmp_path, use_auth_token=True)
+    with refused(ModelError, "no_such_argument", "leave it out"):
+        AutoModelForCausalLMWithValueHead.from_pretrained(tmp_path, no_such_argument=1)
+
+
 def test_set_seed_seeds_all_three_generators() -> None:
     with torch.random.fork_rng():
         states = random.getstate(), np.random.get_state()
