@@ -40,10 +40,11 @@ def log_stats(
     """Send stats to the tracker, with `env/reward_*` and, where it has tables, the batch's texts.
 
     Raises:
-        ModelError: for a column that the batch does not have.
+        ModelError: for a column that a table is to have and the batch has not.
     """
     columns = list(columns)
-    if missing := [c for c in columns if c not in batch]:
+    with_tables = [t for t in accelerator.trackers if hasattr(t, "log_table")]
+    if with_tables and (missing := [c for c in columns if c not in batch]):
         raise ModelError(
             f"log_stats cannot log {missing[0]!r}: the batch has {', '.join(batch)}; "
             "name others in columns_to_log"
@@ -58,7 +59,6 @@ def log_stats(
     # wandb counts steps by itself and drops what comes with a smaller number.
     step_kwargs = {} if any(t.name == "wandb" for t in accelerator.trackers) else {"step": step}
     accelerator.log(logs, **step_kwargs)
-    for tracker in accelerator.trackers:
-        if hasattr(tracker, "log_table"):
-            rows = [list(row) for row in zip(*(batch[c] for c in columns), rewards, strict=True)]
-            tracker.log_table("game_log", columns=[*columns, "reward"], data=rows, **step_kwargs)
+    for tracker in with_tables:
+        rows = [list(row) for row in zip(*(batch[c] for c in columns), rewards, strict=True)]
+        tracker.log_table("game_log", columns=[*columns, "reward"], data=rows, **step_kwargs)

@@ -79,6 +79,13 @@ def test_the_trainer_saves_with_the_arguments_of_the_policy(
     assert sent == [(tmp_path / "sent", "me/policy")]
 
 
+def test_without_a_tracker_no_column_is_missed(make_trainer: Any, samples: Any) -> None:
+    trainer, logged = make_trainer(), []
+    trainer.accelerator.log = lambda values, **_: logged.append(values)
+    trainer.log_stats(trainer.step(*samples), {"query": [""] * 6}, samples[2])
+    assert logged[0]["env/reward_mean"] == pytest.approx(np.mean([float(s) for s in samples[2]]))
+
+
 def test_an_argument_that_nobody_takes_is_not_called_damage(
     make_policy: Any, tmp_path: Path
 ) -> None:
