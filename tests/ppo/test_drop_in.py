@@ -366,7 +366,8 @@ def test_arguments_of_the_trainer_that_do_not_fit_are_refused_in_one_line(path):
         ({"training_data_collator": columns}, "training_data_collator is not supported"),
         ({"ref_model": reference, "num_shared_layers": 1}, "num_shared_layers is for"),
         ({"model": model.pretrained_model}, "model is a GPT2LMHeadModel: wrap it"),
-        ({"ref_model": model.pretrained_model}, "ref_model is a GPT2LMHeadModel: wrap it"),
+        ({"ref_model": reference.pretrained_model}, "ref_model is a GPT2LMHeadModel: wrap it"),
+        ({"ref_model": model}, "ref_model holds weights of the policy that are trained"),
     ):
         with pytest.raises(ModelError, match=message) as error:
             PPOTrainer(config, **({"model": model, "tokenizer": tokenizer} | arguments))
