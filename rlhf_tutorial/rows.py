@@ -246,13 +246,16 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
                 if line.strip():
                     rows.append(_checked(_parsed(line), rows))
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(
-            f"{path} cannot be read past line {number} ({reason(error)}): it is damaged, cut short "
-            "or out of reach, so fetch it again"
-        ) from error
+        raise _damaged(f"{path} cannot be read past line {number}", error) from error
     except ValueError as error:
         raise DataError(f"{path}, line {number}: {error}") from error
     return rows
+
+
+def _damaged(what: str, error: Exception) -> DataError:
+    return DataError(
+        f"{what} ({reason(error)}): it is damaged, cut short or out of reach, so fetch it again"
+    )
 
 
 def _read_json(path: Path) -> list[dict[str, Any]]:
@@ -264,10 +267,7 @@ def _read_json(path: Path) -> list[dict[str, Any]]:
         for row in _parsed(content):
             rows.append(_checked(row, rows))
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(
-            f"{path} cannot be read ({reason(error)}): it is damaged, cut short or out of reach, "
-            "so fetch it again"
-        ) from error
+        raise _damaged(f"{path} cannot be read", error) from error
     except ValueError as error:
         raise DataError(f"{path}, row {len(rows)}: {error}") from error
     return rows
