@@ -68,6 +68,26 @@ def end_token_ids(model: PreTrainedModel, others: Iterable[int | None]) -> list[
     return list(dict.fromkeys(i for i in (*others, *listed) if i is not None))
 
 
+@contextmanager
+def without_preferences(model: Any) -> Iterator[None]:
+    """Within, generate samples as it is told, and not as the checkpoint's author preferred.
+
+    transformers fills in whatever it is not told (min_p, a ban of repeated words, beams) from the
+    checkpoint's generation config. Of that the tokens and the lengths are left.
+    """
+    from transformers import GenerationConfig
+
+    # Of PEFT's wrapper, and of a reference that is switched, it is the model within that generates.
+    owner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    own = owner.generation_config
+    kept = ("bos_token_id", "eos_token_id", "pad_token_id", "max_length", "max_new_tokens")
+    try:
+        owner.generation_config = GenerationConfig(**{k: getattr(own, k, None) for k in kept})
+        yield
+    finally:
+        owner.generation_config = own
+
+
 def keeps_logits(model: nn.Module) -> bool:
     """Whether its forward knows `logits_to_keep`; some older families compute them all."""
     return "logits_to_keep" in inspect.signature(model.forward).parameters

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from .errors import ModelError, reason
+from .families import evaluating, probe
 from .quiet import quiet_transformers
 from .randomness import preserved_random_state, seeded
 
@@ -82,6 +83,8 @@ def adapted(
 ) -> Any:
     """The model as asked for: with a new adapter, with its own one, or with that merged into it.
 
+    A model that has an adapter keeps it, as with TRL, whatever `peft_config` says.
+
     Args:
         model: a language model, or PEFT's wrapper around one.
         peft_config: of the new adapter, drawn from a fixed seed; None for none.
@@ -100,18 +103,19 @@ def adapted(
                 "merge=True needs the language model's own weights, and these are in 8 or 4 bit: "
                 "load it without"
             )
-        model = model.merge_and_unload().requires_grad_(True)  # PEFT had frozen the weights
+        model = _put_into_weights(model, "leave merge out").requires_grad_(True)
+        model.name_or_path = ""  # its weights are no longer what lies under that name
     if getattr(model, "_hf_peft_config_loaded", False):
         raise ModelError(
             "the model has an adapter that transformers' add_adapter or load_adapter put there: "
             "hand over its folder, or peft.get_peft_model(model, config), or a peft_config"
         )
-    if peft_config is not None:
-        if is_peft_model(model):
-            raise ModelError(
-                "peft_config is for a new adapter, and the model has one: leave it out, or put the "
-                "old one into the weights with merge=True"
-            )
+    if peft_config is not None and is_peft_model(model):
+        logger.warning(
+            "peft_config is left out: the model has an adapter, and that is trained further; "
+            "merge=True puts it into the weights, and a new one on them"
+        )
+    elif peft_config is not None:
         model = _with_new_adapter(model, peft_config, base)
     return model
 
@@ -184,10 +188,11 @@ def check_trained(model: Any) -> None:
             )
         return
     _check(model)
-    if not any(p.requires_grad for p in model.parameters()):
+    if not any(p.requires_grad for p in _read(model).values()):
         raise ModelError(
             "the policy's adapter is frozen, so that its value head alone would be trained: load "
-            "it with is_trainable=True, and without inference_mode in its config"
+            "it with is_trainable=True and without inference_mode in its config, and leave the "
+            "flags of its reference alone, as both have the same weights"
         )
 
 
@@ -283,8 +288,8 @@ def save(model: PeftModel, folder: Path, **kwargs: Any) -> None:
     (name,) = _active(model)
     if not model.peft_config[name].base_model_name_or_path:
         logger.warning(
-            "the adapter in %s names no language model, since it was put on one in memory: save "
-            "that as well, or save with merge=True",
+            "the adapter in %s names no language model, since it was put on one in memory, or on "
+            "one with another adapter in its weights: save that as well, or save with merge=True",
             folder,
         )
     model.save_pretrained(str(folder), selected_adapters=[name], **kwargs)
@@ -294,7 +299,12 @@ def save(model: PeftModel, folder: Path, **kwargs: Any) -> None:
         (folder / name).rmdir()
 
 
-@torch.no_grad()
+def remove(folder: Path) -> None:
+    """Delete the adapter that an earlier `save` left: a checkpoint beside it would not be read."""
+    for name in (CONFIG_FILE, "adapter_model.safetensors", "adapter_model.bin"):
+        (folder / name).unlink(missing_ok=True)
+
+
 def merged(model: PeftModel) -> PreTrainedModel:
     """A language model of its own in float32, with the adapter in its weights.
 
@@ -306,17 +316,24 @@ def merged(model: PeftModel) -> PreTrainedModel:
             "merge=True needs the language model's own weights, and these are in 8 or 4 bit: save "
             "the adapter, and load that with merge=True"
         )
-    whole = copy.deepcopy(model).float().eval()
-    inner = language_model(whole)
-    words = inner.get_input_embeddings().weight.shape[0]
-    ids = torch.arange(4, device=inner.device).unsqueeze(0) % words
-    expected = inner(ids, use_cache=False).logits
-    plain = whole.merge_and_unload()
-    actual = plain(ids, use_cache=False).logits
-    if not torch.allclose(actual, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item()):
+    return _put_into_weights(copy.deepcopy(model).float(), "save the adapter")
+
+
+@torch.no_grad()
+def _put_into_weights(model: PeftModel, advice: str) -> PreTrainedModel:
+    """The adapter's own language model, with the adapter in its weights, which is checked."""
+    inner = language_model(model)
+    text = probe(inner)
+    with evaluating(model):
+        expected = inner(text, use_cache=False).logits.float()
+    plain = model.merge_and_unload()
+    with evaluating(plain):
+        actual = plain(text, use_cache=False).logits.float()
+    share = 1e-3 if inner.dtype == torch.float32 else 5e-2  # of the largest, for rounding
+    if not torch.allclose(actual, expected, rtol=share, atol=share * expected.abs().max().item()):
         raise ModelError(
             f"this adapter cannot be merged into a {type(plain).__name__} without changing what "
-            "the policy says (one on a head that is also the embeddings?): save the adapter"
+            f"the policy says (one on a head that is also the embeddings?): {advice}"
         )
     return plain
 
@@ -367,7 +384,7 @@ def as_it_is_now(model: PeftModel) -> Switched | None:
     the language model itself), only a copy of all is the model as it is now.
     """
     (name,) = _active(model)
-    parameters = dict(model.named_parameters())
+    parameters = _read(model)
     own = {k: p for k, p in parameters.items() if name in k.split(".")}
     if any(p.requires_grad for k, p in parameters.items() if k not in own):
         return None
@@ -439,6 +456,12 @@ def switched(layers: Sequence[Any], adapter: str | None) -> Iterator[None]:
 
 def _active(model: PeftModel) -> list[str]:
     return list(model.active_adapters)
+
+
+def _read(model: PeftModel) -> dict[str, nn.Parameter]:
+    """The weights that a pass reads, by name: all but those of adapters that are not active."""
+    others = set(model.peft_config) - set(_active(model))
+    return {k: p for k, p in model.named_parameters() if not others & set(k.split("."))}
 
 
 def _tuner_layers(model: PeftModel) -> list[Any]:

@@ -23,10 +23,17 @@ from .families import (
     keeps_logits,
     position_ids_from,
     text_config,
+    without_preferences,
 )
 from .harmless import without_harmless
 from .randomness import seeded
-from .trunk import TrunkStates, freeze_below, layers_of_share, trunk_version
+from .trunk import (
+    TrunkStates,
+    freeze_adapters_below,
+    freeze_below,
+    layers_of_share,
+    trunk_version,
+)
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -188,11 +195,23 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
         download = {k: kwargs.pop(k, None) for k in ("token", "cache_dir")}
         with seeded(0):
             if isinstance(name, PreTrainedModel) or lora.is_peft_model(name):
+                if unread := [*kwargs, *(k for k, value in download.items() if value is not None)]:
+                    logger.warning(
+                        "%s left out: that is for loading, and the %s is in memory",
+                        ", ".join(unread),
+                        type(name).__name__,
+                    )
                 return cls(lora.adapted(name, **adapter), **head_kwargs).eval()
             source = as_source(name, revision or "main")
             folder = resolve(source, **download)
             its_base = lora.base_of(folder)
             base = folder if its_base is None else _resolve_base(folder, *its_base, **download)
+            if its_base is not None and base == folder:
+                raise ModelError(
+                    f"{folder} holds an adapter beside its own language model: put the adapter's "
+                    f"files ({lora.CONFIG_FILE}, adapter_model.*, {VALUE_HEAD_FILE}) into another "
+                    "folder, and load that"
+                )
             kwargs = lora.quantisation(kwargs, its_base is not None, **adapter)
             kwargs.setdefault("dtype", kwargs.pop("torch_dtype", torch.float32))
             if own_code and needs_own_code(base):
@@ -215,6 +234,15 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
     def is_peft_model(self) -> bool:
         """Whether an adapter is trained in place of the language model's own weights."""
         return lora.is_peft_model(self.pretrained_model)
+
+    @is_peft_model.setter
+    def is_peft_model(self, given: bool) -> None:
+        """Scripts of TRL's say so of a model; ModelError where it is not so."""
+        if given != self.is_peft_model:
+            raise ModelError(
+                f"is_peft_model is set to {given}, and the model is a "
+                f"{type(self.pretrained_model).__name__}: leave it out, the model is looked at"
+            )
 
     @property
     def language_model(self) -> PreTrainedModel:
@@ -330,7 +358,8 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
     def _sample_with_generate(self, input_ids: Tensor, **settings: Any) -> Tensor:
         """`sample` for families whose caches are like no others: by transformers' own loop."""
         pure = {"do_sample": True, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
-        return self.language_model.generate(input_ids=input_ids, **pure, **settings)
+        with without_preferences(self.language_model):
+            return self.language_model.generate(input_ids=input_ids, **pure, **settings)
 
     def start_values_at(self, value: float) -> None:
         """Make every value this one, until training changes it.
@@ -394,6 +423,8 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
             _save_checkpoint(lora.merged(self.pretrained_model), folder, **kwargs)
         else:
             _save_checkpoint(self.pretrained_model, folder, **kwargs)
+        if not self.is_peft_model or merge:
+            lora.remove(folder)
         save_file(
             {k: v.contiguous().cpu() for k, v in self.v_head.state_dict().items()},
             folder / VALUE_HEAD_FILE,
@@ -410,22 +441,20 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
     def freeze_lowest_layers(self, k: int | float) -> None:
         """Freeze the embeddings and the lowest k layers, and split the model there if that can be.
 
-        What is above, and the value head, stays trainable: see `trunk.freeze_below`.
+        What is above, and the value head, stays trainable: see `trunk.freeze_below`. Of a LoRA
+        policy, whose layers are all frozen, it is the adapter of the lowest k that is.
 
         Args:
             k: their number, or their share of all layers, as 0.6.
 
         Raises:
-            ModelError: if the model has not k layers, they form no list, or it is a LoRA policy.
+            ModelError: if the model has not k layers, or they form no list.
         """
+        number = layers_of_share(self.language_model, k) if 0 < k < 1 else int(k)
         if self.is_peft_model:
-            raise ModelError(
-                "num_shared_layers does not go with LoRA, where reference and policy share all "
-                "layers: leave it out; layers_to_transform in the LoraConfig trains upper layers "
-                "alone"
-            )
-        number = layers_of_share(self.pretrained_model, k) if 0 < k < 1 else int(k)
-        self.halves = freeze_below(self.pretrained_model, number)
+            freeze_adapters_below(self.language_model, number)
+        else:
+            self.halves = freeze_below(self.language_model, number)
         self.num_shared_layers = number
 
 

@@ -49,17 +49,20 @@ def respond_to_batch(
     """
     import torch
 
-    sequences = model.generate(
-        input_ids=queries,
-        attention_mask=torch.ones_like(queries),
-        max_new_tokens=txt_len,
-        do_sample=True,
-        temperature=1.0,
-        top_k=top_k,
-        top_p=top_p,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
+    from .families import without_preferences
+
+    with without_preferences(model.language_model):
+        sequences = model.generate(
+            input_ids=queries,
+            attention_mask=torch.ones_like(queries),
+            max_new_tokens=txt_len,
+            do_sample=True,
+            temperature=1.0,
+            top_k=top_k,
+            top_p=top_p,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
     return sequences[:, queries.shape[1] :]
 
 

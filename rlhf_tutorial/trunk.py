@@ -90,13 +90,7 @@ def freeze_below(model: PreTrainedModel, k: int, samples: bool = True) -> Halves
     Raises:
         ModelError: if the model has not k layers, or its layers form no list.
     """
-    stack = _Stack.of(model)
-    if not 0 < k < len(stack.layers):
-        n = len(stack.layers)
-        raise ModelError(
-            f"num_shared_layers is {k}, but the model has {n} layers: use 1 to {n - 1}, a share "
-            "such as 0.6, or None for a full copy"
-        )
+    stack = _Stack.of(model).checked(k)
     halves = _halves(model, stack, k, samples)
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     trained = [stack.layers[k:], *(norm for norm in [stack.final_norm] if norm is not None)]
@@ -106,6 +100,22 @@ def freeze_below(model: PreTrainedModel, k: int, samples: bool = True) -> Halves
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in trainable)
     return halves
+
+
+def freeze_adapters_below(model: PreTrainedModel, k: int) -> None:
+    """Freeze in place what adapters add to the embeddings and to the lowest k layers.
+
+    The model is not split: its reference reads the same layers otherwise, above and below.
+
+    Raises:
+        ModelError: if the model has not k layers, or its layers form no list.
+    """
+    stack = _Stack.of(model).checked(k)
+    above = [*stack.layers[k:], model.get_output_embeddings()]
+    kept = {id(p) for module in above for p in module.parameters()}
+    for parameter in model.parameters():
+        if id(parameter) not in kept:
+            parameter.requires_grad_(False)
 
 
 def layers_of_share(model: PreTrainedModel, share: float) -> int:
@@ -150,6 +160,16 @@ class _Stack(NamedTuple):
                         path = [part for part in names[id(holder)].split(".") if part]
                         return cls(path, holder, name, child, _final_norm(holder))
         raise ModelError(f"{type(model).__name__} has no list of layers to split: share none")
+
+    def checked(self, k: int) -> _Stack:
+        """The same; ModelError where k layers would be all or none of them."""
+        n = len(self.layers)
+        if not 0 < k < n:
+            raise ModelError(
+                f"num_shared_layers is {k}, but the model has {n} layers: use 1 to {n - 1}, a "
+                "share such as 0.6, or None for a full copy"
+            )
+        return self
 
 
 def _halves(model: PreTrainedModel, stack: _Stack, k: int, samples: bool) -> Halves | None:

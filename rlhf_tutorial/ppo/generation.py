@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from ..errors import ModelError
 from ..harmless import asks_nothing
+
+logger = logging.getLogger(__name__)
 
 LEFT_OUT = (
     "attention_mask",
@@ -53,9 +56,14 @@ def plain_settings(given: Mapping[str, Any]) -> dict[str, Any]:
         raise ModelError(
             "num_return_sequences is not supported: repeat each query in the list instead"
         )
+    if settings.get("return_dict_in_generate"):
+        logger.info("return_dict_in_generate is left out: answers come as tensors")
     for name in LEFT_OUT:
         settings.pop(name, None)
-    asked = ("max_new_tokens", "max_length", "min_new_tokens", "stop_strings", "stopping_criteria")
+    for name in ("max_new_tokens", "pad_token_id"):  # where 0 is a number like others
+        if name in settings and settings[name] is None:
+            del settings[name]
+    asked = ("max_length", "min_new_tokens", "stop_strings", "stopping_criteria")
     return {k: v for k, v in settings.items() if k not in asked or not asks_nothing(v)}
 
 
@@ -63,12 +71,17 @@ def new_tokens(settings: Mapping[str, Any], width: int, model: Any) -> int:
     """The longest answer to queries of `width` tokens, padding included, as transformers counts.
 
     Raises:
-        ModelError: if `max_length` leaves no room for an answer.
+        ModelError: if `max_length` leaves no room for an answer, or none is asked for.
     """
     defaults = getattr(getattr(model, "pretrained_model", None), "generation_config", None)
     for source in (settings, vars(defaults) if defaults is not None else {}):
-        if source.get("max_new_tokens") is not None:
-            return max(source["max_new_tokens"], settings.get("min_new_tokens") or 0)
+        if (longest := source.get("max_new_tokens")) is not None:
+            if longest < 1:
+                raise ModelError(
+                    f"max_new_tokens is {longest}: an answer has a token at the least, use 1 or "
+                    "more (a length_sampler may have drawn it)"
+                )
+            return max(longest, settings.get("min_new_tokens") or 0)
         if (longest := source.get("max_length")) is not None:
             if longest <= width and source is settings:
                 raise ModelError(
@@ -94,7 +107,7 @@ class Stops:
         """That of the settings of generate, in whose place it is put; None if they have none.
 
         Raises:
-            ModelError: for stop strings without a `tokenizer`.
+            ModelError: for stop strings without a `tokenizer`, or beside beams.
         """
         from transformers import StoppingCriteriaList, StopStringCriteria
 
@@ -106,6 +119,11 @@ class Stops:
             criteria.append(StopStringCriteria(tokenizer, strings))
         if not criteria:
             return None
+        if (settings.get("num_beams") or 1) > 1:
+            raise ModelError(
+                "stop_strings and stopping_criteria do not go with num_beams, since the beams of a "
+                "text end in different places: leave num_beams out, PPO samples"
+            )
         stops = cls(criteria)
         settings["stopping_criteria"] = StoppingCriteriaList([stops])
         return stops

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ModelError
+from ..families import without_preferences
 from ..models import AutoModelForCausalLMWithValueHead, position_ids_from
 from ..trunk import TrunkStates
 from .checks import check_room
@@ -125,13 +126,14 @@ def generate_responses(
             )
         else:
             states, stops = None, Stops.of(asked)
-            sequences = model.generate(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                pad_token_id=pad_token_id,
-                eos_token_id=eos_ids or None,
-                **asked,
-            )
+            with without_preferences(getattr(model, "language_model", model)):
+                sequences = model.generate(
+                    input_ids=input_ids,
+                    attention_mask=attention_mask,
+                    pad_token_id=pad_token_id,
+                    eos_token_id=eos_ids or None,
+                    **asked,
+                )
         rows = list(sequences)
         if stops is not None:
             rows = [stops.cut(i, row) for i, row in enumerate(rows)]

@@ -118,3 +118,51 @@ def test_what_changes_no_answer_is_taken_and_what_does_is_refused(make_trainer):
         make_trainer(temperature=0.5).generate(
             query, generation_config=GenerationConfig(temperature=2.0, do_sample=True)
         )
+
+
+@pytest.mark.parametrize(
+    "preferred",
+    [
+        {"min_p": 0.9},
+        {"no_repeat_ngram_size": 1},
+        {"suppress_tokens": list(range(3, 200))},
+        {"num_beams": 3},
+    ],
+    ids=lambda preferred: next(iter(preferred)),
+)
+def test_what_the_checkpoints_author_preferred_changes_no_answer(preferred, make_trainer):
+    """Also where transformers' own loop draws, which fills such settings in."""
+
+    def answers(**settings: Any) -> list[list[int]]:
+        trainer = make_trainer()
+        own = trainer.policy.pretrained_model.generation_config
+        own.update(**settings)
+        asked = {"stopping_criteria": [stops_at_some], "max_new_tokens": 8}
+        drawn = trainer.generate(QUERIES, return_prompt=False, eos_token_id=None, **asked)
+        assert trainer.policy.pretrained_model.generation_config is own
+        return [answer.tolist() for answer in drawn]
+
+    assert answers(**preferred) == answers()
+
+
+def test_without_a_pad_token_the_tokenizers_is_taken(make_trainer):
+    asked = {"max_new_tokens": 5, "return_prompt": False}
+    given, not_given = (
+        make_trainer().generate(QUERIES, **asked, **more) for more in ({"pad_token_id": None}, {})
+    )
+    assert [a.tolist() for a in given] == [a.tolist() for a in not_given]
+
+
+@pytest.mark.parametrize("shared", [None, 2])
+def test_an_answer_of_no_token_is_refused(shared, make_trainer):
+    trainer = make_trainer(shared=shared)
+    with refused(ModelError, "max_new_tokens is 0", "use 1 or more"):
+        trainer.generate(QUERIES, max_new_tokens=0)
+    with refused(ModelError, "max_new_tokens is 0", "length_sampler"):
+        trainer.generate(QUERIES, lambda: 0)
+
+
+def test_stops_beside_beams_are_refused(make_trainer):
+    """They were cut where another beam's text had ended."""
+    with refused(ModelError, "do not go with num_beams"):
+        make_trainer().generate(QUERIES, num_beams=3, stopping_criteria=[stops_at_some])

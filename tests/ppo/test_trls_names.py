@@ -122,6 +122,15 @@ def test_respond_to_batch_continues_each_query(make_policy: Any) -> None:
 # Attributes and methods ------------------------------------------------------------------------
 
 
+def test_respond_to_batch_heeds_no_preference_of_the_checkpoints(make_policy: Any) -> None:
+    model, queries = make_policy(), torch.arange(5, 9).repeat(16, 1)
+    torch.manual_seed(0)
+    expected = rlhf_tutorial.respond_to_batch(model, queries, 15)
+    model.pretrained_model.generation_config.repetition_penalty = 1e6
+    torch.manual_seed(0)
+    assert torch.equal(rlhf_tutorial.respond_to_batch(model, queries, 15), expected)
+
+
 def test_attributes_that_scripts_read(make_trainer: Any, samples: Any) -> None:
     trainer = make_trainer(init_kl_coef=0.3)
     assert trainer.current_device == trainer.device and trainer.is_distributed is False
