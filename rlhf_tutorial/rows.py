@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import csv
 import gzip
+import io
 import json
 import re
 import zlib
@@ -39,7 +41,8 @@ TEXTS = ("prompt", "chosen", "rejected", "completion", "messages", "conversation
 
 EXTENSIONS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet", ".csv", ".csv.gz")
 
-_OTHER_SPLITS = re.compile(r"(test|valid|val|dev|eval)([^a-z]|idation|uation|$)")
+_OTHER_SPLITS = re.compile(r"(^|[^a-z])(test|valid|val|dev|eval)([^a-z]|idation|uation|$)")
+"""Names of files that are no training data, in small letters: hh_test.jsonl too."""
 
 
 def read_rows(
@@ -181,7 +184,7 @@ def _files_of(folder: Path, split: str) -> list[Path]:
             if parts := _data_files(place / name):
                 return parts
     there = _data_files(folder)
-    if split == "train" and there and not any(_OTHER_SPLITS.match(path.name) for path in there):
+    if split == "train" and there and not any(_OTHER_SPLITS.search(p.name.lower()) for p in there):
         return there
     found = _listed([path.name for path in sorted(folder.glob("*"))]) or "nothing"
     raise DataError(
@@ -275,19 +278,24 @@ def _read_json(path: Path) -> list[dict[str, Any]]:
 
 def _read_csv(path: Path) -> list[dict[str, Any]]:
     """A table of text; messages stand in it as JSON, or as Python writes lists."""
-    import pandas as pd
-
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except Exception as error:  # pandas, zlib, the file system, each with its own
+        with _opened(path) as file:
+            text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+            names, *lines = csv.reader(text, strict=True)
+    except (OSError, EOFError, zlib.error, ValueError, csv.Error) as error:
         raise DataError(
             f"{path} cannot be read as a table ({type(error).__name__}: {reason(error)}): save it "
             "as UTF-8 with commas and quotes, or as JSON lines"
         ) from error
     rows: list[dict[str, Any]] = []
-    for values in table.to_dict("records"):
-        row = {str(name): _cell(value) for name, value in values.items()}
+    for cells in filter(None, lines):  # without empty lines
         try:
+            if len(cells) != len(names):
+                raise ValueError(
+                    f"it has {len(cells)} cells for {len(names)} columns: put quotes around text "
+                    "that holds a comma"
+                )
+            row = dict(zip(names, map(_cell, cells), strict=True))
             rows.append(_checked(row, rows))
         except ValueError as error:
             raise DataError(f"{path}, row {len(rows)}: {error}") from error

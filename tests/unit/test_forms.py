@@ -273,6 +273,13 @@ def test_a_split_that_is_not_there_is_not_made_of_another(tmp_path: Path) -> Non
     with refused(DataError, "it holds saved, test.json"):
         load_preferences(tmp_path)
     assert len(load_preferences(tmp_path, "test")) == 3
+    for name in ("Test.json", "hh_test.json", "hh-rlhf.validation.json"):
+        other = tmp_path / name.split(".")[0]
+        other.mkdir()
+        (other / name).write_text(json.dumps([row]))
+        (other / "hh_train.json").write_text(json.dumps([row]))
+        with refused(DataError, "holds neither train.jsonl", name):
+            load_preferences(other)
     (tmp_path / "notes.xml").write_text("<a/>")
     with refused(DataError, "notes.xml is of no known kind", ".parquet"):
         load_preferences(tmp_path / "notes.xml")
@@ -289,6 +296,9 @@ def test_a_split_that_is_not_there_is_not_made_of_another(tmp_path: Path) -> Non
         ("train.json", b'[{"chosen": "a"}, 3]', ("row 1: 'chosen' is missing (it is no object)",)),
         ("train.json.gz", b"[no gzip", ("cannot be read past line 0", "fetch it again")),
         ("train.csv", b"chosen\n", ("holds no rows",)),
+        ("train.csv", b"", ("cannot be read as a table",)),
+        ("train.csv", b"prompt,chosen\na,b,c\nd,e,f\n", ("row 0: it has 3 cells for 2",)),
+        ("train.csv", b"prompt,chosen\na,b\nc\n", ("row 1: it has 1 cells for 2 columns",)),
         ("train.parquet", b"version https://git-lfs.github.com/spec/v1\n", ("git lfs pull",)),
     ],
 )
