@@ -16,7 +16,6 @@ from .math import KL_KINDS
 logger = logging.getLogger(__name__)
 
 NOT_SUPPORTED = {
-    "forward_batch_size": "TRL's old name of mini_batch_size: set that",
     "push_to_hub_if_best_kwargs": (
         "a step uploads nothing: call trainer.push_to_hub(repo_id) where you want it"
     ),
@@ -37,9 +36,11 @@ WITHOUT_EFFECT = {
     ),
     "compare_steps": "it belongs to push_to_hub_if_best_kwargs, and nothing is uploaded",
     "is_peft_model": "the trainer looks at the model itself, as TRL's did",
-    "dataset_num_proc": "the trainer does not process the dataset: datasets' own num_proc does",
 }
 """Fields of TRL 0.11.4's PPOConfig that are taken and change nothing, and why."""
+
+RENAMED = {"forward_batch_size": "mini_batch_size"}
+"""Old names of fields, which TRL 0.11.4 still took, and what they go before."""
 
 
 def _takes_trls_fields(cls: type) -> type:
@@ -49,6 +50,10 @@ def _takes_trls_fields(cls: type) -> type:
     @wraps(init)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         kwargs = without_harmless(kwargs, NOT_SUPPORTED, WITHOUT_EFFECT)
+        for old, name in RENAMED.items():
+            if value := kwargs.pop(old, None):
+                logger.info("%s=%r is taken as %s, whose old name it is", old, value, name)
+                kwargs[name] = value
         for name in NOT_SUPPORTED.keys() & kwargs.keys():
             raise TutorialError(f"PPOConfig.{name} is not supported: {NOT_SUPPORTED[name]}")
         init(self, *args, **kwargs)
@@ -85,6 +90,9 @@ class PPOConfig:
     """Passed on to `accelerate.utils.ProjectConfiguration`, {"logging_dir": ...} for instance."""
     remove_unused_columns: bool = True
     """Keep only the columns input_ids, attention_mask, label, query and response of a Dataset."""
+
+    dataset_num_proc: int | None = None
+    """For the script's own use: the trainer does not process the dataset."""
 
     seed: int = 0
     """Seeds the sampling of responses, the order of prompts and the order of mini-batches."""
@@ -156,6 +164,15 @@ class PPOConfig:
         """Responses per update of the weights."""
         return self.mini_batch_size * self.gradient_accumulation_steps
 
+    @backward_batch_size.setter
+    def backward_batch_size(self, given: int) -> None:
+        """Scripts of TRL's set what it is; TutorialError for anything else."""
+        if given != self.backward_batch_size:
+            raise TutorialError(
+                f"PPOConfig.backward_batch_size is set to {given}, and "
+                f"{NOT_SUPPORTED['backward_batch_size']}"
+            )
+
     @property
     def total_ppo_epochs(self) -> int:
         """PPO steps that take in `steps` samples; a script may stop there, the trainer does not."""
@@ -166,6 +183,12 @@ class PPOConfig:
             if getattr(self, name) < 1:
                 raise TutorialError(f"PPOConfig.{name} is {getattr(self, name)}: use 1 or more")
         update = self.backward_batch_size
+        if update > self.batch_size:
+            raise TutorialError(
+                f"PPOConfig.mini_batch_size x gradient_accumulation_steps = {update} is more than "
+                f"batch_size {self.batch_size}: set mini_batch_size (unset it is 128 as in TRL "
+                "0.11; old releases had 1)"
+            )
         if self.batch_size % update:
             raise TutorialError(
                 f"PPOConfig.batch_size {self.batch_size} is not a multiple of mini_batch_size x "

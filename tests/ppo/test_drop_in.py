@@ -317,6 +317,26 @@ def test_a_setting_of_trls_without_effect_is_taken_and_logged(name, caplog):
     assert caplog.messages == [f"{name}=True is left out: {config_module.WITHOUT_EFFECT[name]}"]
 
 
+def test_the_old_name_of_the_mini_batchs_size_goes_before_it(caplog):
+    with caplog.at_level("INFO", "rlhf_tutorial"):
+        config = PPOConfig(batch_size=8, mini_batch_size=8, forward_batch_size=2)
+    assert config.mini_batch_size == 2 and "forward_batch_size=2 is taken as" in caplog.text
+    assert PPOConfig(batch_size=8, mini_batch_size=4, forward_batch_size=None).mini_batch_size == 4
+
+
+def test_a_mini_batch_size_that_is_not_set_is_asked_for():
+    with pytest.raises(TutorialError, match="is more than batch_size 16: set mini_batch_size"):
+        PPOConfig(batch_size=16)
+
+
+def test_the_size_of_an_update_can_be_set_to_what_it_is():
+    config = PPOConfig(batch_size=8, mini_batch_size=2, gradient_accumulation_steps=2)
+    config.backward_batch_size = 4
+    with pytest.raises(TutorialError, match="backward_batch_size is set to 8, and it is mini"):
+        config.backward_batch_size = 8
+    assert config.backward_batch_size == 4
+
+
 @pytest.mark.parametrize("name", ["max_grad_norm", "score_clip"])
 def test_a_limit_of_0_is_none_and_says_so(name, caplog):
     with caplog.at_level("INFO", "rlhf_tutorial"):

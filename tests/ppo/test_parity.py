@@ -13,7 +13,7 @@ from parity_cases import CASES, RECORDED_STEPS, unfired
 from support import parity
 
 from rlhf_tutorial import AutoModelForCausalLMWithValueHead, PPOConfig
-from rlhf_tutorial.ppo.config import NOT_SUPPORTED, WITHOUT_EFFECT
+from rlhf_tutorial.ppo.config import NOT_SUPPORTED, RENAMED, WITHOUT_EFFECT
 
 EQUAL = [name for name, case in CASES.items() if case.equal]
 TRL = json.loads((parity.RECORDED / "defaults.json").read_text(encoding="utf-8"))
@@ -75,7 +75,7 @@ def test_stats_have_trls_keys_and_shapes(tokenizer):
 def test_the_defaults_are_trls():
     ours, trls = PPOConfig(), TRL["defaults"]
     supported = {f.name for f in fields(PPOConfig)}
-    others = NOT_SUPPORTED.keys() | WITHOUT_EFFECT.keys()
+    others = NOT_SUPPORTED.keys() | WITHOUT_EFFECT.keys() | RENAMED.keys()
     assert supported | others == trls.keys() | {
         "max_grad_norm",
         "ptx_coef",

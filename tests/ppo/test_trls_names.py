@@ -122,6 +122,14 @@ def test_respond_to_batch_continues_each_query(make_policy: Any) -> None:
 # Attributes and methods ------------------------------------------------------------------------
 
 
+def test_scripts_can_ask_what_is_installed() -> None:
+    from rlhf_tutorial import import_utils
+
+    assert import_utils.is_peft_available() is True
+    for name in import_utils.__all__:
+        assert getattr(import_utils, name)() in (True, False)
+
+
 def test_respond_to_batch_heeds_no_preference_of_the_checkpoints(make_policy: Any) -> None:
     model, queries = make_policy(), torch.arange(5, 9).repeat(16, 1)
     torch.manual_seed(0)
