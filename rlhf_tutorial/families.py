@@ -79,7 +79,9 @@ def without_preferences(model: Any) -> Iterator[None]:
 
     # Of PEFT's wrapper, and of a reference that is switched, it is the model within that generates.
     owner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    own = owner.generation_config
+    if (own := getattr(owner, "generation_config", None)) is None:
+        yield
+        return
     kept = ("bos_token_id", "eos_token_id", "pad_token_id", "max_length", "max_new_tokens")
     try:
         owner.generation_config = GenerationConfig(**{k: getattr(own, k, None) for k in kept})
