@@ -78,7 +78,7 @@ class SmallPolicy(nn.Module):
         return drawn
 
 
-# What can be known exactly ------------------------------------------------------------------------
+# What can be known exactly -----------------------------------------------------------------------
 
 
 def exact_gradient(logits: Tensor, scores: Tensor) -> Tensor:
@@ -133,7 +133,7 @@ def optimum(ref_logprobs: Tensor, scores: Tensor, beta: float) -> Tensor:
     return F.log_softmax(ref_logprobs + scores / beta, dim=-1)
 
 
-# The rivals: each loss is to be minimised -----------------------------------------------------------
+# The rivals: each loss is to be minimised --------------------------------------------------------
 
 
 def reinforce_loss(logprobs: Tensor, rewards: Tensor, baseline: float | Tensor = 0.0) -> Tensor:
@@ -172,7 +172,7 @@ def dpo_loss(chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
     return -F.logsigmoid(beta * (chosen - rejected)).mean()
 
 
-# A race ---------------------------------------------------------------------------------------------
+# A race ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -239,7 +239,7 @@ def by_grpo(problem: Problem, policy: SmallPolicy, count: int, random: torch.Gen
 
 
 def by_ppo(problem: Problem, policy: SmallPolicy, count: int, random: torch.Generator) -> Losses:
-    """Notebook 04 in a dozen lines: a reward and an advantage for each token, four clipped passes."""
+    """Notebook 04 in a dozen lines: a reward and an advantage per token, four clipped passes."""
     answers, logprobs, ref_logprobs, scores = _sampled(problem, policy, count, random)
     mask, rows = torch.ones_like(logprobs), policy.prefixes(answers)
     values = policy.values.detach()[rows]
@@ -254,7 +254,7 @@ def by_ppo(problem: Problem, policy: SmallPolicy, count: int, random: torch.Gene
 
 
 def by_dpo(problem: Problem, policy: SmallPolicy, count: int, random: torch.Generator) -> Losses:
-    """Pairs of the reference's answers; the judge prefers one with Bradley and Terry's probability."""
+    """Pairs of the reference's answers; the judge chooses as Bradley and Terry have it."""
     first, second = problem.reference.sample(2 * (count // 2), random).chunk(2)
     preferred = torch.sigmoid(problem.scores[first] - problem.scores[second])
     wins = torch.rand(len(first), generator=random, dtype=preferred.dtype) < preferred
@@ -277,7 +277,7 @@ def race(
     method: Method,
     problem: Problem,
     *,
-    batches: int = 400,
+    batches: int = 200,
     answers: int = 16,
     learning_rate: float = 0.05,
     seed: int = 0,
