@@ -19,6 +19,7 @@ from .style import (
     INK,
     ORANGE,
     PURPLE,
+    SKY,
     STYLE,
     VERMILLION,
     finite_array,
@@ -47,22 +48,25 @@ def gradient_clouds(
     if not clouds:
         raise DataError("gradient_clouds needs at least one cloud of estimates")
     arrow = finite_array(exact, "exact")
-    fig = new_figure(4.5 * len(clouds), 4.4)
+    dots = {name: finite_array(estimates, name) for name, estimates in clouds.items()}
+    for name, values in dots.items():
+        if values.ndim != 2 or values.shape[1] != 2:
+            raise DataError(f"gradient_clouds {name!r} has shape {values.shape}: give (N, 2)")
+    reach = 1.05 * max(np.abs(values).max() for values in dots.values())
+    fig = new_figure(3.6 * len(clouds), 4.2)
     axes = np.atleast_1d(fig.subplots(1, len(clouds), sharex=True, sharey=True))
-    for ax, (name, estimates) in zip(axes, clouds.items(), strict=True):
-        dots = finite_array(estimates, name)
-        if dots.ndim != 2 or dots.shape[1] != 2:
-            raise DataError(f"gradient_clouds {name!r} has shape {dots.shape}: give (N, 2)")
+    for ax, (name, values) in zip(axes, dots.items(), strict=True):
         ax.axhline(0, color=GREY, linewidth=0.8)
         ax.axvline(0, color=GREY, linewidth=0.8)
-        ax.plot(*dots.T, "o", color=BLUE, markersize=4, alpha=0.3, mew=0)
-        ax.plot(*dots.mean(axis=0), "D", color=ORANGE, markersize=9, mec=INK, zorder=4)
+        ax.plot(*values.T, "o", color=SKY, markersize=5, alpha=0.35, mew=0)
+        ax.plot(*values.mean(axis=0), "o", color="none", markersize=12, mec=INK, mew=1.8, zorder=4)
         ax.annotate(
-            "", xy=tuple(arrow), xytext=(0, 0),
-            arrowprops={"arrowstyle": "-|>", "color": VERMILLION, "linewidth": 2.4}, zorder=3,
+            "", xy=tuple(arrow), xytext=(0, 0), zorder=5,
+            arrowprops={"arrowstyle": "-|>", "color": VERMILLION, "linewidth": 2.2,
+                        "shrinkA": 0, "shrinkB": 0},
         )  # fmt: skip
-        ax.set(title=name, xlabel=labels[0])
-        ax.set_aspect("equal")
+        ax.set(title=name, xlabel=labels[0], xlim=(-reach, reach), ylim=(-reach, reach))
+        ax.set_box_aspect(1)
     axes[0].set_ylabel(labels[1])
     return fig
 
@@ -71,8 +75,8 @@ def gradient_clouds(
 def kl_estimates(exact: ArrayLike, estimates: Mapping[str, Sequence[ArrayLike]]) -> Figure:
     """Distributions of estimates of the KL, one panel per estimator, against the exact KL.
 
-    Each violin is one policy, at the place of its exact KL; on the dashed line an estimate is
-    right. The dot is the mean of the estimates, the bar goes from their 5% to their 95% point.
+    Each violin is one policy, named by its exact KL. What is drawn is the estimate as a multiple of
+    it, so that 1 is right. The dot is the mean of the estimates; the bar holds nine in ten.
 
     Args:
         exact: (n,), the KL of n policies, increasing and above 0.
@@ -90,20 +94,23 @@ def kl_estimates(exact: ArrayLike, estimates: Mapping[str, Sequence[ArrayLike]])
     for ax, colour, (name, given) in zip(axes, CYCLE, estimates.items(), strict=False):
         if len(given) != len(places):
             raise DataError(
-                f"kl_estimates {name!r} has {len(given)} arrays for {len(places)} policies"
+                f"kl_estimates {name!r} has {len(given)} arrays for {len(places)} policies: "
+                "give one each"
             )
-        numbers = [finite_array(values, name) for values in given]
-        violins = ax.violinplot(numbers, x, widths=0.8, showextrema=False)
-        for body in violins["bodies"]:  # type: ignore[attr-defined]
-            body.set(facecolor=colour, alpha=0.25)
+        numbers = [finite_array(v, name) / kl for v, kl in zip(given, places, strict=True)]
         low, high = np.array([np.quantile(values, (0.05, 0.95)) for values in numbers]).T
+        # Without the last hundredth at each end, which can be a hundred times as far off.
+        middles = [values.clip(*np.quantile(values, (0.01, 0.99))) for values in numbers]
+        violins = ax.violinplot(middles, x, widths=0.8, showextrema=False)
+        for body in violins["bodies"]:
+            body.set(facecolor=colour, alpha=0.25)
         ax.vlines(x, low, high, color=colour, linewidth=2.5)
         ax.plot(x, [values.mean() for values in numbers], "o", color=colour, mec=INK, markersize=7)
-        ax.plot(x, places, "--", color=INK, linewidth=1.4, marker="_", markersize=22)
+        ax.axhline(1, color=INK, linewidth=1.4, linestyle="--")
         ax.axhline(0, color=GREY, linewidth=0.8)
         ax.set_xticks(x, [two_decimals(place) for place in places])
         ax.set(title=name, xlabel="exact KL (nats)")
-    axes[0].set_ylabel("estimate from one batch (nats)")
+    axes[0].set_ylabel("estimate from one batch / exact KL")
     return fig
 
 
