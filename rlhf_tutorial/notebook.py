@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import math
 import os
 from collections.abc import Callable
+from html import escape
 from typing import Any
 
 
@@ -24,6 +26,30 @@ def show_source(function: Callable[..., Any]) -> Any:
     from IPython.display import Code
 
     return Code(inspect.getsource(function), language="python")
+
+
+def reveal(guess: Any, answer: Any, why: str) -> Any:
+    """What this run answers, folded away until you open it, and whether your guess agrees.
+
+    Args:
+        guess: yours, or None. A number counts as right within a fifth of the answer.
+        answer: this run's, a number or a word.
+        why: in a sentence or two; plain text.
+    """
+    from IPython.display import HTML
+
+    numbers = isinstance(guess, (int, float)) and isinstance(answer, (int, float))
+    if guess is None:
+        summary = "Make a guess first. Then open this: what the run says"
+    elif math.isclose(guess, answer, rel_tol=0.2) if numbers else str(guess) == str(answer):
+        summary = f"You guessed {guess}, and the run agrees. Open this for the reason"
+    else:
+        summary = f"You guessed {guess}, and the run disagrees. Open this"
+    shown = f"{answer:.3g}" if isinstance(answer, float) else str(answer)
+    return HTML(
+        f"<details><summary>{escape(summary)}</summary>"
+        f"<p><b>{escape(shown)}.</b> {escape(why)}</p></details>"
+    )
 
 
 def headline(results: dict[str, Any]) -> str:

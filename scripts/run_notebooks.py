@@ -28,6 +28,10 @@ from rlhf_tutorial.notebook import headline
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ("stats.jsonl", "comparison.csv", "perplexity.json", "results.json")
+FOLDED = """{% extends 'lab/index.html.j2' %}
+{% block input_group %}{% if 'solution' in cell.metadata.get('tags', []) %}
+<details><summary>A solution</summary>{{ super() }}</details>
+{% else %}{{ super() }}{% endif %}{% endblock input_group %}"""
 
 
 def first_line(cell: nbformat.NotebookNode) -> str:
@@ -69,6 +73,14 @@ def execute(path: Path, runs: Path) -> nbformat.NotebookNode:
     return notebook
 
 
+def as_html(notebook: nbformat.NotebookNode) -> str:
+    """The notebook as a page, with the solutions folded away, as JupyterLab has them."""
+    exporter = HTMLExporter()
+    exporter.raw_template = FOLDED
+    html, _ = exporter.from_notebook_node(notebook)
+    return html
+
+
 def main() -> None:
     """Execute the chosen notebooks and say where the results are."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -81,9 +93,10 @@ def main() -> None:
     if args.in_place and not args.numbers:  # what is committed comes from one run of the code
         shutil.rmtree(runs / preset.name, ignore_errors=True)
     run = Run(preset, runs / preset.name)
-    paths = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    paths = sorted((ROOT / "notebooks").glob("[0-9][0-9]*_*.ipynb"))
     if args.numbers:
         paths = [p for p in paths if p.name.startswith(tuple(args.numbers))]
+    run.folder.mkdir(parents=True, exist_ok=True)  # some notebooks leave nothing there themselves
     start = time.perf_counter()
     for path in paths:
         if not args.in_place and up_to_date(run.folder / path.name, path):
@@ -95,13 +108,13 @@ def main() -> None:
             sys.exit(f"{path.name} stopped: {error.ename}: {error.evalue}\n{error.traceback}")
         target = path if args.in_place else run.folder / path.name
         nbformat.write(notebook, target)
-        html, _ = HTMLExporter().from_notebook_node(notebook)
-        (run.folder / f"{path.stem}.html").write_text(html, encoding="utf-8")
+        (run.folder / f"{path.stem}.html").write_text(as_html(notebook), encoding="utf-8")
     if args.in_place:
         committed = ROOT / "notebooks" / "results" / preset.name
         committed.mkdir(parents=True, exist_ok=True)
-        for name in RESULTS:
-            shutil.copy(run.folder / name, committed / name)
+        for name in RESULTS:  # not each notebook leaves each
+            if (run.folder / name).exists():
+                shutil.copy(run.folder / name, committed / name)
     if args.in_place and not args.numbers:
         (committed / "code.sha256").write_text(Fingerprint().hash() + "\n", encoding="utf-8")
     minutes = (time.perf_counter() - start) / 60

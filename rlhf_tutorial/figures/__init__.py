@@ -2,6 +2,7 @@
 
 from .plan import plan_diagram
 from .scores import bars_with_intervals, before_after, length_histogram, score_histogram
+from .small import credit, gradient_clouds, kl_estimates, race_to_optimum, tilting
 from .step import along_response, batch_layout, clipped_objective, token_heatmap
 from .studies import (
     against_kl,
@@ -22,14 +23,19 @@ __all__ = [
     "batch_layout",
     "before_after",
     "clipped_objective",
+    "credit",
     "diagnostics",
     "gains_of_seeds",
+    "gradient_clouds",
+    "kl_estimates",
     "length_histogram",
     "methods_against_kl",
     "over_steps",
     "plan_diagram",
     "proxy_and_gold",
+    "race_to_optimum",
     "reward_curve",
     "score_histogram",
+    "tilting",
     "token_heatmap",
 ]

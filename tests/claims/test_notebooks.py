@@ -32,8 +32,14 @@ def path(request: pytest.FixtureRequest) -> Path:
     return request.param
 
 
-def test_there_are_nine() -> None:
-    assert [p.name[:2] for p in NOTEBOOKS] == [f"0{i}" for i in range(1, 10)]
+BY_HAND = [path for path in NOTEBOOKS if path.name[2] == "b"]
+"""Those on small policies: they load no preset."""
+
+
+def test_there_are_nine_and_two_by_hand() -> None:
+    assert [p.name[:2] for p in NOTEBOOKS if p not in BY_HAND] == [f"0{i}" for i in range(1, 10)]
+    assert [p.name[:4] for p in BY_HAND] == ["03b_", "08b_"]
+    assert [p.name for p in NOTEBOOKS] == sorted(p.name for p in NOTEBOOKS), "the order they run in"
 
 
 def test_committed_notebook_is_executed_top_to_bottom(path: Path) -> None:
@@ -59,9 +65,50 @@ def test_first_cell_installs_from_the_projects_repository(path: Path) -> None:
 
 
 def test_committed_outputs_come_from_the_default_preset(path: Path) -> None:
+    if path in BY_HAND:
+        assert not any("preset" in c.source for c in code_cells(path))
+        return
     text = json.dumps([c.outputs for c in code_cells(path)])
     assert re.search("preset (smollm2|sixteen-tokens)", text)  # the first one's: 08 and 09
     assert "preset tiny" not in text
+
+
+def test_solutions_are_folded_follow_their_exercise_and_are_right() -> None:
+    found = set()
+    for notebook in NOTEBOOKS:
+        cells = code_cells(notebook)
+        for cell, before in zip(cells[1:], cells, strict=False):
+            if "solution" not in cell.metadata.get("tags", []):
+                continue
+            assert (
+                cell.metadata["jupyter"]["source_hidden"] and "hide-input" in cell.metadata["tags"]
+            )
+            (exercise,) = re.findall(r"check\(\"(\w+)\"", cell.source)
+            assert f'check("{exercise}"' in before.source, "the reader's own is the cell before"
+            assert cell.outputs[0].data["text/plain"].startswith("Right. ")
+            assert before.outputs[0].data["text/plain"].startswith("Not yet. ")
+            found.add((notebook, exercise))
+    for notebook in BY_HAND:
+        assert len([name for of, name in found if of == notebook]) >= 3
+
+
+def test_guesses_are_asked_for_before_they_are_answered() -> None:
+    for notebook in BY_HAND:
+        sources = [cell.source for cell in code_cells(notebook)]
+        asked = [i for i, source in enumerate(sources) if source.startswith("guess = None")]
+        answers = [i for i, source in enumerate(sources) if "reveal(" in source]
+        assert len(asked) >= 3
+        assert all(any(i < answer for answer in answers) for i in asked)
+        assert min(answers) > min(asked)
+
+
+def test_a_page_folds_the_solutions_away() -> None:
+    page = load_script("run_notebooks").as_html(nbformat.read(BY_HAND[0], as_version=4))
+    folded = re.findall(r"<details><summary>A solution</summary>(.*?)</details>", page, re.DOTALL)
+    shown = re.sub(r"<details>.*?</details>", "", page, flags=re.DOTALL)
+    assert len(folded) >= 3
+    assert "gae_solution" in folded[-1].replace("</span>", "") and "gae_solution" not in shown
+    assert "my_gae" in shown
 
 
 def test_committed_results_come_from_this_code() -> None:
