@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -296,10 +297,11 @@ def race(
     reference = problem.reference
     policy = SmallPolicy(reference.logits.detach(), reference.answers.shape[1])
     random = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.Adam(
-        [{"params": [policy.logits]}, {"params": [policy.values], "lr": 10 * learning_rate}],
-        lr=learning_rate,
-    )
+    groups: list[dict[str, Any]] = [
+        {"params": [policy.logits]},
+        {"params": [policy.values], "lr": 10 * learning_rate},
+    ]
+    optimizer = torch.optim.Adam(groups, lr=learning_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: 1 - done / batches)
     path = [policy.log_probabilities().detach()]
     for _ in range(batches):

@@ -221,7 +221,8 @@ def race_to_optimum(distances: Mapping[str, Sequence[ArrayLike]], answers_per_ba
         raise DataError("race_to_optimum needs at least one method")
     fig = new_figure(9.0, 4.8)
     ax = fig.subplots()
-    ends, x = {}, np.zeros(1)
+    ends: dict[str, tuple[float, str]] = {}
+    x: np.ndarray = np.zeros(1)
     colours = (INK, BLUE, ORANGE, GREEN, PURPLE, VERMILLION)
     for colour, (name, seeds) in zip(colours, distances.items(), strict=False):
         curves = np.array([finite_array(curve, name) for curve in seeds]).clip(1e-4)
