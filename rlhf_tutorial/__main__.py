@@ -1,4 +1,4 @@
-"""The stages of the course without a notebook: python -m rlhf_tutorial prepare|train|compare|..."""
+"""The stages of the course without a notebook, and a doctor: python -m rlhf_tutorial train|..."""
 
 from __future__ import annotations
 
@@ -6,15 +6,20 @@ import argparse
 import os
 import sys
 from dataclasses import replace
-
-from tqdm import tqdm
+from pathlib import Path
+from shutil import get_terminal_size
+from typing import TYPE_CHECKING
 
 from . import __version__
 from .errors import TutorialError
 from .notebook import headline
-from .presets import PRESETS, load_preset, shared_layers
-from .run import Run
-from .training import batches_of
+
+# The doctor is asked before torch, or anything else, is installed: what needs it is imported late.
+if TYPE_CHECKING:
+    from .presets import Preset
+    from .run import Run
+
+OLDEST_PYTHON = (3, 11)
 
 
 def prepare(run: Run) -> None:
@@ -25,6 +30,10 @@ def prepare(run: Run) -> None:
 
 def train(run: Run) -> None:
     """Train the policy with PPO."""
+    from tqdm import tqdm
+
+    from .training import batches_of
+
     trainer = run.make_trainer()
     total, main = run.preset.epochs * len(batches_of(trainer)), trainer.accelerator.is_main_process
     with tqdm(total=total, desc="PPO", unit="step", disable=not main) as bar:
@@ -51,28 +60,52 @@ def perplexity(run: Run) -> None:
         print(f"{kind}: {before:.3f} before, {after:.3f} after")
 
 
+def doctor(preset: Preset, output: str | None) -> None:
+    """Say what this machine has for the course, what will be slow, and what to do about it."""
+    from .doctor import examine, report
+
+    folder = Path(output or os.environ.get("RLHF_RUNS") or "runs")
+    findings = examine(preset, folder)
+    print(report(findings, get_terminal_size().columns))
+    if any(finding.verdict == "no" for finding in findings):
+        sys.exit(1)
+
+
 STAGES = {stage.__name__: stage for stage in (prepare, train, compare, perplexity)}
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run one stage; a stage that needs an earlier one's work makes it first."""
+    """Run one stage, or the doctor. A stage that needs an earlier one's work makes it first."""
+    if sys.version_info[:2] < OLDEST_PYTHON:
+        sys.exit(
+            f"error: this is Python {sys.version.split()[0]}, and the course needs "
+            f"{'.'.join(map(str, OLDEST_PYTHON))} or later: install one, and name it to make, as "
+            "`make tutorial PYTHON=python3.12`"
+        )
+    from .presets import PRESETS, load_preset, shared_layers
+
     parser = argparse.ArgumentParser(prog="python -m rlhf_tutorial", description=__doc__)
     parser.add_argument("--version", action="version", version=f"rlhf-tutorial {__version__}")
     stages = parser.add_subparsers(dest="stage", required=True)
-    for name, stage in STAGES.items():
-        stage_parser = stages.add_parser(name, help=stage.__doc__)
+    for name, stage in {"doctor": doctor, **STAGES}.items():
+        stage_parser = stages.add_parser(name, help=stage.__doc__, description=stage.__doc__)
         stage_parser.add_argument("--preset", choices=list(PRESETS), help="default: RLHF_PRESET")
-        stage_parser.add_argument(
-            "--shared-layers",
-            help="frozen layers: a number, a share as 0.6, or 0; default: RLHF_SHARED_LAYERS, or "
-            "as the preset has it",
-        )
         stage_parser.add_argument("--output", help="folder of the run; default: runs/<preset>")
+        if stage is not doctor:
+            stage_parser.add_argument(
+                "--shared-layers",
+                help="frozen layers: a number, a share as 0.6, or 0; default: "
+                "RLHF_SHARED_LAYERS, or as the preset has it",
+            )
     args = parser.parse_args(arguments)
     try:
         if args.stage != "train" and int(os.environ.get("WORLD_SIZE", 1)) > 1:
             raise TutorialError(f"{args.stage} runs in one process: start it without a launcher")
         preset = load_preset(args.preset)
+        if args.stage == "doctor":
+            return doctor(preset, args.output)
+        from .run import Run
+
         if args.shared_layers is not None:
             preset = replace(preset, num_shared_layers=shared_layers(args.shared_layers))
         STAGES[args.stage](Run(preset, args.output))
