@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from tqdm import tqdm
 
+from . import __version__
 from .errors import TutorialError
 from .notebook import headline
 from .presets import PRESETS, load_preset, shared_layers
@@ -56,6 +57,7 @@ STAGES = {stage.__name__: stage for stage in (prepare, train, compare, perplexit
 def main(arguments: list[str] | None = None) -> None:
     """Run one stage; a stage that needs an earlier one's work makes it first."""
     parser = argparse.ArgumentParser(prog="python -m rlhf_tutorial", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"rlhf-tutorial {__version__}")
     stages = parser.add_subparsers(dest="stage", required=True)
     for name, stage in STAGES.items():
         stage_parser = stages.add_parser(name, help=stage.__doc__)
