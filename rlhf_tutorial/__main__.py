@@ -1,4 +1,4 @@
-"""The stages of the course without a notebook, and a doctor: python -m rlhf_tutorial train|..."""
+"""The stages of the course without a notebook, its notebooks, and a doctor for the machine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from . import __version__
 from .errors import TutorialError
-from .notebook import headline
+from .notebook import copy_notebooks, headline
 
 # The doctor is asked before torch, or anything else, is installed: what needs it is imported late.
 if TYPE_CHECKING:
@@ -60,6 +60,12 @@ def perplexity(run: Run) -> None:
         print(f"{kind}: {before:.3f} before, {after:.3f} after")
 
 
+def notebooks(output: str | None) -> None:
+    """Copy the notebooks that came with the package into a folder, to be run from there."""
+    folder = Path(output or "notebooks")
+    print(f"{len(copy_notebooks(folder))} notebooks in {folder}: jupyter lab {folder}")
+
+
 def doctor(preset: Preset, output: str | None) -> None:
     """Say what this machine has for the course, what will be slow, and what to do about it."""
     from .doctor import examine, report
@@ -75,7 +81,7 @@ STAGES = {stage.__name__: stage for stage in (prepare, train, compare, perplexit
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run one stage, or the doctor. A stage that needs an earlier one's work makes it first."""
+    """Run one stage, or what is beside them. A stage that needs an earlier one's work makes it first."""
     if sys.version_info[:2] < OLDEST_PYTHON:
         sys.exit(
             f"error: this is Python {sys.version.split()[0]}, and the course needs "
@@ -86,29 +92,37 @@ def main(arguments: list[str] | None = None) -> None:
 
     parser = argparse.ArgumentParser(prog="python -m rlhf_tutorial", description=__doc__)
     parser.add_argument("--version", action="version", version=f"rlhf-tutorial {__version__}")
-    stages = parser.add_subparsers(dest="stage", required=True)
-    for name, stage in {"doctor": doctor, **STAGES}.items():
-        stage_parser = stages.add_parser(name, help=stage.__doc__, description=stage.__doc__)
-        stage_parser.add_argument("--preset", choices=list(PRESETS), help="default: RLHF_PRESET")
-        stage_parser.add_argument("--output", help="folder of the run; default: runs/<preset>")
-        if stage is not doctor:
-            stage_parser.add_argument(
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, command in {"doctor": doctor, "notebooks": notebooks, **STAGES}.items():
+        command_parser = commands.add_parser(
+            name, help=command.__doc__, description=command.__doc__
+        )
+        default = "notebooks" if command is notebooks else "runs/<preset>"
+        command_parser.add_argument("--output", help=f"folder to write to; default: {default}")
+        if command is not notebooks:
+            command_parser.add_argument(
+                "--preset", choices=list(PRESETS), help="default: RLHF_PRESET"
+            )
+        if name in STAGES:
+            command_parser.add_argument(
                 "--shared-layers",
                 help="frozen layers: a number, a share as 0.6, or 0; default: "
                 "RLHF_SHARED_LAYERS, or as the preset has it",
             )
     args = parser.parse_args(arguments)
     try:
-        if args.stage != "train" and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            raise TutorialError(f"{args.stage} runs in one process: start it without a launcher")
+        if args.command != "train" and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise TutorialError(f"{args.command} runs in one process: start it without a launcher")
+        if args.command == "notebooks":
+            return notebooks(args.output)
         preset = load_preset(args.preset)
-        if args.stage == "doctor":
+        if args.command == "doctor":
             return doctor(preset, args.output)
         from .run import Run
 
         if args.shared_layers is not None:
             preset = replace(preset, num_shared_layers=shared_layers(args.shared_layers))
-        STAGES[args.stage](Run(preset, args.output))
+        STAGES[args.command](Run(preset, args.output))
     except KeyboardInterrupt:
         sys.exit("stopped; a training goes on from there when it is started again")
     except TutorialError as error:
