@@ -81,7 +81,7 @@ STAGES = {stage.__name__: stage for stage in (prepare, train, compare, perplexit
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run one stage, or what is beside them. A stage that needs an earlier one's work makes it first."""
+    """Run one command; a stage that needs an earlier one's work makes it first."""
     if sys.version_info[:2] < OLDEST_PYTHON:
         sys.exit(
             f"error: this is Python {sys.version.split()[0]}, and the course needs "
