@@ -88,27 +88,36 @@ def main(arguments: list[str] | None = None) -> None:
             f"{'.'.join(map(str, OLDEST_PYTHON))} or later: install one, and name it to make, as "
             "`make tutorial PYTHON=python3.12`"
         )
+    from .assets import as_source
+    from .human.commands import add_commands
     from .presets import PRESETS, load_preset, shared_layers
 
     parser = argparse.ArgumentParser(prog="python -m rlhf_tutorial", description=__doc__)
     parser.add_argument("--version", action="version", version=f"rlhf-tutorial {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, command in {"doctor": doctor, "notebooks": notebooks, **STAGES}.items():
-        command_parser = commands.add_parser(
-            name, help=command.__doc__, description=command.__doc__
+    for_run = argparse.ArgumentParser(add_help=False)
+    for_run.add_argument("--output", help="folder to write to; default: runs/<preset>")
+    for_run.add_argument("--preset", choices=list(PRESETS), help="default: RLHF_PRESET")
+    for_stage = argparse.ArgumentParser(add_help=False, parents=[for_run])
+    for_stage.add_argument("--data", help="prompts or preferences of your own; default: RLHF_DATA")
+    for_stage.add_argument(
+        "--shared-layers",
+        help="frozen layers: a number, a share as 0.6, or 0; default: RLHF_SHARED_LAYERS, or as "
+        "the preset has it",
+    )
+    commands.add_parser(
+        "doctor", parents=[for_run], help=doctor.__doc__, description=doctor.__doc__
+    )
+    copying = commands.add_parser(
+        "notebooks", help=notebooks.__doc__, description=notebooks.__doc__
+    )
+    copying.add_argument("--output", help="folder to write to; default: notebooks")
+    for name, stage in STAGES.items():
+        stage_parser = commands.add_parser(
+            name, parents=[for_stage], help=stage.__doc__, description=stage.__doc__
         )
-        default = "notebooks" if command is notebooks else "runs/<preset>"
-        command_parser.add_argument("--output", help=f"folder to write to; default: {default}")
-        if command is not notebooks:
-            command_parser.add_argument(
-                "--preset", choices=list(PRESETS), help="default: RLHF_PRESET"
-            )
-        if name in STAGES:
-            command_parser.add_argument(
-                "--shared-layers",
-                help="frozen layers: a number, a share as 0.6, or 0; default: "
-                "RLHF_SHARED_LAYERS, or as the preset has it",
-            )
+        stage_parser.set_defaults(call=lambda run, args: STAGES[args.command](run))
+    add_commands(commands, for_stage)
     args = parser.parse_args(arguments)
     try:
         if args.command != "train" and int(os.environ.get("WORLD_SIZE", 1)) > 1:
@@ -120,9 +129,11 @@ def main(arguments: list[str] | None = None) -> None:
             return doctor(preset, args.output)
         from .run import Run
 
+        if args.data is not None:
+            preset = replace(preset, data=as_source(args.data))
         if args.shared_layers is not None:
             preset = replace(preset, num_shared_layers=shared_layers(args.shared_layers))
-        STAGES[args.command](Run(preset, args.output))
+        args.call(Run(preset, args.output), args)
     except KeyboardInterrupt:
         sys.exit("stopped; a training goes on from there when it is started again")
     except TutorialError as error:
