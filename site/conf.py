@@ -52,6 +52,7 @@ html_title = project
 html_static_path = ["static"]
 html_css_files = ["site.css"]
 html_copy_source = False
+html_use_index = False
 html_show_search_summary = False  # it is fetched, which a page from the disk may not do
 html_context = {"default_mode": "auto"}  # light or dark as the reader's system is
 html_theme_options = {
