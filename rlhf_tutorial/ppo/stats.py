@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .math import masked_mean, masked_var
+from .math import masked_mean
 from .rollout import Experience
 
 logger = logging.getLogger(__name__)
@@ -95,12 +95,6 @@ def step_stats(
     """
     logprobs, mask = experience.logprobs, experience.mask
     kl_per_response = (experience.kl * mask).sum(dim=1)
-    if kl_per_response.mean() < -1:
-        logger.warning(
-            "the KL is %.2f nats per response, and clearly negative: the responses do not seem to "
-            "be samples of this policy; check the settings of generate (top_k, top_p, temperature)",
-            kl_per_response.mean(),
-        )
     stats: dict[str, Any] = {
         "objective/kl": kl_per_response.mean(),
         "objective/kl_dist": kl_per_response,
@@ -111,12 +105,12 @@ def step_stats(
         "objective/entropy": (-logprobs * mask).sum(dim=1).mean(),
         "ppo/mean_non_score_reward": masked_mean(experience.penalty, mask),
         "ppo/mean_scores": scores.mean(),
-        "ppo/std_scores": scores.std() if len(scores) > 1 else torch.zeros(()),
+        "ppo/std_scores": scores.std() if len(scores) > 1 else scores.new_zeros(()),
     }
     for name, lengths in (("queries", query_lengths), ("responses", response_lengths)):
         n = lengths.float()
         stats[f"tokens/{name}_len_mean"] = n.mean()
-        stats[f"tokens/{name}_len_std"] = n.std() if len(n) > 1 else torch.zeros(())
+        stats[f"tokens/{name}_len_std"] = n.std() if len(n) > 1 else n.new_zeros(())
         stats[f"tokens/{name}_dist"] = n
     for key in minibatches[0]:
         values = [m[key] for m in minibatches]
@@ -125,7 +119,14 @@ def step_stats(
             torch.cat([v.flatten() for v in values]) if per_token else torch.stack(values).mean()
         )
     stats["ppo/val/var_explained"] = 1 - stats["ppo/val/error"] / stats["ppo/returns/var"]
-    return {key: _to_numpy(value) for key, value in stats.items()}
+    stats = _to_numpy(stats)
+    if stats["objective/kl"] < -1:
+        logger.warning(
+            "the KL is %.2f nats per response, and clearly negative: the responses do not seem to "
+            "be samples of this policy; check the settings of generate (top_k, top_p, temperature)",
+            stats["objective/kl"],
+        )
+    return stats
 
 
 class Number(float):
@@ -147,15 +148,22 @@ def scalars(stats: dict[str, Any]) -> dict[str, float]:
 
 
 def _variance(values: Tensor, mask: Tensor) -> Tensor:
-    """`masked_var`, or 0 for a single token: a response that ends at once may stand alone."""
-    return masked_var(values, mask) if mask.sum() > 1 else values.new_zeros(())
+    """`masked_var`, or 0 for a single token: a response that ends at once may stand alone.
+
+    Without a look at the number of tokens, for which a GPU would have to be waited for.
+    """
+    n = mask.sum()
+    variance = masked_mean((values - masked_mean(values, mask)) ** 2, mask) * n / (n - 1)
+    return torch.where(n > 1, variance, 0.0)
 
 
-def _to_numpy(value: Any) -> Any:
-    if not isinstance(value, Tensor):
-        return value
-    array = value.detach().float().cpu().numpy()
-    return array.item() if array.ndim == 0 else array
-
-
-# Trackers -----------------------------------------------------------------------------------
+def _to_numpy(stats: dict[str, Any]) -> dict[str, Any]:
+    """The tensors among the numbers as floats and arrays, fetched from a GPU all at once."""
+    tensors = {k: v.detach().float() for k, v in stats.items() if isinstance(v, Tensor)}
+    flat = torch.cat([tensor.flatten() for tensor in tensors.values()]).cpu()
+    parts = flat.split([tensor.numel() for tensor in tensors.values()])
+    arrays = {
+        key: part.item() if not tensor.ndim else part.view(tensor.shape).numpy()
+        for (key, tensor), part in zip(tensors.items(), parts, strict=True)
+    }
+    return stats | arrays
