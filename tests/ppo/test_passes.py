@@ -96,7 +96,10 @@ def test_while_a_gradient_is_awaited_the_model_itself_reads(make_trainer, sample
     with torch.no_grad():
         trainer.forward(trainer.model, batch)
     assert graph.calls == calls
-    torch.testing.assert_close(first.logprobs, second.logprobs, rtol=1e-4, atol=1e-5)
+    counts = batch.mask.bool()  # at padding, neither means anything
+    torch.testing.assert_close(
+        first.logprobs[counts], second.logprobs[counts], rtol=1e-4, atol=1e-5
+    )
     first.logprobs.sum().backward()
     trainer.optimizer.zero_grad()
     trainer.forward(trainer.model, batch)
