@@ -160,7 +160,7 @@ class PPOTrainer:
         self.ref_model = ref_model.to(self.device).eval()
         self.lr_scheduler = lr_scheduler
         self.recorded: dict[torch.nn.Module, RecordedPasses] = {}
-        if self.device.type == "cuda" and not self.is_distributed:
+        if self.device.type == "cuda" and self.model is model:  # and no wrapper of accelerate's
             self.recorded = {m: RecordedPasses(m) for m in (self.model, self.ref_model)}
 
     @property

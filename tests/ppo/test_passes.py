@@ -150,4 +150,4 @@ def test_a_recording_that_goes_wrong_is_left_with_one_line(wrong, make_trainer, 
 
 
 def test_without_a_gpu_nothing_is_recorded(make_trainer):
-    assert make_trainer("llama").recorded == {} or torch.cuda.is_available()
+    assert make_trainer("llama").recorded == {}
