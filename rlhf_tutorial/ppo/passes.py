@@ -123,11 +123,11 @@ class RecordedPasses:
         return recorded
 
     def _tried(self, read: Callable[..., Any], inputs: tuple[Tensor, ...]) -> list[Tensor]:
-        """Logits, values, and the gradient of half their squares."""
+        """Logits, values, and the gradient of their squares, small enough for float16."""
         said = read(*inputs)
         found = [tensor.detach().float() for tensor in said]
         if said[0].requires_grad:
-            outputs = [tensor.detach() for tensor in said]
+            outputs = [1e-3 * tensor.detach() for tensor in said]
             gradients = torch.autograd.grad(said, self.trained, outputs, allow_unused=True)
             found.append(torch.cat([g.flatten().float() for g in gradients if g is not None]))
         return [tensor.clone() for tensor in found]
@@ -172,9 +172,8 @@ def padded(
     """
     ids, mask, positions = batch.read()
     length = batch.responses.shape[1]
-    width = ids.shape[1] + 1 - length
-    answer = padded_length(length)
-    sides = (padded_length(width) - width, answer - length)
+    answer, before = padded_length(length), ids.shape[1] - length
+    sides = (padded_length(before) - before, answer - length)
     known = F.pad(mask.bool(), sides)
     columns = torch.arange(known.shape[1], device=known.device)
     # Padding looks at itself: a row that sees nothing would have no softmax.

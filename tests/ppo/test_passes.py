@@ -11,7 +11,6 @@ from support.graphed import Graphed
 from support.models import lora_policy
 from support.trainers import assert_same_scalars, assert_same_weights, weights_of
 
-from rlhf_tutorial.capture import padded_length
 from rlhf_tutorial.ppo.passes import RecordedPasses
 from rlhf_tutorial.ppo.rollout import collate
 
@@ -81,9 +80,8 @@ def test_batches_of_like_length_share_a_recording(make_trainer, samples):
     (policy,) = recordings(trainer)
     assert policy.calls == 1 + 3, "one to try it, and three"
     ids, mask, positions = policy.inputs
-    assert ids.shape == positions.shape == (6, 31)
-    assert mask.shape == (6, 1, 31, 31)
-    assert padded_length(max(map(len, queries))) + padded_length(6) == 32
+    assert ids.shape == positions.shape == (6, 32)
+    assert mask.shape == (6, 1, 32, 32)
 
 
 def test_while_a_gradient_is_awaited_the_model_itself_reads(make_trainer, samples):
