@@ -145,7 +145,9 @@ class Writer:
     """A policy's samplers, one for each shape, and the weights that they read.
 
     Under autocast they read a copy whose trained matrices are in its precision: autocast would cast
-    them at every token. The copy is brought up to date before each batch.
+    them at every token. The copy is brought up to date before each batch. Where the embeddings are
+    trained it has them, too, in that precision, and with them what layers add to: samples are of a
+    policy that is rounded once more than the one whose log-probabilities are taken.
     """
 
     def __init__(self, model: PreTrainedModel, halves: Halves | None) -> None:

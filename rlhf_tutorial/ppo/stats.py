@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .math import masked_mean
+from .math import masked_mean, masked_var_or_zero
 from .rollout import Experience
 
 logger = logging.getLogger(__name__)
@@ -69,12 +69,12 @@ def minibatch_stats(
         "ppo/policy/advantages_mean": masked_mean(advantages, mask),
         "ppo/policy/ratio": ratio,
         "ppo/returns/mean": masked_mean(returns, mask),
-        "ppo/returns/var": _variance(returns, mask),
+        "ppo/returns/var": masked_var_or_zero(returns, mask),
         "ppo/val/vpred": masked_mean(values, mask),
         "ppo/val/error": masked_mean((values - returns).square(), mask),
         "ppo/val/clipfrac": value_clipfrac,
         "ppo/val/mean": masked_mean(old.values, mask),
-        "ppo/val/var": _variance(old.values, mask),
+        "ppo/val/var": masked_var_or_zero(old.values, mask),
     }
 
 
@@ -145,16 +145,6 @@ def with_items(stats: dict[str, Any]) -> dict[str, Any]:
 def scalars(stats: dict[str, Any]) -> dict[str, float]:
     """Only the numbers, for a log line: arrays are left out."""
     return {k: float(v) for k, v in stats.items() if np.ndim(v) == 0}
-
-
-def _variance(values: Tensor, mask: Tensor) -> Tensor:
-    """`masked_var`, or 0 for a single token: a response that ends at once may stand alone.
-
-    Without a look at the number of tokens, for which a GPU would have to be waited for.
-    """
-    n = mask.sum()
-    variance = masked_mean((values - masked_mean(values, mask)) ** 2, mask) * n / (n - 1)
-    return torch.where(n > 1, variance, 0.0)
 
 
 def _to_numpy(stats: dict[str, Any]) -> dict[str, Any]:
