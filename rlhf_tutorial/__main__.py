@@ -9,7 +9,9 @@ from dataclasses import replace
 
 from tqdm import tqdm
 
+from .assets import as_source
 from .errors import TutorialError
+from .human import commands
 from .notebook import headline
 from .presets import PRESETS, load_preset, shared_layers
 from .run import Run
@@ -57,23 +59,29 @@ def main(arguments: list[str] | None = None) -> None:
     """Run one stage; a stage that needs an earlier one's work makes it first."""
     parser = argparse.ArgumentParser(prog="python -m rlhf_tutorial", description=__doc__)
     stages = parser.add_subparsers(dest="stage", required=True)
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--preset", choices=list(PRESETS), help="default: RLHF_PRESET")
+    common.add_argument("--data", help="your own prompts: a file or folder; default: RLHF_DATA")
+    common.add_argument(
+        "--shared-layers",
+        help="frozen layers: a number, a share as 0.6, or 0; default: RLHF_SHARED_LAYERS, or "
+        "as the preset has it",
+    )
+    common.add_argument("--output", help="folder of the run; default: runs/<preset>")
     for name, stage in STAGES.items():
-        stage_parser = stages.add_parser(name, help=stage.__doc__)
-        stage_parser.add_argument("--preset", choices=list(PRESETS), help="default: RLHF_PRESET")
-        stage_parser.add_argument(
-            "--shared-layers",
-            help="frozen layers: a number, a share as 0.6, or 0; default: RLHF_SHARED_LAYERS, or "
-            "as the preset has it",
-        )
-        stage_parser.add_argument("--output", help="folder of the run; default: runs/<preset>")
+        stage_parser = stages.add_parser(name, parents=[common], help=stage.__doc__)
+        stage_parser.set_defaults(call=lambda run, args: STAGES[args.stage](run))
+    commands.add_commands(stages, common)
     args = parser.parse_args(arguments)
     try:
         if args.stage != "train" and int(os.environ.get("WORLD_SIZE", 1)) > 1:
             raise TutorialError(f"{args.stage} runs in one process: start it without a launcher")
         preset = load_preset(args.preset)
+        if args.data is not None:
+            preset = replace(preset, data=as_source(args.data))
         if args.shared_layers is not None:
             preset = replace(preset, num_shared_layers=shared_layers(args.shared_layers))
-        STAGES[args.stage](Run(preset, args.output))
+        args.call(Run(preset, args.output), args)
     except KeyboardInterrupt:
         sys.exit("stopped; a training goes on from there when it is started again")
     except TutorialError as error:

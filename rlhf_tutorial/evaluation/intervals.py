@@ -44,7 +44,7 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-def accuracy_interval(correct: int, n: int) -> tuple[float, float]:
+def accuracy_interval(correct: float, n: int) -> tuple[float, float]:
     """Wilson's 95% score interval for `correct` successes in `n` trials (Wilson 1927)."""
     if not 0 <= correct <= n or n == 0:
         raise DataError(f"{correct} correct of {n}: need 0 <= correct <= n and n > 0")

@@ -157,7 +157,7 @@ def take_back_label(path: str | Path, label: Label) -> None:
     if gone not in lines:
         raise DataError(f"{path} has no such label any more: start the session again")
     last = len(lines) - 1 - lines[::-1].index(gone)
-    _replace(path, b"".join(lines[:last] + lines[last + 1 :]))
+    replace_file(path, b"".join(lines[:last] + lines[last + 1 :]))
 
 
 def check_raters(labels: Iterable[Label], where: str) -> None:
@@ -219,7 +219,7 @@ def _line(label: Label) -> bytes:
     return (json.dumps(asdict(label), ensure_ascii=False) + "\n").encode()
 
 
-def _replace(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes) -> None:
     """The file's new content, all of it or, where this stops half-way, none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
@@ -303,7 +303,7 @@ _BATCH = 16
 def save_pairs(pairs: Iterable[Pair], path: str | Path) -> None:
     """Write pairs as `load_pairs` reads them, one JSON object a line."""
     text = "".join(json.dumps(asdict(pair), ensure_ascii=False) + "\n" for pair in pairs)
-    _replace(Path(path), text.encode())
+    replace_file(Path(path), text.encode())
 
 
 def load_pairs(path: str | Path) -> list[Pair]:

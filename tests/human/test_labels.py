@@ -24,7 +24,7 @@ from rlhf_tutorial.human.labels import (
     untouched_pairs,
 )
 
-TINY = replace(load_preset("tiny"), prompts=24)
+TINY = replace(load_preset("tiny"), prompts=16)
 FIRST = Label(
     prompt="Name a\u2028fruit.",
     a="An apple.\n",
@@ -174,19 +174,19 @@ def test_of_two_equal_lines_the_last_is_taken_back(tmp_path: Path) -> None:
 
 def test_untouched_pairs_are_different_answers_to_training_prompts_and_stay(tmp_path: Path) -> None:
     run = Run(TINY, tmp_path)
-    pairs = untouched_pairs(run, 30, seed=1)
-    assert len(pairs) == 30 and all(pair.a != pair.b for pair in pairs)
+    pairs = untouched_pairs(run, 18, seed=1)
+    assert len(pairs) == 18 and all(pair.a != pair.b for pair in pairs)
     prompts = [pair.prompt for pair in pairs]
-    assert set(prompts) == set(run.queries("train")["query"]), "24 prompts, all before any again"
-    assert len({pair.key for pair in pairs}) == 30
+    assert set(prompts) == set(run.queries("train")["query"]), "16 prompts, all before any again"
+    assert len({pair.key for pair in pairs}) == 18
 
     def refuse(*_: object) -> None:
         raise AssertionError("sampled again")
 
     run.load_policy = refuse  # type: ignore[method-assign]
-    assert untouched_pairs(run, 30, seed=1) == pairs
-    assert untouched_pairs(Run(TINY, tmp_path / "elsewhere"), 30, seed=1) == pairs
-    assert untouched_pairs(Run(TINY, tmp_path / "elsewhere"), 30, seed=2) != pairs
+    assert untouched_pairs(run, 18, seed=1) == pairs
+    assert untouched_pairs(Run(TINY, tmp_path / "elsewhere"), 18, seed=1) == pairs
+    assert untouched_pairs(Run(TINY, tmp_path / "elsewhere"), 18, seed=2) != pairs
 
 
 def test_pairs_are_answers_at_the_runs_temperature(tmp_path: Path) -> None:
