@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -88,16 +89,21 @@ def random_choice(seed: int = 0) -> NextPair:
     return next_pair
 
 
-def active_choice(features: Features, seed: int = 0) -> NextPair:
-    """Of the pairs without a label the one that tells most about the others."""
+def active_choice(
+    features: Features, about: Literal["weights", "pairs"] = "weights", seed: int = 0
+) -> NextPair:
+    """Of the pairs without a label the one that tells most, about the weights or other pairs."""
     draw = np.random.default_rng(seed)
 
     def next_pair(labels: list[Label], pairs: list[Pair]) -> int:
         free = _unlabelled(labels, pairs)
         differences = features.differences([pairs[i] for i in free])
-        kept = draw.permutation(len(free))[:TARGETS]
         posterior = BayesianJudge.fit(features, labels, policy="").posterior
-        told = expected_information_about(posterior, differences, differences[kept])
+        if about == "weights":
+            told = expected_information(posterior, differences)
+        else:
+            targets = differences[draw.permutation(len(free))[:TARGETS]]
+            told = expected_information_about(posterior, differences, targets)
         return free[int(told.argmax())]
 
     return next_pair

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -65,28 +66,26 @@ def steer(
 ) -> Iterator[dict[str, Any]]:
     """Train the untouched policy against the judge, yielding the stats of each step.
 
-    Stopped, it goes on where it was; what is finished is not done again. Used up, it has left the
-    policy where `steered_policy` finds it.
+    Used up, it has left the policy in `steered_policy`, in place of an earlier one. Stopped, it
+    goes on where it was when it is started again; what is finished is not done again.
 
     Args:
         ppo: fields of `PPOConfig` in place of the preset's.
     """
-    steered = steering_run(run, judge, steps)
-    if (steered.folder / "policy").exists():
+    steered, policy = steering_run(run, judge, steps), steered_policy(run)
+    told = policy / "steered.txt"
+    if told.exists() and told.read_text(encoding="utf-8") == steered.folder.name:
         yield from steered.stats()
-    else:
-        yield from steered.train(steered.make_trainer(**ppo), whole_answers(judge))
-    latest = run.folder / "human" / "steering" / "latest"
-    latest.write_text(steered.folder.name + "\n", encoding="utf-8")
+        return
+    yield from steered.train(steered.make_trainer(**ppo), whole_answers(judge))
+    (steered.folder / "policy" / told.name).write_text(steered.folder.name, encoding="utf-8")
+    shutil.rmtree(policy, ignore_errors=True)
+    (steered.folder / "policy").rename(policy)
 
 
-def steered_policy(run: Run) -> Path | None:
-    """The folder of the policy that was steered last; None if there is none."""
-    steering = run.folder / "human" / "steering"
-    if not (steering / "latest").exists():
-        return None
-    folder = steering / (steering / "latest").read_text(encoding="utf-8").strip() / "policy"
-    return folder if folder.exists() else None
+def steered_policy(run: Run) -> Path:
+    """Where the policy is that was steered last."""
+    return run.folder / "human" / "policy"
 
 
 def answers_of(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 
 from ..evaluation.intervals import bootstrap_interval
+from ..feedback import Row
 from .choice import NextPair
 from .judge import Agreement, BayesianJudge, Features, agreement_of, choice_values
 from .labels import Label, Pair
@@ -24,6 +26,16 @@ def simulated_label(pair: Pair, choice: str, policy: str) -> Label:
         pair.prompt, pair.a, pair.b, left="a", choice=choice, seconds=0.0, time=EPOCH,
         rater="simulated", policy=policy,
     )  # fmt: skip
+
+
+def pairs_of_rows(rows: Sequence[Row]) -> list[Pair]:
+    """Every two different answers to a prompt, of graded answers; nobody looks at the grades."""
+    return [
+        Pair(row["prompt"], a["text"], b["text"])
+        for row in rows
+        for a, b in combinations(row["answers"], 2)
+        if a["text"] != b["text"]
+    ]
 
 
 def label_pairs(
