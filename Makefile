@@ -7,10 +7,14 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 TRL := $(VENV)-trl/installed
 
-.PHONY: tutorial test render lint study parity bench clean
+.PHONY: doctor tutorial test render lint study parity bench clean
 
 tutorial: $(INSTALLED)
 	$(BIN)/python scripts/run_notebooks.py
+
+# What this machine has for the course: also before anything is installed.
+doctor:
+	@$(if $(wildcard $(INSTALLED)),$(BIN)/python,$(PYTHON)) -m rlhf_tutorial doctor
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal

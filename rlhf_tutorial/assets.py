@@ -225,6 +225,12 @@ def _check_shards(folder: Path, source: Hub) -> None:
 # The package registry -----------------------------------------------------------------------
 
 
+def is_fetched(source: Wheel) -> bool:
+    """Whether the cache has the wheel or what was in it. Using it, `resolve` checks it first."""
+    built = cache_dir() / f"{source.package}-{source.version}" / "manifest.json"
+    return built.exists() or _local_wheel(source) is not None
+
+
 def _resolve_wheel(source: Wheel) -> Path:
     from filelock import FileLock
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import inspect
 import math
 import os
 from collections.abc import Callable
 from html import escape
+from pathlib import Path
 from typing import Any
+
+from .errors import TutorialError
 
 
 def setup() -> None:
@@ -50,6 +54,37 @@ def reveal(guess: Any, answer: Any, why: str) -> Any:
         f"<details><summary>{escape(summary)}</summary>"
         f"<p><b>{escape(shown)}.</b> {escape(why)}</p></details>"
     )
+
+
+def copy_notebooks(folder: Path) -> list[Path]:
+    """Copy the notebooks that were installed with the package; their links go to the repository.
+
+    Raises:
+        TutorialError: if none were (a clone has them), or one of them is in the folder already.
+    """
+    try:
+        package = importlib.metadata.distribution("rlhf-tutorial")
+    except importlib.metadata.PackageNotFoundError as error:
+        raise TutorialError("rlhf-tutorial is not installed: pip install rlhf-tutorial") from error
+    sources = [Path(str(f.locate())) for f in package.files or [] if f.suffix == ".ipynb"]
+    if not sources:
+        raise TutorialError(
+            "no notebooks were installed with this rlhf-tutorial: they are in the folder "
+            "'notebooks' of the repository that it was installed from"
+        )
+    urls = dict(url.split(", ") for url in package.metadata.get_all("Project-URL") or [])
+    folder.mkdir(parents=True, exist_ok=True)
+    targets = [folder / source.name for source in sorted(sources)]
+    if there := [target for target in targets if target.exists()]:
+        raise TutorialError(
+            f"{there[0]} is there already, perhaps with your work in it: give another folder with "
+            "--output"
+        )
+    for source, target in zip(sorted(sources), targets, strict=True):
+        text = source.read_text(encoding="utf-8")
+        page = f"]({urls['Repository']}/blob/v{package.version}/"
+        target.write_text(text.replace("](../", page), encoding="utf-8", newline="\n")
+    return targets
 
 
 def headline(results: dict[str, Any]) -> str:

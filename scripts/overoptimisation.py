@@ -3,8 +3,7 @@
     python scripts/overoptimisation.py fit          # the gold, and proxies of 50 to 800 grades
     python scripts/overoptimisation.py best-of-n    # the untouched policy's answers, all proxies
     python scripts/overoptimisation.py ppo 50 0     # PPO against a proxy, without a leash, seed 0
-    python scripts/overoptimisation.py ppo 200 0 --kl 0.05
-    python scripts/overoptimisation.py ppo 200 0 --controller
+    python scripts/overoptimisation.py ppo 200 0 kl-0.05     # or: controller
     python scripts/overoptimisation.py rows -o rows.jsonl   # for a reading: feedback.py sheets
 
 The gold judge is fitted to all grades of training prompts that there are, a proxy to those of a few
@@ -29,11 +28,12 @@ from fit_judges import FEEDBACK, LAYERS, flat
 
 from rlhf_tutorial import Run, assets, load_preset
 from rlhf_tutorial.data import prepare_queries
+from rlhf_tutorial.evaluation.reading import pair_accuracy
 from rlhf_tutorial.feedback import Row, load_feedback, save_feedback
 from rlhf_tutorial.reward import StateJudge, StateReader, fit_line
 from rlhf_tutorial.studies.committed import committed_overoptimisation
 from rlhf_tutorial.studies.looks import experiment
-from rlhf_tutorial.studies.overoptimisation import best_of_n_curve
+from rlhf_tutorial.studies.overoptimisation import best_of_n_curve, load_judge
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "rlhf_tutorial" / "bundled" / "overoptimisation"
@@ -41,12 +41,20 @@ SIZES, SEEDS = (50, 200, 800), (0, 1, 2)
 """Grades that a proxy knows, four to a prompt; and of each size so many proxies."""
 PRESET, RATE = replace(load_preset("smollm2"), learning_rate_decays=False), 3e-4
 """Three times the default's rate, to the end: forty steps are to lead too far."""
-STEPS, LOOKS, ANSWERS = 40, (5, 10, 15, 20, 30), 32
-CONTROLLER = {"adap_kl_ctrl": True, "init_kl_coef": 0.05, "target": 4.0, "horizon": 320}
+STEPS, LOOKS, ANSWERS = 40, (1, 2, 3, 5, 10, 15, 20, 30), 16
+ARMS: dict[str, dict[str, Any]] = {
+    "free": {"init_kl_coef": 0.0},
+    "kl-0.05": {"init_kl_coef": 0.05},
+    "controller": {"adap_kl_ctrl": True, "init_kl_coef": 0.05, "target": 4.0, "horizon": 320},
+}
+"""Without a leash; with the default's; with one that grows or shrinks until the KL is 4."""
 
 
 def proxy_name(size: int, seed: int) -> str:
     return f"proxy-{size}-{seed}"
+
+
+NAMES = ["gold", *(proxy_name(size, seed) for size in SIZES for seed in SEEDS)]
 
 
 def fit() -> None:
@@ -63,41 +71,63 @@ def fit() -> None:
             kept = torch.tensor([4 * i + j for i in order for j in range(4)][:size])
             line = fit_line(features[kept], given[kept])
             StateJudge(reader, *line).save_pretrained(FOLDER / proxy_name(size, seed))
+    measure()
 
 
-def load(name: str) -> StateJudge:
-    return StateJudge.from_pretrained(assets.resolve(assets.SMOLLM2), FOLDER / name)
+def measure() -> None:
+    """How often each judge orders two answers to a test prompt as the reader does."""
+    rows = load_feedback(FEEDBACK / "test.jsonl")
+    prompts, texts, _ = flat(rows)
+    features = load_judge("gold").reader(prompts, texts)  # the same for all: their lines differ
+    found = {}
+    for name in NAMES:
+        judge = load_judge(name)
+        found[name] = pair_accuracy(rows, (features @ judge.weights + judge.bias).tolist())
+    (FOLDER / "judges.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
-def ppo(size: int, seed: int, label: str, settings: dict[str, Any]) -> None:
-    path = FOLDER / f"ppo-{size}-{seed}{label}.json"
+def read_once(reader: StateReader) -> Any:
+    """The reader, but the same answers are read once when two judges ask one after the other."""
+    last: dict[Any, torch.Tensor] = {}
+
+    def read(queries: list[str], responses: list[str]) -> torch.Tensor:
+        key = tuple(queries), tuple(responses)
+        if key not in last:
+            last.clear()
+            last[key] = reader(queries, responses)
+        return last[key]
+
+    return read
+
+
+def ppo(size: int, seed: int, arm: str) -> None:
+    path = FOLDER / f"ppo-{size}-{seed}-{arm}.json"
     if path.exists():
         return
     run = Run(PRESET, ROOT / "runs" / "overoptimisation")
     queries, _ = prepare_queries(run.preferences("validation"), run.load_template())
-    judges = {"proxy": load(proxy_name(size, seed)), "gold": load("gold")}
+    judges = {"proxy": load_judge(proxy_name(size, seed)), "gold": load_judge("gold")}
+    judges["proxy"].reader = judges["gold"].reader = read_once(judges["gold"].reader)
     result = experiment(
         run, judges, queries, steps=STEPS, looks=LOOKS, examples=len(queries), seed=seed,
-        learning_rate=RATE, **settings,
+        learning_rate=RATE, **ARMS[arm],
     )  # fmt: skip
-    found = {"size": size, "seed": seed, **result}
+    found = {"size": size, "seed": seed, "arm": arm, **result}
     path.write_text(json.dumps(found) + "\n", encoding="utf-8")
 
 
 def best_of_n() -> None:
-    """Scores of 32 answers of the untouched policy to each validation prompt, by all judges."""
+    """Scores of 16 answers of the untouched policy to each validation prompt, by all judges."""
     run = load_preset("smollm2")
     rows = sample(
         prompts_of("validation"), answers=ANSWERS, temperature=run.ppo["temperature"], seed=7
     )
     prompts = [row["prompt"] for row in rows for _ in row["answers"]]
     texts = [answer["text"] for row in rows for answer in row["answers"]]
-    names = ["gold", *(proxy_name(size, seed) for size in SIZES for seed in SEEDS)]
-    gold = load("gold")
-    features = gold.reader(prompts, texts)  # the same for all: their lines differ
+    features = load_judge("gold").reader(prompts, texts)
     scores = {}
-    for name in names:
-        judge = load(name) if name != "gold" else gold
+    for name in NAMES:
+        judge = load_judge(name)
         given = features @ judge.weights + judge.bias
         scores[name] = [[round(s, 3) for s in row] for row in given.view(len(rows), -1).tolist()]
         curve = best_of_n_curve(np.array(scores[name]), np.array(scores["gold"]))
@@ -112,7 +142,7 @@ def rows_to_read() -> list[Row]:
     for size in SIZES:
         (result,) = (
             each for each in trainings
-            if (each["size"], each["seed"], each["settings"]["init_kl_coef"]) == (size, 0, 0)
+            if (each["size"], each["seed"], each["arm"]) == (size, 0, "free")
         )  # fmt: skip
         looks = result["looks"]
         best = max(looks[1:], key=lambda at: float(np.mean(at["scores"]["gold"])))
@@ -135,8 +165,7 @@ def main() -> None:
     training = commands.add_parser("ppo")
     training.add_argument("size", type=int, choices=SIZES)
     training.add_argument("seed", type=int, choices=SEEDS)
-    training.add_argument("--kl", type=float, default=0.0, help="weight of the KL penalty")
-    training.add_argument("--controller", action="store_true", help="a weight that is adapted")
+    training.add_argument("arm", choices=ARMS, nargs="?", default="free")
     reading = commands.add_parser("rows")
     reading.add_argument("-o", "--output", type=Path, required=True)
     args = parser.parse_args()
@@ -147,11 +176,8 @@ def main() -> None:
         best_of_n()
     elif args.command == "rows":
         save_feedback(rows_to_read(), args.output)
-    elif args.controller:
-        ppo(args.size, args.seed, "-controller", CONTROLLER)
     else:
-        label = f"-kl-{args.kl:g}" if args.kl else ""
-        ppo(args.size, args.seed, label, {"init_kl_coef": args.kl})
+        ppo(args.size, args.seed, args.arm)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
     python scripts/tuning.py train default 0    # one training: an arm, and a seed
     python scripts/tuning.py train long 0
     python scripts/tuning.py choose             # applies the rule; the table of docs/tuning.md
+    python scripts/tuning.py train lora-1e-3 100
+    python scripts/tuning.py lora               # the gains in docs/performance.md
 
 Each training leaves its policy in runs/reading/<arm>-<seed>/, and what was seen on the way, at
 answers to the validation prompts, in rlhf_tutorial/bundled/trainings/. What is there already is not
@@ -42,15 +44,30 @@ from rlhf_tutorial.evaluation.measures import bare_yes_or_no, commonest_opening,
 from rlhf_tutorial.presets import Preset
 from rlhf_tutorial.studies.looks import look
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "tuning.md"
+DOCS = Path(__file__).resolve().parent.parent / "docs"
 TRAININGS = Path(assets.__file__).parent / "bundled" / "trainings"
 ARMS: dict[str, dict[str, Any]] = {
     "default": {},
     "kl-0.1": {"init_kl_coef": 0.1},
     "top-8": {"num_shared_layers": 22},
     "long": {"batch_size": 64, "mini_batch_size": 64, "epochs": 4},
+    "all-layers": {"num_shared_layers": None},
+    "lora-5e-4": {"lora_rank": 16, "num_shared_layers": None, "learning_rate": 5e-4},
+    "lora-1e-3": {"lora_rank": 16, "num_shared_layers": None, "learning_rate": 1e-3},
+    "lora-2e-3": {"lora_rank": 16, "num_shared_layers": None, "learning_rate": 2e-3},
 }
-"""What an arm changes in the preset. The rule chooses among those of one epoch."""
+"""What an arm changes in the preset."""
+CANDIDATES = ("default", "kl-0.1", "top-8")
+SEEDS = (0, 1, 2)
+"""The arms among which the rule chooses, by these seeds."""
+WHAT_IS_TRAINED = {
+    "default": "frozen trunk, top 12 of 30 layers, rate 1e-4",
+    "all-layers": "all layers, rate 1e-4",
+    "lora-5e-4": "LoRA of rank 16, rate 5e-4",
+    "lora-1e-3": "LoRA of rank 16, rate 1e-3",
+    "lora-2e-3": "LoRA of rank 16, rate 2e-3",
+}
+"""The rows of docs/performance.md, by arm."""
 LOOKS = (10, 20, 30)
 
 
@@ -103,11 +120,16 @@ LIMITS = {"seconds": 300, "ended": 0.85, "words": 8, "opening": 0.25, "bare": 0.
 def rows() -> list[dict[str, Any]]:
     """Every arm that is a candidate, by its last looks at all seeds."""
     found = []
-    for arm in ARMS.keys() - {"long"}:
-        runs = [json.loads(p.read_text()) for p in sorted(TRAININGS.glob(f"{arm}-?.json"))]
-        if runs:
+    for arm in CANDIDATES:
+        if runs := [training for training in trainings_of(arm) if training["seed"] in SEEDS]:
             found.append(row_of(arm, runs))
     return sorted(found, key=lambda row: row["kl"])
+
+
+def trainings_of(arm: str) -> list[dict[str, Any]]:
+    """The arm's trainings that are there, one for each seed."""
+    found = (json.loads(path.read_text()) for path in sorted(TRAININGS.glob(f"{arm}-*.json")))
+    return [training for training in found if training["arm"] == arm]
 
 
 def row_of(arm: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -186,6 +208,30 @@ def table(candidates: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def table_of_what_is_trained() -> str:
+    """The default run with other weights trained, as Markdown."""
+    lines = [
+        "| default preset, 40 steps | seeds | gain | evaluating judge | KL | whole | words |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for arm, name in WHAT_IS_TRAINED.items():
+        if runs := trainings_of(arm):
+            row = measured(runs)
+            lines.append(
+                f"| {name} | {len(runs)} | {row['gain']:.2f} ± {row['error']:.2f} | "
+                f"{row['second']:.2f} | {row['kl']:.1f} | {row['ended']:.0%} | {row['words']:.0f} |"
+            )
+    return "\n".join(lines)
+
+
+def write(page: Path, name: str, found: str) -> None:
+    """Put a table between the page's marks of that name, and print it."""
+    before, rest = page.read_text(encoding="utf-8").split(f"<!-- {name} -->\n")
+    after = rest[rest.index("<!-- end -->") :]
+    page.write_text(f"{before}<!-- {name} -->\n{found}\n{after}", encoding="utf-8")
+    print(found)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -195,16 +241,14 @@ def main() -> None:
     training.add_argument("arm", choices=ARMS)
     training.add_argument("seed", type=int)
     commands.add_parser("choose")
+    commands.add_parser("lora")
     args = parser.parse_args()
     if args.command == "train":
         train(args.arm, args.seed)
-        return
-    found = table(rows())
-    before, rest = PAGE.read_text(encoding="utf-8").split("<!-- arms -->\n")
-    PAGE.write_text(
-        f"{before}<!-- arms -->\n{found}\n{rest[rest.index('<!-- end -->') :]}", encoding="utf-8"
-    )
-    print(found)
+    elif args.command == "choose":
+        write(DOCS / "tuning.md", "arms", table(rows()))
+    else:
+        write(DOCS / "performance.md", "trained", table_of_what_is_trained())
 
 
 if __name__ == "__main__":

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..run import Run
-from .agreement import merge_labels, report
-from .blind import PURPOSE, answers_before_and_after, blind_pairs, lift_veil, veil_lifted
-from .labelling import Session
-from .labels import append_label, labels_path, load_labels, policy_name, untouched_pairs
-from .terminal import label_in_terminal
+# Asked for --help, or by the doctor, this loads nothing that needs torch.
+if TYPE_CHECKING:
+    from ..run import Run
 
 
-def add_commands(stages: Any, common: argparse.ArgumentParser) -> None:
-    """Add them to the subparsers; each leaves a function of the run and the arguments in `call`."""
+def add_commands(commands: Any, for_stage: argparse.ArgumentParser) -> None:
+    """Add them to the subparsers; each leaves a function of the run and the arguments in `call`.
+
+    Args:
+        for_stage: the parser of the arguments that name a run.
+    """
     rater = argparse.ArgumentParser(add_help=False)
     rater.add_argument(
         "--rater", default="you", help="a word that tells raters apart, no real name; default: you"
     )
-    parser = stages.add_parser("label", parents=[common, rater], help=label.__doc__)
+    parser = commands.add_parser(
+        "label", parents=[for_stage, rater], help=label.__doc__, description=label.__doc__
+    )
     parser.add_argument("--pairs", type=_count, default=40, help="how many; default: 40")
     other = parser.add_mutually_exclusive_group()
     other.add_argument(
@@ -31,19 +34,29 @@ def add_commands(stages: Any, common: argparse.ArgumentParser) -> None:
     )
     parser.set_defaults(call=label)
 
-    parser = stages.add_parser("blind-test", parents=[common, rater], help=blind_test.__doc__)
+    parser = commands.add_parser(
+        "blind-test",
+        parents=[for_stage, rater],
+        help=blind_test.__doc__,
+        description=blind_test.__doc__,
+    )
     parser.add_argument("--choices", type=_count, default=20, help="how many; default: 20")
     parser.add_argument(
-        "--policy", help="folder of the trained policy; default: what steer left, or else train"
+        "--policy", help="folder of the trained one; default: what steer left, or else train"
     )
     parser.set_defaults(call=blind_test)
 
 
 def label(run: Run, args: argparse.Namespace) -> None:
     """Choose between two answers of the untouched policy, pair after pair."""
+    from .labelling import Session
+    from .labels import labels_path, policy_name, untouched_pairs
+    from .terminal import label_in_terminal
+
     path = labels_path(run)
     if args.forget:
-        shutil.rmtree(path.parent, ignore_errors=False) if path.parent.exists() else None
+        if path.parent.exists():
+            shutil.rmtree(path.parent)
         print(f"{path.parent} is deleted")
     elif args.merge:
         _merge(run, args.merge)
@@ -56,13 +69,21 @@ def label(run: Run, args: argparse.Namespace) -> None:
 
 def blind_test(run: Run, args: argparse.Namespace) -> None:
     """Choose between answers before and after training without knowing which is which."""
+    from ..assets import as_source, resolve
+    from .blind import PURPOSE, answers_before_and_after, blind_pairs, lift_veil, veil_lifted
+    from .labelling import Session
+    from .labels import labels_path, policy_name
+    from .terminal import label_in_terminal
+
     steered = run.folder / "human" / "policy"
-    trained = args.policy or (steered if steered.exists() else run.trained_policy())
+    if args.policy is not None:
+        trained = resolve(as_source(args.policy))
+    else:
+        trained = steered if steered.exists() else run.trained_policy()
     rows = answers_before_and_after(run, trained, args.choices)
-    path = labels_path(run)
     session = Session(
         blind_pairs(rows),
-        path,
+        labels_path(run),
         policy=policy_name(run, trained),
         rater=args.rater,
         purpose=PURPOSE,
@@ -70,13 +91,15 @@ def blind_test(run: Run, args: argparse.Namespace) -> None:
     )
     label_in_terminal(session)
     if session.current is None:
-        print(
-            veil_lifted(lift_veil(session.labels, rows, {"The course's judge": run.load_reward()}))
-        )
+        judges = {"The course's judge": run.load_reward()}
+        print(veil_lifted(lift_veil(session.labels, rows, judges)))
 
 
 def _merge(run: Run, files: list[str]) -> None:
     """Write the files' labels behind the run's own, each label once."""
+    from .agreement import merge_labels, report
+    from .labels import append_label, labels_path, load_labels, policy_name
+
     path = labels_path(run)
     own = load_labels(path)
     known = {policy_name(run), *(label.policy for label in own)}

@@ -9,8 +9,18 @@ from math import comb
 
 import numpy as np
 
+from ..assets import SMOLLM2, Bundled, resolve
 from ..errors import DataError
+from ..reward import StateJudge
 from .rivals import best_of_n_kl
+
+
+def load_judge(name: str) -> StateJudge:
+    """One of the judges that `scripts/overoptimisation.py` fitted: "gold", or "proxy-50-0".
+
+    A proxy's name tells how many grades it knows (50, 200 or 800) and which draw of them (0 to 2).
+    """
+    return StateJudge.from_pretrained(resolve(SMOLLM2), resolve(Bundled("overoptimisation")) / name)
 
 
 def expected_best_of_n(proxy: np.ndarray, gold: np.ndarray, n: int) -> np.ndarray:
@@ -42,7 +52,7 @@ def expected_best_of_n(proxy: np.ndarray, gold: np.ndarray, n: int) -> np.ndarra
 
 
 def best_of_n_curve(
-    proxy: np.ndarray, gold: np.ndarray, sizes: Sequence[int] = (1, 2, 4, 8, 16, 32)
+    proxy: np.ndarray, gold: np.ndarray, sizes: Sequence[int] = (1, 2, 4, 8, 16)
 ) -> list[dict[str, float]]:
     """What the best of n by the proxy gains over one answer, under both judges.
 

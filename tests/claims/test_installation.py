@@ -12,6 +12,7 @@ from packaging.utils import canonicalize_name
 from support import ROOT
 
 import rlhf_tutorial
+from rlhf_tutorial.__main__ import main
 
 
 def requirements(lines: list[str]) -> dict[str, Requirement]:
@@ -64,3 +65,25 @@ def test_constraints_pin_every_dependency_within_its_bounds(project, constraints
 
 def test_the_version_is_one(project):
     assert project["version"] == rlhf_tutorial.__version__
+
+
+def test_the_version_heads_the_changelog(project):
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    released = re.findall(r"^## (\d+\.\d+\.\d+) \(\d{4}-\d\d-\d\d\)$", changelog, re.MULTILINE)
+    assert released[0] == project["version"]
+
+
+def test_what_is_public_is_listed_under_releases():
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("## Releases")[1]
+    first, *_ = page.split(";\n")
+    assert set(re.findall(r"`(\w+)`", first)) == set(rlhf_tutorial.__all__)
+    sources = [p.read_text(encoding="utf-8") for p in (ROOT / "rlhf_tutorial").rglob("*.py")]
+    read = set(re.findall(r"RLHF_[A-Z_]+", "\n".join(sources)))
+    assert set(re.findall(r"`(RLHF_[A-Z_]+)`", page)) == read
+
+
+def test_the_program_tells_its_version(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--version"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out == f"rlhf-tutorial {rlhf_tutorial.__version__}\n"

@@ -32,6 +32,21 @@ def test_the_default_keeps_all_limits_and_the_page_says_so() -> None:
     assert tuning.preset_of("default", 0).num_shared_layers == PRESETS["smollm2"].num_shared_layers
 
 
+def test_the_page_shows_what_lora_and_all_layers_gained() -> None:
+    """If this fails: python scripts/tuning.py lora."""
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    assert tuning.table_of_what_is_trained() in page
+    for arm in tuning.WHAT_IS_TRAINED:
+        preset = tuning.preset_of(arm, 100)
+        lora = arm.startswith("lora")
+        assert preset.lora_rank == (16 if lora else None)
+        assert preset.num_shared_layers == (18 if arm == "default" else None)
+        assert (
+            f"rate {preset.ppo['learning_rate']:.0e}".replace("e-0", "e-")
+            in (tuning.WHAT_IS_TRAINED[arm])
+        )
+
+
 def test_every_look_is_at_the_validation_prompts() -> None:
     prompts = sorted(load_script("feedback").prompts_of("validation"))
     trainings = committed_trainings()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -78,3 +80,18 @@ def test_an_arm_that_takes_more_than_five_minutes_is_out(monkeypatch: pytest.Mon
     assert tuning.row_of("default", [training(LONG, 0.9)])["out"] == ["seconds"]
     with pytest.raises(KeyError):  # an arm whose pace nobody measured is not let through
         tuning.row_of("top-8", [training(LONG, 0.9)])
+
+
+def test_only_candidates_and_their_three_seeds_come_under_the_rule(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tuning, "TRAININGS", tmp_path)
+    for arm, seed, gain in [("default", 0, 1.0), ("default", 100, 9.0), ("lora-1e-3", 100, 2.0)]:
+        found = {"arm": arm, "seed": seed, **training(LONG, 0.9, gain)}
+        (tmp_path / f"{arm}-{seed}.json").write_text(json.dumps(found), encoding="utf-8")
+    (row,) = tuning.rows()
+    assert row["arm"] == "default" and row["seeds"] == 1 and row["gain"] == pytest.approx(0.75)
+    shown = tuning.table_of_what_is_trained().splitlines()[2:]
+    names = tuning.WHAT_IS_TRAINED
+    assert shown[0].startswith(f"| {names['default']} | 2 | 3.75 ± ")
+    assert shown[1].startswith(f"| {names['lora-1e-3']} | 1 | 1.50 ± ") and len(shown) == 2
