@@ -144,6 +144,18 @@ def state_reader(run: Run) -> StateReader:
     return StateReader(model, run.load_tokenizer(), layers)
 
 
+def judge_folder(run: Run) -> Path:
+    """Where a run's own judge is."""
+    return run.folder / "human" / "judge"
+
+
+def features_of(run: Run, unlabelled: Sequence[Pair]) -> Features:
+    """Those of the run's own judge, or where it has none, fitted on pairs that nobody labelled."""
+    if (judge_folder(run) / FEATURES_FILE).exists():
+        return Features.load(judge_folder(run), state_reader(run))
+    return Features.fit(state_reader(run), unlabelled)
+
+
 def _columns(pairs: Sequence[Pair]) -> tuple[list[str], list[str], list[str]]:
     return [p.prompt for p in pairs], [p.a for p in pairs], [p.b for p in pairs]
 

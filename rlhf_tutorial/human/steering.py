@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import TutorialError
 from ..evaluation.measures import commonest_opening, ends_in_sentence, text_measures, words
 from ..evaluation.sampling import sample_answers
 from ..models import AutoModelForCausalLMWithValueHead
@@ -86,6 +87,18 @@ def steer(
 def steered_policy(run: Run) -> Path:
     """Where the policy is that was steered last."""
     return run.folder / "human" / "policy"
+
+
+def trained_by_steering(run: Run) -> Path:
+    """`steered_policy`, which must be there.
+
+    Raises:
+        TutorialError: if it is not.
+    """
+    folder = steered_policy(run)
+    if not folder.exists():
+        raise TutorialError(f"there is no policy in {folder}: train one with `steer` first")
+    return folder
 
 
 def answers_of(
