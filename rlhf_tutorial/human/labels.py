@@ -6,6 +6,7 @@ what is labelled first, and `policy_name` says whose answers they are.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -165,11 +166,11 @@ def take_back_label(path: str | Path, label: Label) -> None:
     """
     path = Path(path)
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    gone = _line(label)
-    if gone not in lines:
-        raise DataError(f"{path} has no such label any more: start the session again")
-    last = len(lines) - 1 - lines[::-1].index(gone)
-    replace_file(path, b"".join(lines[:last] + lines[last + 1 :]))
+    for last in reversed(range(len(lines))):
+        with contextlib.suppress(ValueError):  # a line that was cut short, or no label
+            if _label(json.loads(lines[last]), str(path)) == label:
+                return replace_file(path, b"".join(lines[:last] + lines[last + 1 :]))
+    raise DataError(f"{path} has no such label any more: start the session again")
 
 
 def check_raters(labels: Iterable[Label], where: str) -> None:

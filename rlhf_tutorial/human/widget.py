@@ -47,14 +47,15 @@ class LabellingWidget:
 
         self.session = session
         self.prompt, self.status = widgets.HTML(), widgets.HTML()
-        self.texts = {side: widgets.HTML() for side in ("left", "right")}
+        grows = widgets.Layout(flex="1 1 auto")  # so that both buttons below are on one line
+        self.texts = {side: widgets.HTML(layout=grows) for side in ("left", "right")}
         self.buttons = {
             what: widgets.Button(
                 description=words, tooltip=tooltip, layout=widgets.Layout(width=width)
             )
             for what, words, tooltip, width in (
-                ("left", "Left is better", "Choose the answer on the left", "100%"),
-                ("right", "Right is better", "Choose the answer on the right", "100%"),
+                ("left", "Left is better", "Choose the answer on the left", "auto"),
+                ("right", "Right is better", "Choose the answer on the right", "auto"),
                 ("tie", "Tie", "Neither is better", "80px"),
                 ("skip", "Skip", "Leave this pair out", "80px"),
                 ("back", "Back", "Take the last choice back", "80px"),

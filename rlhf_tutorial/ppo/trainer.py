@@ -39,6 +39,7 @@ from .math import (
     rewards_per_token,
     value_loss,
 )
+from .passes import RecordedPasses, said_by
 from .processes import indices_of_all, make_accelerator, prepare, rows_of_all
 from .rollout import Batch, Evaluation, Experience, ForwardPass, collate, generate_responses
 from .stats import Clock, minibatch_stats, scalars, step_stats, with_items
@@ -107,7 +108,7 @@ class PPOTrainer:
         tokenizer: PreTrainedTokenizerBase | None = None,
         dataset: Dataset | None = None,
         optimizer: torch.optim.Optimizer | None = None,
-        data_collator: Callable[[list[dict[str, Any]]], dict[str, list[Any]]] = collate_columns,
+        data_collator: Callable[[list[Any]], Any] | None = None,
         num_shared_layers: int | None = None,
         lr_scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
         training_data_collator: None = None,
@@ -120,7 +121,7 @@ class PPOTrainer:
             tokenizer: gives the padding and end-of-sequence tokens.
             dataset: rows with at least "input_ids", for `dataloader`.
             optimizer: Adam at `config.learning_rate` over the trainable parameters by default.
-            data_collator: makes a batch of rows; by default a dict of lists.
+            data_collator: makes a batch of rows; by default `batches.collate_columns`.
             lr_scheduler: of `optimizer`, moved on once per `step`.
             training_data_collator: refused; TRL had it.
             ptx_dataset: for `config.ptx_coef`: token ids of contexts, and of the replies to them.
@@ -149,15 +150,21 @@ class PPOTrainer:
             trainable = [p for p in model.parameters() if p.requires_grad]
             fused = self.device.type in ("cpu", "cuda")  # updates each weight in one pass
             optimizer = torch.optim.Adam(trainable, lr=config.learning_rate, fused=fused)
+        checks.check_optimizer(optimizer, model)
         self.replies = Replies(
             ptx_dataset, config, self.accelerator, checks.padding_of(self.tokenizer)
         )
         self.dataloader: Batches | None = None
         if dataset is not None:
-            self.dataloader = Batches(dataset, config, data_collator, self.accelerator)
+            self.dataloader = Batches(
+                dataset, config, data_collator or collate_columns, self.accelerator
+            )
         self.model, self.optimizer = prepare(self.accelerator, model.eval(), optimizer)
         self.ref_model = ref_model.to(self.device).eval()
         self.lr_scheduler = lr_scheduler
+        self.recorded: dict[torch.nn.Module, RecordedPasses] = {}
+        if self.device.type == "cuda" and self.model is model:  # and no wrapper of accelerate's
+            self.recorded = {m: RecordedPasses(m) for m in (self.model, self.ref_model)}
 
     @property
     def device(self) -> torch.device:
@@ -287,8 +294,11 @@ class PPOTrainer:
         clock, size = Clock(), self.config.batch_size
         checks.check_sizes(size, queries=queries, responses=responses, scores=scores)
         checks.check_tokens(self.model_config, queries=queries, responses=responses)
+        checks.warn_of_what_is_no_text(queries, responses, checks.padding_of(self.tokenizer))
         own_scores = checks.scores_tensor(scores, self.device)
         self.without_dropout()
+        for passes in self.recorded.values():
+            passes.waiting = False  # for the gradient of an earlier step, which stopped half-way
         # 1. Lay out: queries and responses side by side, and what the frozen layers make of them.
         batch = self.lay_out(queries, responses, response_masks)
         batch = self.with_trunk_states(batch, self.sampled)
@@ -400,18 +410,11 @@ class PPOTrainer:
 
         A model that has the policy's frozen trunk goes on from the trunk's states.
         """
-        input_ids, attention_mask, position_ids = batch.read()
-        if batch.trunk_states is not None and (model is self.model or self.shares_trunk):
-            read = {"trunk_states": batch.trunk_states}
-        else:
-            read = {"input_ids": input_ids}
+        states = batch.trunk_states if model is self.model or self.shares_trunk else None
         with self.accelerator.autocast():
-            logits, _, values = model(
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                logits_to_keep=batch.predicting,
-                **read,
-            )
+            recorded = self.recorded.get(model)  # on a GPU
+            said = recorded(batch, states is not None) if recorded else None
+            logits, values = said or said_by(model, batch, states)
         temperature = self.config.temperature
         logprobs, entropy = logprobs_and_entropy(logits, batch.responses, temperature)
         return ForwardPass(logits, logprobs, entropy, values.float(), temperature)

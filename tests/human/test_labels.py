@@ -163,6 +163,15 @@ def test_a_label_is_taken_back_and_every_other_byte_stays(tmp_path: Path) -> Non
     assert load_labels(path) == [FIRST]
 
 
+def test_a_label_is_taken_back_however_its_line_is_written(tmp_path: Path) -> None:
+    """Another program may have written the file anew."""
+    path = written(tmp_path / "labels.jsonl", SECOND)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(asdict(FIRST), sort_keys=True) + "\r\n")
+    take_back_label(path, FIRST)
+    assert load_labels(path) == [SECOND]
+
+
 def test_of_two_equal_lines_the_last_is_taken_back(tmp_path: Path) -> None:
     path = written(tmp_path / "labels.jsonl", FIRST, SECOND, FIRST)
     take_back_label(path, FIRST)
