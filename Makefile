@@ -5,9 +5,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
+SITE := $(VENV)/installed-site
 TRL := $(VENV)-trl/installed
 
-.PHONY: doctor tutorial test render lint study parity bench clean
+.PHONY: doctor tutorial test render site lint study parity bench clean
 
 tutorial: $(INSTALLED)
 	$(BIN)/python scripts/run_notebooks.py
@@ -24,6 +25,10 @@ render: $(INSTALLED)
 	$(BIN)/python scripts/make_figures.py
 	$(BIN)/python scripts/update_readme.py
 	$(BIN)/python scripts/update_docs.py
+
+# The course as pages, in build/site. Nothing is run: they show what is committed.
+site: $(SITE)
+	$(BIN)/python site/make.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -66,6 +71,10 @@ $(TRL): scripts/parity/requirements.txt
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+$(SITE): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[site]'
 	touch $@
 
 clean:

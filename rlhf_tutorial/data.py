@@ -26,7 +26,7 @@ from .dialogues import (
     query_text,
 )
 from .errors import DataError, reason
-from .rows import Columns, check_columns, pick_split, read_rows
+from .rows import Columns, check_columns, load_saved, pick_split, read_rows
 from .template import BoundTemplate
 
 if TYPE_CHECKING:
@@ -430,14 +430,6 @@ def load_queries(folder: str | Path) -> Dataset:
 
     Raises DataError where the folder is missing, incomplete or altered.
     """
-    import datasets
-
-    try:
-        queries = datasets.load_from_disk(str(folder))
-    except Exception as error:  # datasets, pyarrow and json, each with its own
-        raise DataError(
-            f"cannot load the prompts saved in {folder} ({type(error).__name__}: {reason(error)}): "
-            "delete that folder, and they are made again"
-        ) from error
+    queries = load_saved(folder, "delete that folder, and the prompts are made again")
     queries.set_format("torch", columns=["input_ids"], output_all_columns=True)
     return queries

@@ -23,7 +23,7 @@ from .dialogues import message_turns
 from .errors import DataError, is_lfs_pointer, reason
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, DatasetDict
 
 Columns = dict[str, list[Any]]
 
@@ -120,17 +120,28 @@ def _read_hub(
         ) from error
 
 
+def load_saved(folder: str | Path, otherwise: str) -> Dataset | DatasetDict:
+    """What `save_to_disk` left in a folder.
+
+    Args:
+        otherwise: what to do if it cannot be loaded, for the reader of the DataError.
+    """
+    import datasets
+
+    try:
+        return datasets.load_from_disk(str(folder))
+    except Exception as error:  # datasets, pyarrow and json, each with its own
+        raise DataError(
+            f"cannot load the data set saved in {folder} ({type(error).__name__}: {reason(error)}):"
+            f" {otherwise}"
+        ) from error
+
+
 def _read_saved(folder: Path, split: str) -> Dataset:
     """What `Dataset.save_to_disk` or `DatasetDict.save_to_disk` left."""
     import datasets
 
-    try:
-        saved = datasets.load_from_disk(str(folder))
-    except Exception as error:  # datasets, pyarrow and json, each with its own
-        raise DataError(
-            f"cannot load the data set saved in {folder} ({type(error).__name__}: {reason(error)}):"
-            " save it again"
-        ) from error
+    saved = load_saved(folder, "save it again")
     if isinstance(saved, datasets.DatasetDict):
         return pick_split(saved, split, str(folder))
     if split != "train":

@@ -3,7 +3,6 @@
     python scripts/overoptimisation.py fit          # the gold, and proxies of 50 to 800 grades
     python scripts/overoptimisation.py best-of-n    # the untouched policy's answers, all proxies
     python scripts/overoptimisation.py ppo 50 0     # PPO against a proxy, without a leash, seed 0
-    python scripts/overoptimisation.py ppo 200 0 kl-0.05     # or: controller
     python scripts/overoptimisation.py rows -o rows.jsonl   # for a reading: feedback.py sheets
 
 The gold judge is fitted to all grades of training prompts that there are, a proxy to those of a few
@@ -42,12 +41,6 @@ SIZES, SEEDS = (50, 200, 800), (0, 1, 2)
 PRESET, RATE = replace(load_preset("smollm2"), learning_rate_decays=False), 3e-4
 """Three times the default's rate, to the end: forty steps are to lead too far."""
 STEPS, LOOKS, ANSWERS = 40, (1, 2, 3, 5, 10, 15, 20, 30), 16
-ARMS: dict[str, dict[str, Any]] = {
-    "free": {"init_kl_coef": 0.0},
-    "kl-0.05": {"init_kl_coef": 0.05},
-    "controller": {"adap_kl_ctrl": True, "init_kl_coef": 0.05, "target": 4.0, "horizon": 320},
-}
-"""Without a leash; with the default's; with one that grows or shrinks until the KL is 4."""
 
 
 def proxy_name(size: int, seed: int) -> str:
@@ -100,8 +93,8 @@ def read_once(reader: StateReader) -> Any:
     return read
 
 
-def ppo(size: int, seed: int, arm: str) -> None:
-    path = FOLDER / f"ppo-{size}-{seed}-{arm}.json"
+def ppo(size: int, seed: int) -> None:
+    path = FOLDER / f"ppo-{size}-{seed}.json"
     if path.exists():
         return
     run = Run(PRESET, ROOT / "runs" / "overoptimisation")
@@ -110,9 +103,9 @@ def ppo(size: int, seed: int, arm: str) -> None:
     judges["proxy"].reader = judges["gold"].reader = read_once(judges["gold"].reader)
     result = experiment(
         run, judges, queries, steps=STEPS, looks=LOOKS, examples=len(queries), seed=seed,
-        learning_rate=RATE, **ARMS[arm],
+        learning_rate=RATE, init_kl_coef=0.0,
     )  # fmt: skip
-    found = {"size": size, "seed": seed, "arm": arm, **result}
+    found = {"size": size, "seed": seed, **result}
     path.write_text(json.dumps(found) + "\n", encoding="utf-8")
 
 
@@ -142,7 +135,7 @@ def rows_to_read() -> list[Row]:
     for size in SIZES:
         (result,) = (
             each for each in trainings
-            if (each["size"], each["seed"], each["arm"]) == (size, 0, "free")
+            if (each["size"], each["seed"]) == (size, 0)
         )  # fmt: skip
         looks = result["looks"]
         best = max(looks[1:], key=lambda at: float(np.mean(at["scores"]["gold"])))
@@ -165,7 +158,6 @@ def main() -> None:
     training = commands.add_parser("ppo")
     training.add_argument("size", type=int, choices=SIZES)
     training.add_argument("seed", type=int, choices=SEEDS)
-    training.add_argument("arm", choices=ARMS, nargs="?", default="free")
     reading = commands.add_parser("rows")
     reading.add_argument("-o", "--output", type=Path, required=True)
     args = parser.parse_args()
@@ -177,7 +169,7 @@ def main() -> None:
     elif args.command == "rows":
         save_feedback(rows_to_read(), args.output)
     else:
-        ppo(args.size, args.seed, args.arm)
+        ppo(args.size, args.seed)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,7 +32,7 @@ class Batches:
         self,
         dataset: Any,
         config: PPOConfig,
-        collate: Callable[[list[dict[str, Any]]], dict[str, list[Any]]],
+        collate: Callable[[list[Any]], Any],
         accelerator: Accelerator,
     ) -> None:
         """
@@ -48,7 +48,7 @@ class Batches:
         """Batches in a pass."""
         return len(self.dataset) // self._rows_per_step
 
-    def __iter__(self) -> Iterator[dict[str, list[Any]]]:
+    def __iter__(self) -> Iterator[Any]:
         """This process's batches of one pass, or of the rest of it.
 
         Raises:
@@ -155,6 +155,14 @@ def used_columns(dataset: Any) -> Any:
     return dataset.select_columns([name for name in dataset.column_names if name in used])
 
 
-def collate_columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    """Rows of a dataset to columns: queries differ in length, so nothing is stacked."""
-    return {key: [row[key] for row in rows] for key in rows[0]}
+def collate_columns(rows: list[Any]) -> Any:
+    """Rows of a dataset to columns: queries differ in length, so nothing is stacked.
+
+    Returns:
+        Of dicts a dict of lists, of tuples a tuple of lists; other rows as they are, in a list.
+    """
+    if isinstance(rows[0], Mapping):
+        return {key: [row[key] for row in rows] for key in rows[0]}
+    if isinstance(rows[0], tuple):
+        return tuple([row[i] for row in rows] for i in range(len(rows[0])))
+    return rows

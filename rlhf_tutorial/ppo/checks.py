@@ -81,6 +81,11 @@ def check_arguments(
             "dtype=torch.float32, and on a GPU give PPOConfig accelerator_kwargs="
             "{'mixed_precision': 'fp16'}"
         )
+    if any(p.requires_grad and p.dtype == torch.bfloat16 for p in model.parameters()):
+        logger.warning(
+            "the policy's weights are bfloat16, in which most of PPO's updates are rounded away: "
+            "load it with dtype=torch.float32 (transformers takes the checkpoint's own otherwise)"
+        )
     lora.check_trained(model.pretrained_model)
     known = [vocabulary(given) for given in (model, ref_model or model)]
     if known[0] != known[1]:
@@ -101,6 +106,17 @@ def check_arguments(
     if ptx_dataset:
         contexts, replies = zip(*ptx_dataset, strict=True)
         check_tokens(model.config, ptx_contexts=contexts, ptx_replies=replies)
+
+
+def check_optimizer(optimizer: Any, model: torch.nn.Module) -> None:
+    """Raise ModelError for an optimizer that would change nothing of this policy."""
+    trained = {id(p) for p in model.parameters() if p.requires_grad}
+    given = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if not trained & given:
+        raise ModelError(
+            "the optimizer has no weight of this policy that is trained: make it of "
+            "model.parameters(), after AutoModelForCausalLMWithValueHead.from_pretrained"
+        )
 
 
 def usable_tokenizer(
@@ -178,6 +194,32 @@ def check_tokens(config: PretrainedConfig, **lists: Sequence[Tensor]) -> None:
                 f"knows 0 to {size - 1}: use the policy's own tokenizer"
             )
     check_room(config, max(sum(map(len, row)) for row in zip(*lists.values(), strict=True)))
+
+
+def warn_of_what_is_no_text(
+    queries: Sequence[Tensor], responses: Sequence[Tensor], padding: int
+) -> None:
+    """A line in the log where padding, or a query once more, would be read and trained on.
+
+    Args:
+        padding: the tokenizer's pad token, which may be one that texts begin or end with: a lone
+            one is taken for that.
+    """
+    for name, texts in {"queries": queries, "responses": responses}.items():
+        for i, text in enumerate(texts):
+            if len(text) > 2 and any((end == padding).all() for end in (text[:2], text[-2:])):
+                logger.warning(
+                    "%s[%d] begins or ends with padding, which is read as text: leave it out",
+                    name,
+                    i,
+                )
+                break
+    pairs = list(zip(queries, responses, strict=True))
+    if all(1 < len(q) < len(r) and torch.equal(r[: len(q)], q.to(r.device)) for q, r in pairs):
+        logger.warning(
+            "each response begins with its query, which would be trained on as well: give what "
+            "comes after it, as generate(..., return_prompt=False) does"
+        )
 
 
 def check_temperature(temperature: float, generation_kwargs: dict[str, Any]) -> None:

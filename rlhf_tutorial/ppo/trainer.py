@@ -107,7 +107,7 @@ class PPOTrainer:
         tokenizer: PreTrainedTokenizerBase | None = None,
         dataset: Dataset | None = None,
         optimizer: torch.optim.Optimizer | None = None,
-        data_collator: Callable[[list[dict[str, Any]]], dict[str, list[Any]]] = collate_columns,
+        data_collator: Callable[[list[Any]], Any] | None = None,
         num_shared_layers: int | None = None,
         lr_scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
         training_data_collator: None = None,
@@ -120,7 +120,7 @@ class PPOTrainer:
             tokenizer: gives the padding and end-of-sequence tokens.
             dataset: rows with at least "input_ids", for `dataloader`.
             optimizer: Adam at `config.learning_rate` over the trainable parameters by default.
-            data_collator: makes a batch of rows; by default a dict of lists.
+            data_collator: makes a batch of rows; by default `batches.collate_columns`.
             lr_scheduler: of `optimizer`, moved on once per `step`.
             training_data_collator: refused; TRL had it.
             ptx_dataset: for `config.ptx_coef`: token ids of contexts, and of the replies to them.
@@ -149,12 +149,15 @@ class PPOTrainer:
             trainable = [p for p in model.parameters() if p.requires_grad]
             fused = self.device.type in ("cpu", "cuda")  # updates each weight in one pass
             optimizer = torch.optim.Adam(trainable, lr=config.learning_rate, fused=fused)
+        checks.check_optimizer(optimizer, model)
         self.replies = Replies(
             ptx_dataset, config, self.accelerator, checks.padding_of(self.tokenizer)
         )
         self.dataloader: Batches | None = None
         if dataset is not None:
-            self.dataloader = Batches(dataset, config, data_collator, self.accelerator)
+            self.dataloader = Batches(
+                dataset, config, data_collator or collate_columns, self.accelerator
+            )
         self.model, self.optimizer = prepare(self.accelerator, model.eval(), optimizer)
         self.ref_model = ref_model.to(self.device).eval()
         self.lr_scheduler = lr_scheduler
@@ -287,6 +290,7 @@ class PPOTrainer:
         clock, size = Clock(), self.config.batch_size
         checks.check_sizes(size, queries=queries, responses=responses, scores=scores)
         checks.check_tokens(self.model_config, queries=queries, responses=responses)
+        checks.warn_of_what_is_no_text(queries, responses, checks.padding_of(self.tokenizer))
         own_scores = checks.scores_tensor(scores, self.device)
         self.without_dropout()
         # 1. Lay out: queries and responses side by side, and what the frozen layers make of them.

@@ -40,8 +40,7 @@ def committed_overoptimisation() -> tuple[dict[str, np.ndarray], list[dict[str, 
     Returns:
         The scores of the untouched policy's answers to the validation prompts, (prompts, answers)
         by judge: "gold", and "proxy-<grades>-<seed>". And the trainings against a proxy, each with
-        `size` (the grades that it knows), `seed`, `arm` (free, kl-0.05 or controller), `settings`,
-        `steps`, `queries` and `looks`.
+        `size` (the grades that it knows), `seed`, `settings`, `steps`, `queries` and `looks`.
     """
     folder = resolve(Bundled("overoptimisation"))
     scores = json.loads((folder / "best-of-n.json").read_text(encoding="utf-8"))

@@ -222,7 +222,7 @@ def test_a_dataset_of_the_hub_of_another_kind(monkeypatch: pytest.MonkeyPatch) -
 
 def test_prompts_on_disk_that_were_altered(tmp_path: Path, tokenizer: Any) -> None:
     folder = tmp_path / "prompts"
-    with refused(DataError, f"cannot load the prompts saved in {folder}", "delete that folder"):
+    with refused(DataError, f"cannot load the data set saved in {folder}", "delete that folder"):
         load_queries(folder)
     queries, _ = prepare_queries(dataset(TURNS), DLITE.bind(tokenizer))
     queries.save_to_disk(str(folder))
@@ -230,7 +230,7 @@ def test_prompts_on_disk_that_were_altered(tmp_path: Path, tokenizer: Any) -> No
     whole = arrow.read_bytes()
     for content in (b"", whole[: len(whole) // 2], b"x" * len(whole)):
         arrow.write_bytes(content)
-        with refused(DataError, "cannot load the prompts", "they are made again"):
+        with refused(DataError, "cannot load the data set saved", "are made again"):
             load_queries(folder)
 
 

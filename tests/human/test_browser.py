@@ -139,7 +139,7 @@ def look_at_the_dark_theme(lab: str, page: Any, tmp_path: Path) -> None:
         '{"theme": "JupyterLab Dark"}', encoding="utf-8"
     )
     page.goto(f"{lab}/lab/tree/label.ipynb?reset")
-    page.locator("body[data-jp-theme-light=false]").wait_for()
+    page.locator("body[data-jp-theme-light=false]").wait_for(state="attached")
     page.locator(".jp-Notebook .jp-CodeCell").first.wait_for()
     page.keyboard.press("Control+b")
     run_cell(page)

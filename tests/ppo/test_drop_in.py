@@ -388,6 +388,7 @@ def test_arguments_of_the_trainer_that_do_not_fit_are_refused_in_one_line(path):
         ({"model": model.pretrained_model}, "model is a GPT2LMHeadModel: wrap it"),
         ({"ref_model": reference.pretrained_model}, "ref_model is a GPT2LMHeadModel: wrap it"),
         ({"ref_model": model}, "ref_model holds weights of the policy that are trained"),
+        ({"optimizer": torch.optim.Adam(reference.parameters())}, "the optimizer has no weight of"),
     ):
         with pytest.raises(ModelError, match=message) as error:
             PPOTrainer(config, **({"model": model, "tokenizer": tokenizer} | arguments))
@@ -396,6 +397,61 @@ def test_arguments_of_the_trainer_that_do_not_fit_are_refused_in_one_line(path):
         make_trainer(path).generate(torch.ones(1, 3, dtype=torch.long))
     with pytest.raises(ModelError, match="pattern is not supported"):
         create_reference_model(model, 1, pattern="transformer.h.{layer}")
+
+
+class Pairs(torch.utils.data.Dataset):
+    """Rows that are tuples, as TRL's own tests have them."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.arange(3, 5 + i), torch.arange(5, 8)
+
+
+@pytest.mark.parametrize("collator", [{}, {"data_collator": None}])
+def test_rows_that_are_tuples_come_as_a_tuple_of_columns(path, collator):
+    model = AutoModelForCausalLMWithValueHead.from_pretrained(path)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    config = PPOConfig(batch_size=4, mini_batch_size=4)
+    trainer = PPOTrainer(config, model, tokenizer=tokenizer, dataset=Pairs(), **collator)
+    ((queries, responses),) = trainer.dataloader
+    assert sorted(map(len, queries)) == [2, 3, 4, 5]
+    assert [response.tolist() for response in responses] == [[5, 6, 7]] * 4
+    trainer.step(list(queries), list(responses), [1.0, 0.0, 1.0, 0.0])
+    plain = PPOTrainer(config, model, tokenizer=tokenizer, dataset=["a", "b", "c", "d"])
+    assert sorted(*plain.dataloader) == ["a", "b", "c", "d"]
+
+
+def test_weights_that_transformers_loads_in_bfloat16_are_told_of(path, tmp_path, caplog):
+    """Since version 5 it takes the checkpoint's own dtype, where scripts of TRL's got float32."""
+    from transformers import AutoModelForCausalLM
+
+    AutoModelForCausalLM.from_pretrained(path).bfloat16().save_pretrained(tmp_path)
+    tokenizer, config = AutoTokenizer.from_pretrained(path), PPOConfig()
+    for given, told in ((AutoModelForCausalLM.from_pretrained(tmp_path), True), (tmp_path, False)):
+        caplog.clear()
+        model = AutoModelForCausalLMWithValueHead.from_pretrained(given)
+        PPOTrainer(config, model, tokenizer=tokenizer)
+        assert ("weights are bfloat16, in which most of" in caplog.text) is told
+
+
+def test_padding_and_queries_among_what_is_trained_on_are_told_of(path, caplog):
+    trainer = make_trainer(path)
+    pad, size = trainer.tokenizer.pad_token_id, trainer.config.batch_size
+    query, answer = torch.tensor([5, 6, 7]), torch.tensor([8, 9])
+    once, twice = torch.tensor([pad]), torch.tensor([pad, pad])
+    for one_query, one_answer, told in (
+        (query, torch.cat([answer, once]), ""),
+        (torch.cat([once, query]), answer, ""),
+        (torch.cat([twice, query]), answer, "queries[0] begins or ends with padding"),
+        (query, torch.cat([answer, twice]), "responses[0] begins or ends with padding"),
+        (query, torch.cat([query, answer]), "each response begins with its query"),
+    ):
+        caplog.clear()
+        trainer.step([one_query] * size, [one_answer] * size, [float(i) for i in range(size)])
+        (message,) = caplog.messages or [""]
+        assert message.startswith(told) and bool(message) is bool(told)
 
 
 def test_a_tracker_that_is_not_installed_is_an_error(path):

@@ -1,0 +1,92 @@
+"""The committed trainings as the data of the film: see static/film.js, which shows them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlhf_tutorial.evaluation.measures import commonest_opening
+from rlhf_tutorial.studies.committed import committed_experiments, committed_trainings
+
+JUDGES = {
+    "first": "judge of the training",
+    "second": "judge that only watches",
+    "proxy": "judge of the training",
+    "gold": "gold",
+}
+
+
+def films() -> list[dict[str, Any]]:
+    """The groups of trainings that one can choose from, each with runs on the same prompts."""
+    trainings = committed_trainings()
+    named = ((name.replace("default", "default run"), t) for name, t in trainings.items())
+    experiments = [
+        (e["settings"]["init_kl_coef"], e)
+        for e in committed_experiments().values()
+        if e["name"].startswith("lr 5e-05, KL ") and "looks" in e
+    ]
+    weights = ((f"KL weight {w:g}", e) for w, e in sorted(experiments, key=lambda x: -x[0]))
+    groups = [
+        group("The course's run", named),
+        group("Pushed harder and harder: the first experiment, by KL weight", weights),
+        group("A judge that knows little, and a gold", gold_runs()),
+    ]
+    return [g for g in groups if g["runs"]]
+
+
+def gold_runs() -> Iterable[tuple[str, dict[str, Any]]]:
+    """Trainings against a proxy with a gold watching, from the smallest proxy to the largest."""
+    from rlhf_tutorial.assets import Bundled, resolve
+    from rlhf_tutorial.errors import AssetError
+
+    try:
+        paths = sorted(resolve(Bundled("overoptimisation")).glob("ppo-*.json"))
+    except AssetError:  # not in this version
+        return []
+    runs = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    runs.sort(key=lambda run: (run["size"], run["seed"]))
+    return [(f"judge fitted to {run['size']} grades, seed {run['seed']}", run) for run in runs]
+
+
+def group(name: str, runs: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
+    """Runs under one name: "name", "queries", "judges" (their labels) and "runs"."""
+    runs = list(runs)
+    first = runs[0][1] if runs else {"queries": [], "looks": [{"scores": {}}]}
+    judges = list(first["looks"][0]["scores"])
+    return {
+        "name": name,
+        "queries": first["queries"],
+        "judges": [JUDGES.get(judge, judge) for judge in judges],
+        "runs": [
+            {"name": label, "looks": [frame(look, judges) for look in run["looks"]]}
+            for label, run in runs
+        ],
+    }
+
+
+def frame(look: dict[str, Any], judges: list[str]) -> dict[str, Any]:
+    """One look: the step, means over the prompts, the answers and their scores by judge."""
+    opening, share = commonest_opening(look["answers"])
+    return {
+        "step": look["step"],
+        "kl": round(float(np.mean(look["kl"])), 3),
+        "means": [round(float(np.mean(look["scores"][judge])), 3) for judge in judges],
+        "opening": opening,
+        "share": round(share, 4),
+        "ended": round(look["measures"]["ended"], 4),
+        "words": round(look["measures"]["words"], 2),
+        "answers": look["answers"],
+        "scores": [
+            [round(s, 2) for s in look["scores"][judge][: len(look["answers"])]] for judge in judges
+        ],
+    }
+
+
+def write(path: Path) -> None:
+    """The data as a script, which a page that was opened from the disk may load."""
+    text = json.dumps(films(), ensure_ascii=False, separators=(",", ":"))
+    path.write_text(f"window.FILMS = {text};\n", encoding="utf-8")
