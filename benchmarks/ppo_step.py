@@ -34,6 +34,8 @@ SHAPES: dict[str, dict[str, Any] | None] = {
     "tiny": {"model_type": "gpt2", "n_embd": 32, "n_layer": 4, "n_head": 2, "vocab_size": 600},
 }
 SHARED = {"smollm2": 22, "dlite": 18, "tiny": 3}
+
+
 NEW_TOKENS = 16
 
 
@@ -107,14 +109,16 @@ def ask(process: subprocess.Popen, line: str | None = None) -> dict[str, Any]:
     sys.exit(f"the worker {process.args[1]} stopped: run it by hand to see why")
 
 
-def measure(model: str, batch_size: int, steps: int, device: str, trl: Path | None) -> list[dict]:
+def measure(
+    model: str, batch_size: int, new_tokens: int, steps: int, device: str, trl: Path | None
+) -> list[dict]:
     """A row per variant."""
     import contextlib
 
     settings = inputs(model, batch_size) | {
         "batch_size": batch_size,
         "device": device,
-        "max_new_tokens": NEW_TOKENS,
+        "max_new_tokens": new_tokens,
         "shape": SHAPES[model],
         "threads": torch.get_num_threads(),
         "precision": "no",
@@ -167,6 +171,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=list(SHAPES), default="smollm2")
     parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument(
+        "--new-tokens", type=int, default=NEW_TOKENS, help="of each answer, at the most"
+    )
     parser.add_argument("--steps", type=int, default=5, help="counted steps of each variant")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--trl", type=Path, default=ROOT / ".venv-trl" / "bin" / "python")
@@ -175,7 +182,7 @@ def main() -> None:
     trl = args.trl if args.trl.exists() else None
     if trl is None:
         print(f"{args.trl} is not there: without the original loop (make bench sets it up)")
-    rows = measure(args.model, args.batch_size, args.steps, args.device, trl)
+    rows = measure(args.model, args.batch_size, args.new_tokens, args.steps, args.device, trl)
     print(table(rows))
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -102,14 +103,26 @@ class Reader:
         hidden: what the trunk, if there is one, made of each piece, (B, L, hidden) each.
     """
 
-    def __init__(self, model: PreTrainedModel, halves: Halves | None, kind: CacheKind) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        halves: Halves | None,
+        kind: CacheKind,
+        length: int | None = None,
+    ) -> None:
+        """
+        Args:
+            length: of a cache of fixed size, in tokens; None for one that grows. A fixed one is of
+                the "plain" kind, and its masks have four dimensions: see `mask_of`.
+        """
         self.halves, self.hidden = halves, list[Tensor]()
         self.top = model if halves is None else halves.top
         self.keep = {"logits_to_keep": 1} if keeps_logits(self.top) else {}
-        self.lower = _cache(model.config if kind == "own" else None)
+        self.lower = _cache(model.config if kind == "own" else None, length=length)
         self.cache = self.lower
         if halves is not None:
-            self.cache = _cache(self.top.config if kind == "own" else None, halves.first)
+            config = self.top.config if kind == "own" else None
+            self.cache = _cache(config, halves.first, length)
 
     def __call__(self, new: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
         """The logits of what comes next, (B, V).
@@ -129,6 +142,22 @@ class Reader:
             inputs["inputs_embeds"] = states
         output = self.top(past_key_values=self.cache, use_cache=True, **self.keep, **inputs)
         return output.logits[:, -1]
+
+    def forget(self) -> None:
+        """Start anew, in the memory of a cache of fixed size."""
+        self.hidden.clear()
+        for cache in (self.lower, self.cache):
+            cache.reset()
+
+
+def mask_of(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """What a cache of fixed size needs in place of an attention mask, (B, 1, L, its length).
+
+    Args:
+        visible: (B, L, length) or (1, L, length), whether each of L tokens may look at each place.
+    """
+    zeros = torch.zeros((), dtype=dtype, device=visible.device)
+    return torch.where(visible, zeros, torch.finfo(dtype).min).unsqueeze(1)
 
 
 _KNOWN: WeakKeyDictionary[nn.Module, CacheKind] = WeakKeyDictionary()
@@ -266,13 +295,26 @@ def _generate_agrees(model: PreTrainedModel, text: Tensor) -> bool:
     return agree(torch.cat(output.logits), whole[_KNOWN_TOKENS - 1 : -1])
 
 
-def _cache(config: PretrainedConfig | None, first: int = 0) -> Cache:
-    """A cache for layers that are numbered from `first` on."""
-    from transformers import DynamicCache
+def _cache(config: PretrainedConfig | None, first: int = 0, length: int | None = None) -> Cache:
+    """A cache for layers that are numbered from `first` on; with a length, of fixed size."""
+    from transformers import Cache, DynamicCache
+    from transformers.cache_utils import StaticLayer
 
-    class UpperCache(DynamicCache):
+    base = DynamicCache if length is None else Cache
+
+    class UpperCache(base):  # type: ignore[misc, valid-type]
         def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args: Any) -> Any:
             return super().update(keys, values, layer_idx - first, *args)
 
-    kind = UpperCache if first else DynamicCache
+    class FixedLayer(StaticLayer):
+        values: Tensor
+
+        def lazy_initialization(self, keys: Tensor, values: Tensor) -> None:
+            super().lazy_initialization(keys, values)
+            if values.dtype != keys.dtype:  # under autocast
+                self.values = torch.zeros_like(self.values, dtype=values.dtype)
+
+    kind = UpperCache if first else base
+    if length is not None:
+        return kind(layer_class_to_replicate=partial(FixedLayer, length))
     return kind() if config is None else kind(config=config)

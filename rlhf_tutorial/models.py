@@ -27,6 +27,7 @@ from .families import (
 )
 from .harmless import without_harmless
 from .randomness import seeded
+from .sampler import draw, sample_recorded
 from .trunk import (
     TrunkStates,
     freeze_adapters_below,
@@ -337,6 +338,12 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
                 pad_token_id=pad_token_id,
                 temperature=temperature,
             ), None
+        if input_ids.is_cuda and self.cache == "plain":
+            settings = {"eos_token_ids": eos_token_ids, "pad_token_id": pad_token_id}
+            settings |= {"max_new_tokens": max_new_tokens, "temperature": temperature}
+            recorded = self._sample_recorded(input_ids, attention_mask, **settings)
+            if recorded is not None:
+                return recorded
         read = Reader(self.language_model, self.halves, self.cache)
         sequences, new, positions = input_ids, input_ids, position_ids_from(attention_mask)
         going_on = torch.ones_like(input_ids[:, 0], dtype=torch.bool)
@@ -352,8 +359,25 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
                 break
         if self.halves is None:
             return sequences, None
-        text = sequences, attention_mask, position_ids_from(attention_mask)
-        return sequences, TrunkStates(*text, torch.cat(read.hidden, dim=1), self.trunk_version())
+        return sequences, self._trunk_states(sequences, attention_mask, torch.cat(read.hidden, 1))
+
+    def _trunk_states(self, sequences: Tensor, mask: Tensor, hidden: Tensor) -> TrunkStates:
+        positions = position_ids_from(mask)
+        return TrunkStates(sequences, mask, positions, hidden, self.trunk_version())
+
+    def _sample_recorded(
+        self, input_ids: Tensor, attention_mask: Tensor, **settings: Any
+    ) -> tuple[Tensor, TrunkStates | None] | None:
+        """`sample` as a GPU does it, by recorded launches; None where it cannot be done."""
+        answers = sample_recorded(
+            self, self.language_model, self.halves, input_ids, attention_mask, **settings
+        )
+        if answers is None:
+            return None
+        tokens, hidden = answers
+        sequences = torch.cat([input_ids, tokens], dim=1)
+        mask = torch.cat([attention_mask, torch.ones_like(tokens)], dim=1)
+        return sequences, None if hidden is None else self._trunk_states(sequences, mask, hidden)
 
     def _sample_with_generate(self, input_ids: Tensor, **settings: Any) -> Tensor:
         """`sample` for families whose caches are like no others: by transformers' own loop."""
@@ -604,13 +628,3 @@ def shares_trunk(
             is other.pretrained_model.get_input_embeddings().weight
         )
     )
-
-
-def draw(logits: Tensor) -> Tensor:
-    """One token per row, (B,), from softmax(logits), (B, V): where the cumulated sum passes u.
-
-    One random number u per row does; torch.multinomial draws one per token of the vocabulary.
-    """
-    cumulated = logits.float().softmax(dim=-1).cumsum(dim=-1, dtype=torch.double)
-    u = torch.rand_like(cumulated[:, :1]) * cumulated[:, -1:]
-    return torch.searchsorted(cumulated, u, right=True).squeeze(1).clamp(max=logits.shape[1] - 1)

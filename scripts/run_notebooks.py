@@ -1,4 +1,4 @@
-"""Execute the notebooks in order, each from a fresh kernel, with a progress line per cell.
+"""Execute the notebooks in order, each from a fresh kernel, with a line for each.
 
     python scripts/run_notebooks.py                 # into runs/<preset>/, as notebooks and HTML
     python scripts/run_notebooks.py --in-place      # and replace the committed ones
@@ -10,24 +10,45 @@ The preset comes from RLHF_PRESET (default: smollm2).
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import shutil
 import sys
+import textwrap
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
 from fingerprint import DATA, PACKAGE, Fingerprint
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbconvert import HTMLExporter
+from nbconvert.filters import strip_ansi
 from tqdm import tqdm
 
 from rlhf_tutorial import Run, load_preset
+from rlhf_tutorial.doctor import examine, report
 from rlhf_tutorial.notebook import headline
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ("stats.jsonl", "comparison.csv", "perplexity.json", "results.json")
+MINUTES = {
+    "01": 0.2,
+    "02": 1,
+    "03": 2,
+    "03b": 0.1,
+    "04": 1,
+    "05": 6,
+    "06": 1,
+    "07": 3,
+    "08": 16,
+    "08b": 0.5,
+    "09": 8,
+}
+"""On two cores with bfloat16 arithmetic, with the default preset: the README's table in numbers."""
 FOLDED = """{% extends 'lab/index.html.j2' %}
 {% block input_group %}{% if 'solution' in cell.metadata.get('tags', []) %}
 <details><summary>A solution</summary>{{ super() }}</details>
@@ -48,13 +69,47 @@ def up_to_date(executed: Path, notebook: Path) -> bool:
     return executed.stat().st_mtime > max(p.stat().st_mtime for p in sources)
 
 
+def announcement(paths: list[Path], run: Run) -> str:
+    """What will happen, how long it takes, and what may go otherwise on this machine."""
+    number = "1 notebook" if len(paths) == 1 else f"{len(paths)} notebooks"
+    lines = [f"Running {number} with the preset {run.preset.name}."]
+    if run.preset.name == "smollm2" and paths:
+        minutes = sum(MINUTES[path.stem.split("_")[0]] for path in paths)
+        lines[0] += f" On two cores with bfloat16 arithmetic that takes {minutes:.0f} minutes."
+    lines.append(
+        f"Notebooks, pages and results go to {run.folder}; nothing is opened. Ctrl-C stops, and "
+        "the same command goes on from there."
+    )
+    minded = [finding for finding in examine(run.preset, run.folder) if finding.verdict != "ok"]
+    width = shutil.get_terminal_size().columns
+    told = "\n".join(textwrap.fill(line, width) for line in lines)
+    return f"{told}\n\n{report(minded, width)}\n" if minded else f"{told}\n"
+
+
+@contextmanager
+def progress(name: str, cells: int) -> Iterator[tqdm]:
+    """A line that a terminal draws anew; in a file or a pipe it is written once."""
+    if sys.stdout.isatty():
+        form = "{desc} {n_fmt}/{total_fmt} {elapsed}{postfix}"
+        with tqdm(
+            total=cells, desc=name, bar_format=form, dynamic_ncols=True, file=sys.stdout
+        ) as bar:
+            yield bar
+            bar.set_postfix_str("done")
+    else:
+        print(f"{name}: ", end="", flush=True)
+        start = time.perf_counter()
+        yield tqdm(total=cells, disable=True)
+        print(f"{cells} cells in {tqdm.format_interval(time.perf_counter() - start)}", flush=True)
+
+
 def execute(path: Path, runs: Path) -> nbformat.NotebookNode:
     """Run one notebook from the notebooks folder; an error in a cell stops the program."""
     notebook = nbformat.read(path, as_version=4)
     codes = [i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
     # Relative to the kernel's folder, so that no absolute path gets into an output.
     os.environ["RLHF_RUNS"] = os.path.relpath(runs, path.parent)
-    with tqdm(total=len(codes), desc=path.stem, unit="cell", file=sys.stdout) as bar:
+    with progress(path.stem, len(codes)) as bar:
         client = NotebookClient(
             notebook,
             timeout=None,
@@ -65,8 +120,19 @@ def execute(path: Path, runs: Path) -> nbformat.NotebookNode:
             on_cell_execute=lambda cell, cell_index: bar.set_postfix_str(first_line(cell)),
             on_cell_executed=lambda cell, cell_index, execute_reply: bar.update(),
         )
-        client.execute()
-        bar.set_postfix_str("done")
+        # Not in this thread, where nbclient would answer Ctrl-C itself, and not leave a cell the
+        # time to save its work.
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(client.execute)
+            try:
+                while not wait([running], timeout=1).done:
+                    bar.refresh()  # a cell may take minutes
+            except KeyboardInterrupt:
+                if client.km is not None and client.km.has_kernel:
+                    asyncio.run(client.km.interrupt_kernel())
+                wait([running])
+                raise
+            running.result()
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # times of day: noise in a committed file
     notebook.metadata.pop("widgets", None)
@@ -98,14 +164,26 @@ def main() -> None:
         paths = [p for p in paths if p.name.startswith(tuple(args.numbers))]
     run.folder.mkdir(parents=True, exist_ok=True)  # some notebooks leave nothing there themselves
     start = time.perf_counter()
+    ready = [
+        path for path in paths if not args.in_place and up_to_date(run.folder / path.name, path)
+    ]
+    print(announcement([path for path in paths if path not in ready], run), flush=True)
     for path in paths:
-        if not args.in_place and up_to_date(run.folder / path.name, path):
+        if path in ready:
             print(f"{path.stem}: already there")
             continue
         try:
             notebook = execute(path, runs)
         except CellExecutionError as error:
-            sys.exit(f"{path.name} stopped: {error.ename}: {error.evalue}\n{error.traceback}")
+            trace = error.traceback if sys.stderr.isatty() else strip_ansi(error.traceback)
+            sys.exit(f"\n{path.name} stopped: {error.ename}: {error.evalue}\n{trace}")
+        except DeadKernelError:
+            sys.exit(
+                f"\n{path.name} stopped: its kernel died, most often for want of memory: close "
+                "other programs; the same command goes on from there"
+            )
+        except KeyboardInterrupt:
+            sys.exit(f"\n{path.name} was stopped; the same command goes on from there")
         target = path if args.in_place else run.folder / path.name
         nbformat.write(notebook, target)
         (run.folder / f"{path.stem}.html").write_text(as_html(notebook), encoding="utf-8")

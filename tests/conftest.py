@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import random
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -20,6 +21,28 @@ from support.wheels import FakePip
 from torch import Tensor
 
 torch.set_num_threads(1)
+
+# Most tests compare with numbers of their own, on the CPU. So that they do so on every machine, a
+# GPU is seen by those alone that are marked `cuda`.
+_CUDA = torch.cuda.is_available
+HAS_GPU, _VISIBLE = _CUDA(), os.environ.get("CUDA_VISIBLE_DEVICES")
+if HAS_GPU:
+    torch.cuda.is_available = lambda: False
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # to processes that tests start
+
+
+@pytest.fixture(autouse=True)
+def _gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets a test that is marked `cuda` see the GPU, or leaves it out where there is none."""
+    if request.node.get_closest_marker("cuda") is None:
+        return
+    if not HAS_GPU:
+        pytest.skip("needs a CUDA GPU, and there is none here")
+    monkeypatch.setattr(torch.cuda, "is_available", _CUDA)
+    if _VISIBLE is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", _VISIBLE)
 
 
 @pytest.fixture(autouse=True)

@@ -251,11 +251,11 @@ def scores_tensor(scores: Sequence[float | Tensor], device: torch.device) -> Ten
     Raises:
         RewardError: if one is no single finite number.
     """
-    tensor = torch.tensor(checked_scores(scores, len(scores)), device=device)
+    tensor = torch.tensor(checked_scores(scores, len(scores)))
     if not tensor.isfinite().all():
         i = int((~tensor.isfinite()).nonzero()[0])
         raise RewardError(f"the score of response {i} is {tensor[i]}: the reward must be finite")
-    return tensor
+    return tensor.to(device)
 
 
 def ratio_too_large(ratio: Tensor, mask: Tensor, threshold: float) -> bool:

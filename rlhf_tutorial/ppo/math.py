@@ -66,7 +66,14 @@ def masked_var(values: Tensor, mask: Tensor) -> Tensor:
             f"the variance needs at least 2 unmasked tokens, got {int(n)}: "
             "use a larger mini-batch or longer responses"
         )
-    return masked_mean((values - masked_mean(values, mask)) ** 2, mask) * n / (n - 1)
+    return masked_var_or_zero(values, mask)
+
+
+def masked_var_or_zero(values: Tensor, mask: Tensor) -> Tensor:
+    """`masked_var`, or 0 for a single token: nothing is raised, so a GPU is not waited for."""
+    n = mask.sum()
+    variance = masked_mean((values - masked_mean(values, mask)) ** 2, mask) * n / (n - 1)
+    return torch.where(n > 1, variance, 0.0)
 
 
 def masked_whiten(values: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:

@@ -238,9 +238,9 @@ def collate(
     mask = response_mask.float()
     if response_masks is not None:
         mask = mask * pad(response_masks, 0, side="right", width=width)[0].to(mask)
-    if not mask.any(dim=1).all():
-        empty = int((~mask.any(dim=1)).nonzero()[0])
-        raise ModelError(f"response_masks[{empty}] masks the whole response: drop that sample")
+        if not mask.any(dim=1).all():
+            empty = int((~mask.any(dim=1)).nonzero()[0])
+            raise ModelError(f"response_masks[{empty}] masks the whole response: drop that sample")
     return Batch(
         input_ids=torch.cat([query_ids, response_ids], dim=1),
         attention_mask=attention_mask,

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .math import masked_mean, masked_var
+from .math import masked_mean, masked_var_or_zero
 from .rollout import Experience
 
 logger = logging.getLogger(__name__)
@@ -69,12 +69,12 @@ def minibatch_stats(
         "ppo/policy/advantages_mean": masked_mean(advantages, mask),
         "ppo/policy/ratio": ratio,
         "ppo/returns/mean": masked_mean(returns, mask),
-        "ppo/returns/var": _variance(returns, mask),
+        "ppo/returns/var": masked_var_or_zero(returns, mask),
         "ppo/val/vpred": masked_mean(values, mask),
         "ppo/val/error": masked_mean((values - returns).square(), mask),
         "ppo/val/clipfrac": value_clipfrac,
         "ppo/val/mean": masked_mean(old.values, mask),
-        "ppo/val/var": _variance(old.values, mask),
+        "ppo/val/var": masked_var_or_zero(old.values, mask),
     }
 
 
@@ -95,12 +95,6 @@ def step_stats(
     """
     logprobs, mask = experience.logprobs, experience.mask
     kl_per_response = (experience.kl * mask).sum(dim=1)
-    if kl_per_response.mean() < -1:
-        logger.warning(
-            "the KL is %.2f nats per response, and clearly negative: the responses do not seem to "
-            "be samples of this policy; check the settings of generate (top_k, top_p, temperature)",
-            kl_per_response.mean(),
-        )
     stats: dict[str, Any] = {
         "objective/kl": kl_per_response.mean(),
         "objective/kl_dist": kl_per_response,
@@ -111,12 +105,12 @@ def step_stats(
         "objective/entropy": (-logprobs * mask).sum(dim=1).mean(),
         "ppo/mean_non_score_reward": masked_mean(experience.penalty, mask),
         "ppo/mean_scores": scores.mean(),
-        "ppo/std_scores": scores.std() if len(scores) > 1 else torch.zeros(()),
+        "ppo/std_scores": scores.std() if len(scores) > 1 else scores.new_zeros(()),
     }
     for name, lengths in (("queries", query_lengths), ("responses", response_lengths)):
         n = lengths.float()
         stats[f"tokens/{name}_len_mean"] = n.mean()
-        stats[f"tokens/{name}_len_std"] = n.std() if len(n) > 1 else torch.zeros(())
+        stats[f"tokens/{name}_len_std"] = n.std() if len(n) > 1 else n.new_zeros(())
         stats[f"tokens/{name}_dist"] = n
     for key in minibatches[0]:
         values = [m[key] for m in minibatches]
@@ -125,7 +119,14 @@ def step_stats(
             torch.cat([v.flatten() for v in values]) if per_token else torch.stack(values).mean()
         )
     stats["ppo/val/var_explained"] = 1 - stats["ppo/val/error"] / stats["ppo/returns/var"]
-    return {key: _to_numpy(value) for key, value in stats.items()}
+    stats = _to_numpy(stats)
+    if stats["objective/kl"] < -1:
+        logger.warning(
+            "the KL is %.2f nats per response, and clearly negative: the responses do not seem to "
+            "be samples of this policy; check the settings of generate (top_k, top_p, temperature)",
+            stats["objective/kl"],
+        )
+    return stats
 
 
 class Number(float):
@@ -146,16 +147,13 @@ def scalars(stats: dict[str, Any]) -> dict[str, float]:
     return {k: float(v) for k, v in stats.items() if np.ndim(v) == 0}
 
 
-def _variance(values: Tensor, mask: Tensor) -> Tensor:
-    """`masked_var`, or 0 for a single token: a response that ends at once may stand alone."""
-    return masked_var(values, mask) if mask.sum() > 1 else values.new_zeros(())
-
-
-def _to_numpy(value: Any) -> Any:
-    if not isinstance(value, Tensor):
-        return value
-    array = value.detach().float().cpu().numpy()
-    return array.item() if array.ndim == 0 else array
-
-
-# Trackers -----------------------------------------------------------------------------------
+def _to_numpy(stats: dict[str, Any]) -> dict[str, Any]:
+    """The tensors among the numbers as floats and arrays, fetched from a GPU all at once."""
+    tensors = {k: v.detach().float() for k, v in stats.items() if isinstance(v, Tensor)}
+    flat = torch.cat([tensor.flatten() for tensor in tensors.values()]).cpu()
+    parts = flat.split([tensor.numel() for tensor in tensors.values()])
+    arrays = {
+        key: part.item() if not tensor.ndim else part.view(tensor.shape).numpy()
+        for (key, tensor), part in zip(tensors.items(), parts, strict=True)
+    }
+    return stats | arrays

@@ -39,6 +39,7 @@ from .math import (
     rewards_per_token,
     value_loss,
 )
+from .passes import RecordedPasses, said_by
 from .processes import indices_of_all, make_accelerator, prepare, rows_of_all
 from .rollout import Batch, Evaluation, Experience, ForwardPass, collate, generate_responses
 from .stats import Clock, minibatch_stats, scalars, step_stats, with_items
@@ -161,6 +162,9 @@ class PPOTrainer:
         self.model, self.optimizer = prepare(self.accelerator, model.eval(), optimizer)
         self.ref_model = ref_model.to(self.device).eval()
         self.lr_scheduler = lr_scheduler
+        self.recorded: dict[torch.nn.Module, RecordedPasses] = {}
+        if self.device.type == "cuda" and self.model is model:  # and no wrapper of accelerate's
+            self.recorded = {m: RecordedPasses(m) for m in (self.model, self.ref_model)}
 
     @property
     def device(self) -> torch.device:
@@ -293,6 +297,8 @@ class PPOTrainer:
         checks.warn_of_what_is_no_text(queries, responses, checks.padding_of(self.tokenizer))
         own_scores = checks.scores_tensor(scores, self.device)
         self.without_dropout()
+        for passes in self.recorded.values():
+            passes.waiting = False  # for the gradient of an earlier step, which stopped half-way
         # 1. Lay out: queries and responses side by side, and what the frozen layers make of them.
         batch = self.lay_out(queries, responses, response_masks)
         batch = self.with_trunk_states(batch, self.sampled)
@@ -404,18 +410,11 @@ class PPOTrainer:
 
         A model that has the policy's frozen trunk goes on from the trunk's states.
         """
-        input_ids, attention_mask, position_ids = batch.read()
-        if batch.trunk_states is not None and (model is self.model or self.shares_trunk):
-            read = {"trunk_states": batch.trunk_states}
-        else:
-            read = {"input_ids": input_ids}
+        states = batch.trunk_states if model is self.model or self.shares_trunk else None
         with self.accelerator.autocast():
-            logits, _, values = model(
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                logits_to_keep=batch.predicting,
-                **read,
-            )
+            recorded = self.recorded.get(model)  # on a GPU
+            said = recorded(batch, states is not None) if recorded else None
+            logits, values = said or said_by(model, batch, states)
         temperature = self.config.temperature
         logprobs, entropy = logprobs_and_entropy(logits, batch.responses, temperature)
         return ForwardPass(logits, logprobs, entropy, values.float(), temperature)

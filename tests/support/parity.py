@@ -160,13 +160,13 @@ def replay(fixture: Fixture, tokenizer: Any, steps: int | None = None) -> Iterat
             raise AssertionError(f"step {number}: more epochs than in TRL") from None
         assert next(left, None) is None, f"step {number}: fewer epochs than in TRL"
         ((batch, experience, *_),) = seen
-        mask, rows = batch.mask.bool(), torch.cat(orders)
-        tensors = {k: v[mask] for k, v in vars(experience).items() if k != "penalty"}
+        mask, rows = batch.mask.bool().cpu(), torch.cat(orders)
+        tensors = {k: v.cpu()[mask] for k, v in vars(experience).items() if k != "penalty"}
         for name in ("ratio", "advantages"):
             flat = torch.as_tensor(stats[f"ppo/policy/{name}"]).view(len(rows), -1)
             tensors[f"stats_{name}"] = flat[mask[rows]]
         tensors["kl_dist"] = torch.as_tensor(stats["objective/kl_dist"])
-        parameters = {k: v.detach().clone() for k, v in trainer.model.named_parameters()}
+        parameters = {k: v.detach().clone().cpu() for k, v in trainer.model.named_parameters()}
         tensors |= {f"weights/{k}": v for k, v in parameters.items()}
         yield number, stats, tensors
 

@@ -123,8 +123,8 @@ def next_order(trainer: PPOTrainer) -> Tensor:
 
 
 def weights_of(trainer: PPOTrainer) -> dict[str, Tensor]:
-    """A copy of the policy's weights, by name."""
-    return {k: v.detach().clone() for k, v in trainer.model.state_dict().items()}
+    """A copy of the policy's weights, by name, on the CPU."""
+    return {k: v.detach().clone().cpu() for k, v in trainer.model.state_dict().items()}
 
 
 def assert_same_weights(a: dict[str, Tensor], b: dict[str, Tensor], atol: float = 0.0) -> None:
