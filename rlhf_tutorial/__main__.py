@@ -89,7 +89,8 @@ def main(arguments: list[str] | None = None) -> None:
             "`make tutorial PYTHON=python3.12`"
         )
     from .assets import as_source
-    from .human.commands import add_commands
+    from .human import commands as labelling
+    from .human import steering_commands as steering
     from .presets import PRESETS, load_preset, shared_layers
 
     parser = argparse.ArgumentParser(prog="python -m rlhf_tutorial", description=__doc__)
@@ -117,7 +118,8 @@ def main(arguments: list[str] | None = None) -> None:
             name, parents=[for_stage], help=stage.__doc__, description=stage.__doc__
         )
         stage_parser.set_defaults(call=lambda run, args: STAGES[args.command](run))
-    add_commands(commands, for_stage)
+    labelling.add_commands(commands, for_stage)
+    steering.add_commands(commands, for_stage)
     args = parser.parse_args(arguments)
     try:
         if args.command != "train" and int(os.environ.get("WORLD_SIZE", 1)) > 1:

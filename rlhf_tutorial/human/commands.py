@@ -25,6 +25,11 @@ def add_commands(commands: Any, for_stage: argparse.ArgumentParser) -> None:
         "label", parents=[for_stage, rater], help=label.__doc__, description=label.__doc__
     )
     parser.add_argument("--pairs", type=_count, default=40, help="how many; default: 40")
+    parser.add_argument(
+        "--steered",
+        action="store_true",
+        help="answers of the policy that steer left beside the untouched one's: the next round",
+    )
     other = parser.add_mutually_exclusive_group()
     other.add_argument(
         "--merge", nargs="+", metavar="FILE", help="take in others' labels, and say who agrees"
@@ -51,6 +56,7 @@ def label(run: Run, args: argparse.Namespace) -> None:
     """Choose between two answers of the untouched policy, pair after pair."""
     from .labelling import Session
     from .labels import labels_path, policy_name, untouched_pairs
+    from .steering import pairs_against, trained_by_steering
     from .terminal import label_in_terminal
 
     path = labels_path(run)
@@ -61,9 +67,13 @@ def label(run: Run, args: argparse.Namespace) -> None:
     elif args.merge:
         _merge(run, args.merge)
     else:
-        print("The untouched policy answers, a minute the first time ...")
-        pairs = untouched_pairs(run, args.pairs)
-        label_in_terminal(Session(pairs, path, policy=policy_name(run), rater=args.rater))
+        print("The policy answers, a minute the first time ...")
+        if args.steered:
+            trained = trained_by_steering(run)
+            pairs, policy = pairs_against(run, trained, args.pairs), policy_name(run, trained)
+        else:
+            pairs, policy = untouched_pairs(run, args.pairs), policy_name(run)
+        label_in_terminal(Session(pairs, path, policy=policy, rater=args.rater))
         print(f"\nYour labels stay in {path}; label --forget deletes them.")
 
 

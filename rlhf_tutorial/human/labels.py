@@ -126,6 +126,18 @@ def load_labels(path: str | Path, policy: str | Collection[str] | None = None) -
     return labels
 
 
+def labels_of(run: Run) -> list[Label]:
+    """A run's labels: of its untouched policy's answers, and of those that were trained from it.
+
+    Raises:
+        DataError: as `load_labels`.
+    """
+    path, untouched = labels_path(run), policy_name(run)
+    trained = untouched.replace(", untouched", ", trained (")
+    found = {label.policy for label in load_labels(path) if label.policy.startswith(trained)}
+    return load_labels(path, {untouched, *found})
+
+
 def append_label(path: str | Path, label: Label) -> None:
     """Write one label behind the others; it is on the disk when this returns.
 
