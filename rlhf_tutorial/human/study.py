@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import combinations
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..assets import Bundled, resolve
 from ..evaluation.intervals import bootstrap_interval
 from ..feedback import Row
 from .choice import NextPair
 from .judge import Agreement, BayesianJudge, Features, agreement_of, choice_values
 from .labels import Label, Pair
 from .readers import TASTES, SimulatedReader, preferred
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 EPOCH = datetime.fromtimestamp(0, UTC).isoformat()
 """The time of a label that nobody gave."""
@@ -101,3 +106,44 @@ def win_rate(
         "win_rate_interval": list(bootstrap_interval(wins)),
         "ties": int((wins == 0.5).sum()),
     }
+
+
+def committed_curves() -> dict[str, dict[str, list[list[dict[str, float]]]]]:
+    """What `scripts/human.py labels` left in the package: taste to way of choosing to curves."""
+    paths = sorted(resolve(Bundled("human")).glob("labels_*.json"))
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    return {result["taste"]: result["curves"] for result in results}
+
+
+def committed_steering() -> pd.DataFrame:
+    """What `scripts/human.py steer` left in the package, a row a taste, seeds taken together.
+
+    Returns:
+        "seeds", "agreement" (of the judges with the taste, on held-out pairs), "win_rate" with
+        "low" and "high" (95%, a bootstrap over trainings), "kl", and "ended_before" and
+        "ended_after" (shares of answers).
+    """
+    import pandas as pd
+
+    paths = sorted(resolve(Bundled("human")).glob("steer_*.json"))
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    rows = {}
+    for taste in TASTES:
+        found = [result for result in results if result["taste"] == taste]
+        if not found:
+            continue
+        rates = [result["win_rate"] for result in found]
+        low, high = bootstrap_interval(rates)
+        rows[taste] = {
+            "seeds": len(found),
+            "agreement": float(np.mean([np.divide(*result["agreement"]) for result in found])),
+            "win_rate": float(np.mean(rates)),
+            "low": low,
+            "high": high,
+            "kl": float(np.mean([np.mean(result["after"]["kl"]) for result in found])),
+            **{
+                f"ended_{when}": float(np.mean([r[when]["measures"]["ended"] for r in found]))
+                for when in ("before", "after")
+            },
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
