@@ -42,7 +42,7 @@ def curves_of_tastes(panels: Mapping[str, Curves], note: str) -> Figure:
     axes[0].set_ylabel("held-out pairs chosen alike")
     handles, labels = axes[0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside lower center", ncols=len(labels))
-    fig.suptitle(note, x=0.01, ha="left", fontsize=10, color=GREY)
+    fig.suptitle(note, x=0.01, ha="left", fontsize=10, color=GREY, wrap=True)
     return fig
 
 
