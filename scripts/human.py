@@ -42,6 +42,7 @@ from rlhf_tutorial.human.study import (
     pairs_of_rows,
     win_rate,
 )
+from rlhf_tutorial.notebook import setup
 from rlhf_tutorial.studies.looks import look_at
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -177,6 +178,7 @@ def main() -> None:
     steering.add_argument("--choice", choices=("active", "random"), default="active")
     commands.add_parser("table")
     args = parser.parse_args()
+    setup()  # no progress bars of other libraries
     FOLDER.mkdir(parents=True, exist_ok=True)
     if args.command == "steer":
         steer_one(args.taste, args.seed, args.steps, args.choice)

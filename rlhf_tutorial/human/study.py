@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
@@ -78,15 +78,15 @@ def learning_curve(
     return rows
 
 
-def labels_needed(curve: Iterable[Mapping[str, float]], share: float) -> float | None:
-    """The first number of labels from which on the agreement stays at this share; None if never."""
-    needed = None
-    for row in curve:
-        if row["agreement"] < share:
-            needed = None
-        elif needed is None:
-            needed = row["labels"]
-    return needed
+def labels_needed(curve: Sequence[Mapping[str, float]], share: float) -> float | None:
+    """The first number of labels from which three agreements in a row are at this share.
+
+    None if they never are.
+    """
+    for i in range(len(curve) - 2):
+        if all(row["agreement"] >= share for row in curve[i : i + 3]):
+            return curve[i]["labels"]
+    return None
 
 
 def win_rate(
