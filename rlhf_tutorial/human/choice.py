@@ -10,7 +10,7 @@ Houlsby et al. 2011, "Bayesian Active Learning for Classification and Preference
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -18,10 +18,7 @@ import torch
 from torch import Tensor
 
 from .judge import BayesianJudge, Features, Posterior
-from .labels import Label, Pair
-
-NextPair = Callable[[list[Label], list[Pair]], int]
-"""From the labels so far and the pairs that there are, the place of the one to ask about next."""
+from .labels import Label, NextPair, Pair
 
 TARGETS = 200
 """Pairs that stand for all, where information about them is counted."""

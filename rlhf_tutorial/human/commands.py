@@ -81,11 +81,13 @@ def blind_test(run: Run, args: argparse.Namespace) -> None:
     """Choose between answers before and after training without knowing which is which."""
     from ..assets import as_source, resolve
     from .blind import PURPOSE, answers_before_and_after, blind_pairs, lift_veil, veil_lifted
+    from .judge import SETTINGS_FILE, BayesianJudge, judge_folder, state_reader
     from .labelling import Session
     from .labels import labels_path, policy_name
+    from .steering import steered_policy
     from .terminal import label_in_terminal
 
-    steered = run.folder / "human" / "policy"
+    steered = steered_policy(run)
     if args.policy is not None:
         trained = resolve(as_source(args.policy))
     else:
@@ -102,6 +104,10 @@ def blind_test(run: Run, args: argparse.Namespace) -> None:
     label_in_terminal(session)
     if session.current is None:
         judges = {"The course's judge": run.load_reward()}
+        if (judge_folder(run) / SETTINGS_FILE).exists():
+            judges["Your own judge"] = BayesianJudge.from_pretrained(
+                judge_folder(run), state_reader(run), policy_name(run)
+            )
         print(veil_lifted(lift_veil(session.labels, rows, judges)))
 
 

@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from ..errors import DataError
-from .labels import Label, Pair, append_label, load_labels, take_back_label
-
-NextPair = Callable[[list[Label], list[Pair]], int]
-"""From the labels so far and the pairs that are left to the place of the next among the latter."""
+from .labels import Label, NextPair, Pair, append_label, load_labels, take_back_label
 
 REPEAT_EVERY = 10
 """So many pairs are answered before one of them comes again."""

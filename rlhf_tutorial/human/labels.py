@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import random
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -75,6 +75,10 @@ class Label:
     def pair(self) -> Pair:
         """What was chosen from."""
         return Pair(self.prompt, self.a, self.b)
+
+
+NextPair = Callable[[list[Label], list[Pair]], int]
+"""From the labels so far and the pairs that are left, the place of the one to ask about next."""
 
 
 def labels_path(run: Run) -> Path:

@@ -13,9 +13,8 @@ import numpy as np
 from ..assets import Bundled, resolve
 from ..evaluation.intervals import bootstrap_interval
 from ..feedback import Row
-from .choice import NextPair
 from .judge import Agreement, BayesianJudge, Features, agreement_of, choice_values
-from .labels import Label, Pair
+from .labels import Label, NextPair, Pair
 from .readers import TASTES, SimulatedReader, preferred
 
 if TYPE_CHECKING:

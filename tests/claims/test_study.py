@@ -1,4 +1,4 @@
-"""What the page on the first experiment and notebook 08 say of it, against its committed runs."""
+"""What the page on the first experiment says of it, against its committed runs."""
 
 from __future__ import annotations
 
@@ -49,16 +49,6 @@ def test_the_page_says_which_later_trainings_pass_and_how_much_is_luck() -> None
     assert f"echoes {100 * listed['echoed']:.0f} points more" in text
 
 
-def test_notebook_08_says_how_far_the_second_judge_fell_from_step_40() -> None:
-    scores = {at["step"]: at["scores"] for at in study.load("lr 5e-05, KL 0")["looks"]}
-    change = np.subtract(scores[240]["second"], scores[40]["second"])
-    scale = np.std(scores[0]["second"], ddof=1)
-    error = change.std(ddof=1) / len(change) ** 0.5
-    stated = f"it is {change.mean() / scale:.2f} ± {error / scale:.2f}"
-    text = (ROOT / "notebooks" / "08_overoptimisation.ipynb").read_text(encoding="utf-8")
-    assert stated in text
-
-
 def test_the_page_states_the_gains_of_the_seeds() -> None:
     text = " ".join((ROOT / "docs" / "first-edition.md").read_text(encoding="utf-8").split())
     seeds = json.loads((study.FOLDER / "seeds.json").read_text(encoding="utf-8"))
@@ -99,40 +89,3 @@ def test_the_committed_seeds_add_up() -> None:
         for key, value in summarise(table, judge).items():
             assert result[judge][key] == pytest.approx(value), key
         assert result[judge]["gain_by_seed"] == pytest.approx(gains_by_seed(table, judge).tolist())
-
-
-def test_without_a_leash_the_first_judge_goes_up_and_the_second_comes_back_down() -> None:
-    """What notebook 08 says of the committed training."""
-    result = study.load("lr 5e-05, KL 0")
-    scores = {at["step"]: at["scores"] for at in result["looks"]}
-
-    def change(judge: str, start: int, end: int) -> tuple[float, float]:
-        differences = np.subtract(scores[end][judge], scores[start][judge])
-        return differences.mean(), differences.std(ddof=1) / len(differences) ** 0.5
-
-    for judge, sign in (("first", 1), ("second", -1)):
-        mean, error = change(judge, 80, 240)
-        assert sign * mean > 2 * error, judge
-    assert change("second", 0, 80)[0] > 2 * change("second", 0, 80)[1]
-
-
-def test_the_default_horizon_does_nothing_and_a_short_one_overshoots_and_returns() -> None:
-    """What notebook 08 says of the committed trainings."""
-    steps = {h: study.load(f"controller, horizon {h}")["steps"] for h in (10_000, 64)}
-    target = study.CONTROLLERS["controller, horizon 64"]["target"]
-    assert np.ptp([step["kl_coef"] for step in steps[10_000]]) < 0.03 * 0.05
-    assert np.mean([step["kl"] for step in steps[10_000][-10:]]) > 2.5 * target
-    kl = np.convolve([step["kl"] for step in steps[64]], np.ones(10) / 10, "valid")
-    assert kl.max() > 3 * target and kl[-1] < 2 * target
-    weights = [step["kl_coef"] for step in steps[64]]
-    assert min(weights) < 0.01 and weights[-1] > 0.2
-
-
-def test_a_middle_horizon_holds_its_target_given_time() -> None:
-    """What notebook 08 says of the committed training."""
-    name = "controller, horizon 160"
-    steps, target = study.load(name)["steps"], study.CONTROLLERS[name]["target"]
-    kl = np.convolve([step["kl"] for step in steps], np.ones(20) / 20, "valid")
-    assert 1.9 * target < kl.max() < 2.3 * target
-    assert kl[160:].max() < 1.25 * target and kl[160:].min() > 0.85 * target  # from step 160 on
-    assert np.mean([step["kl"] for step in steps[-80:]]) == pytest.approx(target, rel=0.15)

@@ -389,7 +389,7 @@ def test_any_command_line_runs_a_stage_or_stops_with_what_is_wrong(
     with (
         mock.patch.dict(os.environ, {"RLHF_PRESET": preset}),
         mock.patch.object(command_line, "STAGES", stages),
-        mock.patch.object(command_line, "Run", lambda preset, output: preset),
+        mock.patch("rlhf_tutorial.run.Run", lambda preset, output: preset),
         contextlib.redirect_stderr(out),
         contextlib.redirect_stdout(out),
     ):

@@ -118,6 +118,8 @@ def page(tmp_path: Path) -> Iterator[Any]:
 
 
 def run_cell(page: Any) -> None:
+    """As soon as the kernel is there: before, what is typed may go nowhere."""
+    page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()
     page.locator(".jp-Notebook .jp-CodeCell").first.click()
     page.keyboard.press("Control+Enter")
 
@@ -139,7 +141,7 @@ def look_at_the_dark_theme(lab: str, page: Any, tmp_path: Path) -> None:
         '{"theme": "JupyterLab Dark"}', encoding="utf-8"
     )
     page.goto(f"{lab}/lab/tree/label.ipynb?reset")
-    page.locator("body[data-jp-theme-light=false]").wait_for()
+    page.locator("body[data-jp-theme-light=false]").wait_for(state="attached")
     page.locator(".jp-Notebook .jp-CodeCell").first.wait_for()
     page.keyboard.press("Control+b")
     run_cell(page)
@@ -176,7 +178,6 @@ def test_ten_pairs_by_mouse_and_keyboard_and_a_kernel_that_dies(
     path = tmp_path / "notebooks" / "labels.jsonl"
     page.goto(f"{lab}/lab/tree/label.ipynb")
     page.locator(".jp-Notebook .jp-CodeCell").first.wait_for()
-    page.get_by_text("Python 3", exact=False).first.wait_for()
     page.keyboard.press("Control+b")  # away with the list of files
     run_cell(page)
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 from support.runs import contents
+from transformers import AutoModelForCausalLM
 
 from rlhf_tutorial import Run, load_preset
 from rlhf_tutorial.__main__ import main
@@ -139,6 +140,16 @@ def test_judge_and_steer_in_a_terminal(monkeypatch, run_and_judge, capsys):
     said = capsys.readouterr().out
     assert "commonest opening" in said
     assert (run.folder / "human" / "policy" / "config.json").exists()
+    # One step changes few answers of a policy as small as this one.
+    policy = AutoModelForCausalLM.from_pretrained(run.folder / "human" / "policy")
+    for weights in policy.parameters():
+        weights.data.add_(0.5)
+    policy.save_pretrained(run.folder / "human" / "policy")
+    monkeypatch.setattr("builtins.input", lambda question: "l")
+    main(["blind-test", *where, "--choices", "4"])
+    said = capsys.readouterr().out
+    assert "Of 4 choices" in said
+    assert "The course's judge agreed with you" in said and "Your own judge agreed" in said
 
 
 def test_a_simulated_reader_labels_what_it_is_asked(judged):
