@@ -109,6 +109,7 @@ def execute(path: Path, runs: Path) -> nbformat.NotebookNode:
     codes = [i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
     # Relative to the kernel's folder, so that no absolute path gets into an output.
     os.environ["RLHF_RUNS"] = os.path.relpath(runs, path.parent)
+    os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # or a kernel warns of debuggers, at times
     with progress(path.stem, len(codes)) as bar:
         client = NotebookClient(
             notebook,

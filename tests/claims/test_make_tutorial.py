@@ -129,7 +129,13 @@ def test_ctrl_c_ends_in_one_line(tmp_path: Path) -> None:
     waiting = "import pathlib, time\npathlib.Path('begun').touch()\ntime.sleep(600)"
     command = made_up(tmp_path, {"01_long": [waiting]})
     with subprocess.Popen(
-        command, env=surroundings(tmp_path), stdout=-1, stderr=-1, encoding="utf-8"
+        command,
+        env=surroundings(tmp_path),
+        stdout=-1,
+        stderr=-1,
+        encoding="utf-8",
+        # A shell that runs the tests in the background has SIGINT ignored, and children inherit it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         while process.poll() is None and not (tmp_path / "notebooks" / "begun").exists():
             time.sleep(0.1)
