@@ -120,6 +120,13 @@ def test_best_of_16_gives_more_than_ppo_at_its_best_look() -> None:
     assert f"at best {top['gold']:+.2f}, at {top['kl']:.0f} nats" in prose()
     assert f"best of 16 has {row['gold']:+.2f} within 2 nats" in prose()
     assert row["n"] == 16 and row["kl"] < 2 and row["gold"] > top["gold"]
+    stated = []
+    for size in script.SIZES:
+        curves = [best_of_n_curve(SCORES[f"proxy-{size}-{k}"], SCORES["gold"]) for k in (0, 1, 2)]
+        low, *_, high = sorted(curve[-1]["gold"] for curve in curves)
+        stated.append(f"{low:+.2f} to {high:+.2f} with {size}")
+    stated[0] += " of them"
+    assert f"Best of 16 gains {', '.join(stated)}." in prose()
     for size, seed in BY_NAME:  # those that know more help more
         gains = [
             best_of_n_curve(SCORES[f"proxy-{s}-{d}"], SCORES["gold"])[-1]["gold"]
