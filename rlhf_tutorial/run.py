@@ -328,11 +328,29 @@ class Run:
 
     # Stage 3: before and after -------------------------------------------------------------------
 
+    def answers(
+        self, policy: AutoModelForCausalLMWithValueHead, input_ids: list[torch.Tensor], seed: int
+    ) -> list[str]:
+        """Texts with which a policy answers queries, sampled by the run's settings.
+
+        Args:
+            input_ids: the queries in tokens, as `queries` has them.
+        """
+        from .evaluation.sampling import sample_answers
+
+        return sample_answers(
+            policy.to(self.device),
+            self.load_template(),
+            input_ids,
+            max_new_tokens=self.preset.max_new_tokens,
+            temperature=self.temperature,
+            seed=seed,
+        ).texts
+
     def compare(self) -> pd.DataFrame:
         """The same held-out prompts answered before and after, with both judges' scores."""
         from .evaluation.compare import compare, load_table, save_table, summarise
         from .evaluation.measures import text_measures
-        from .evaluation.sampling import sample_answers
 
         path = self.folder / "comparison.csv"
         if path.exists():
@@ -340,21 +358,14 @@ class Run:
 
         trained = self.trained_policy()
         start = time.perf_counter()
-        template, queries = self.load_template(), self.queries("test")
+        queries = self.queries("test")
         queries = queries.select(range(min(self.preset.comparison_prompts, len(queries))))
 
-        def answers(policy: AutoModelForCausalLMWithValueHead) -> list[str]:
-            return sample_answers(
-                policy.to(self.device),
-                template,
-                queries["input_ids"][:],
-                max_new_tokens=self.preset.max_new_tokens,
-                temperature=self.temperature,
-                seed=self.preset.ppo.get("seed", 0),
-            ).texts
-
-        before = answers(self.load_policy())
-        after = answers(AutoModelForCausalLMWithValueHead.from_pretrained(trained))
+        input_ids, seed = queries["input_ids"][:], self.preset.ppo.get("seed", 0)
+        before = self.answers(self.load_policy(), input_ids, seed=seed)
+        after = self.answers(
+            AutoModelForCausalLMWithValueHead.from_pretrained(trained), input_ids, seed=seed
+        )
         table = compare(
             queries["query"][:], before, after, self.load_reward(), self.load_second_judge()
         )

@@ -13,7 +13,6 @@ from typing import Any
 
 from ..errors import DataError, reason
 from ..evaluation.intervals import accuracy_interval
-from ..evaluation.sampling import sample_answers
 from ..models import AutoModelForCausalLMWithValueHead
 from ..run import Run
 from ..scores import Reward, checked_scores
@@ -51,20 +50,10 @@ def answers_before_and_after(
             ) from error
     queries = run.queries("test")
     order = random.Random(seed).sample(range(len(queries)), len(queries))[: n + n // 2 + 4]
-    queries, template = queries.select(order), run.load_template()
-
-    def answers(policy: AutoModelForCausalLMWithValueHead) -> list[str]:
-        return sample_answers(
-            policy.to(run.device),
-            template,
-            queries["input_ids"][:],
-            max_new_tokens=run.preset.max_new_tokens,
-            temperature=run.temperature,
-            seed=seed,
-        ).texts
-
-    before = answers(run.load_policy())
-    after = answers(AutoModelForCausalLMWithValueHead.from_pretrained(trained))
+    queries = queries.select(order)
+    input_ids = queries["input_ids"][:]
+    before = run.answers(run.load_policy(), input_ids, seed)
+    after = run.answers(AutoModelForCausalLMWithValueHead.from_pretrained(trained), input_ids, seed)
     texts = zip(queries["query"], before, after, strict=True)
     rows = [{"prompt": p, "before": b, "after": a} for p, b, a in texts if a != b][:n]
     if not rows:

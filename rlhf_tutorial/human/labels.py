@@ -20,7 +20,6 @@ from typing import Any
 
 from ..assets import Hub
 from ..errors import DataError, reason
-from ..evaluation.sampling import sample_answers
 from ..presets import PRESETS
 from ..run import Run
 
@@ -283,21 +282,14 @@ def untouched_pairs(run: Run, n: int, seed: int = 0) -> list[Pair]:
         return load_pairs(path)
     queries = run.queries("train")
     order = random.Random(seed).sample(range(len(queries)), len(queries))
-    policy, template = run.load_policy().to(run.device), run.load_template()
+    policy = run.load_policy()
     pairs: dict[tuple[str, ...], Pair] = {}
     draw, since = 0, 0  # batches so far, and prompts since the last new pair
     while len(pairs) < n:
         batch = [order[(draw * _BATCH + i) % len(order)] for i in range(_BATCH)]
         rows = queries.select(batch)
-        texts = sample_answers(
-            policy,
-            template,
-            [ids for ids in rows["input_ids"] for _ in range(2)],
-            batch_size=2 * _BATCH,
-            max_new_tokens=run.preset.max_new_tokens,
-            temperature=run.temperature,
-            seed=seed + 7919 * draw,
-        ).texts
+        twice = [ids for ids in rows["input_ids"] for _ in range(2)]
+        texts = run.answers(policy, twice, seed + 7919 * draw)
         for prompt, a, b in zip(rows["query"], texts[::2], texts[1::2], strict=True):
             pair, since = Pair(prompt, a, b), since + 1
             if a != b and pair.key not in pairs:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import TutorialError
 from ..evaluation.measures import commonest_opening, ends_in_sentence, text_measures, words
-from ..evaluation.sampling import sample_answers
 from ..models import AutoModelForCausalLMWithValueHead
 from ..ppo import PPOConfig
 from ..run import Run
@@ -117,14 +116,7 @@ def answers_of(
         if policy is None
         else AutoModelForCausalLMWithValueHead.from_pretrained(policy)
     )
-    texts = sample_answers(
-        model.to(run.device),
-        run.load_template(),
-        queries["input_ids"][:],
-        max_new_tokens=run.preset.max_new_tokens,
-        temperature=run.temperature,
-        seed=seed,
-    ).texts
+    texts = run.answers(model, queries["input_ids"][:], seed)
     return queries["query"][:], texts
 
 
