@@ -49,10 +49,14 @@ def course(tmp_path: Path) -> list[str]:
 
 
 def surroundings(folder: Path) -> dict[str, str]:
-    """The preset is tiny, and a browser that were opened would leave a file."""
+    """The preset is tiny, and a browser that were opened would leave a file.
+
+    The width is the terminal's: a COLUMNS of the shell that runs the tests would go before it.
+    """
     browser = f"{sys.executable} -c \"open(r'{folder / 'opened'}', 'w')\" %s"
     changed = {"RLHF_PRESET": "tiny", "RLHF_RUNS": str(folder / "runs"), "BROWSER": browser}
-    return {**os.environ, **changed, "PYTHONPATH": str(ROOT)}
+    inherited = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    return {**inherited, **changed, "PYTHONPATH": str(ROOT)}
 
 
 def at_a_terminal(command: list[str], columns: int, environment: dict[str, str]) -> str:
