@@ -171,7 +171,9 @@ class Fingerprint(ast.NodeVisitor):
         for part in parts:
             if isinstance(part, ast.ImportFrom):
                 home = resolve_name("." * part.level + (part.module or ""), package)
-                targets.add(self.find(home, part.names[0].name))
+                inside = f"{home}.{part.names[0].name}"
+                own = home == module and inside in self.files  # a package binds its own modules
+                targets.add(inside if own else self.find(home, part.names[0].name))
             elif isinstance(part, ast.Import):
                 home, _, last = part.names[0].name.rpartition(".")
                 whole = self.find(home, last) if home else last

@@ -243,6 +243,11 @@ SAME = {
         ("figures/curve.py", "from .style import INK, widened", "from . import style"),
         ("figures/curve.py", "widened(INK)", "style.widened(style.INK)"),
     ],
+    "a package binds a module of its own": [
+        ("figures/__init__.py", "from .curve", "from . import style\nfrom .curve"),
+        ("figures/curve.py", "from .style import INK, widened", "from . import style"),
+        ("figures/curve.py", "widened(INK)", "style.widened(style.INK)"),
+    ],
     "functions that log and that need each other stand in another module": [
         ("checks.py", POSITIVE, ""),
         ("checks.py", EVEN, ""),
