@@ -58,7 +58,7 @@ class Label:
     choice: str
     """One of `CHOICES`: by name, not by side."""
     seconds: float
-    """From when the pair was shown to the choice."""
+    """From when the pair was shown, or the rater last chose in another session, to the choice."""
     time: str
     """Of the choice: ISO 8601, UTC."""
     rater: str
