@@ -113,8 +113,8 @@ def active_session(
 ) -> Session:
     """To label n pairs of the untouched policy's answers: of twice as many those that tell most.
 
-    The pairs, and what a judge sees of them, are kept in the run's folder, so that it takes its
-    time only once: on two cores a minute for forty.
+    The pairs, and what a judge sees of them, are kept in the run's folder: only the first time has
+    the policy to answer, and the judge to read.
 
     Args:
         progress: as `tqdm`, to show how policy and judge get on; by default they are silent.
