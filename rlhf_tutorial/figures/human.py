@@ -66,6 +66,6 @@ def agreement_curve(rows: Sequence[Mapping[str, float]], note: str) -> Figure:
     errors = [share - low, high - share]
     ax.errorbar(x, share, yerr=errors, fmt="o-", color=CYCLE[0], capsize=3, linewidth=1.8)
     ax.axhline(0.5, color=VERMILLION, linewidth=1)
-    ax.annotate("a coin", (x[0], 0.5), (0, 4), textcoords="offset points", color=VERMILLION)
+    ax.annotate("a coin", (x[0], 0.5), (6, 4), textcoords="offset points", color=VERMILLION)
     ax.set(xlabel="labels", ylabel="chosen alike", ylim=(0, 1), title=note)
     return fig
