@@ -48,7 +48,7 @@ from rlhf_tutorial.studies.looks import look_at
 ROOT = Path(__file__).resolve().parent.parent
 BUNDLED = ROOT / "rlhf_tutorial" / "bundled"
 FOLDER, RUNS = BUNDLED / "human", ROOT / "runs" / "human"
-SEEDS, LABELS, BUDGET = range(5), 200, 80
+SEEDS, CANDIDATES, LABELS, BUDGET = range(5), 1200, 200, 80
 
 
 def pool(split: str) -> list[Pair]:
@@ -72,6 +72,11 @@ def load_features() -> Features:
     )
 
 
+def candidates(train: list[Pair], seed: int) -> list[Pair]:
+    """Pairs to choose from, in an order of the seed's: without labels, all of them teach alike."""
+    return [train[i] for i in np.random.default_rng(seed).permutation(len(train))[:CANDIDATES]]
+
+
 def slug(taste: str) -> str:
     return taste.replace(" ", "-")
 
@@ -90,13 +95,12 @@ def labels() -> None:
                 "active, weights": active_choice(features),
                 "active, pairs": active_choice(features, "pairs", seed),
             }
-            # A start that differs from seed to seed: without labels, all pairs teach alike.
-            order = [train[i] for i in np.random.default_rng(seed).permutation(len(train))[:1200]]
+            order = candidates(train, seed)
             for how, choose in choices.items():
                 given = label_pairs(order, SimulatedReader(taste, seed), LABELS, choose)
                 curves.setdefault(how, []).append(learning_curve(features, given, test, taste))
                 print(taste, seed, how, [row["agreement"] for row in curves[how][-1]], flush=True)
-        result = {"taste": taste, "pool": 1200, "seeds": list(SEEDS), "curves": curves}
+        result = {"taste": taste, "pool": CANDIDATES, "seeds": list(SEEDS), "curves": curves}
         path.write_text(json.dumps(result) + "\n", encoding="utf-8")
 
 
@@ -106,10 +110,10 @@ def steer_one(taste: str, seed: int, steps: int, choice: str) -> None:
         return
     features, train, test = load_features(), pool("train"), pool("test")
     run = Run(load_preset("smollm2"), RUNS / f"{slug(taste)}-{seed}")
-    order = [train[i] for i in np.random.default_rng(seed).permutation(len(train))[:1200]]
     choose = random_choice(seed) if choice == "random" else active_choice(features)
-    given = label_pairs(order, SimulatedReader(taste, seed), BUDGET, choose, policy_name(run))
-    judge = BayesianJudge.fit(features, given, policy_name(run))
+    reader, name = SimulatedReader(taste, seed), policy_name(run)
+    given = label_pairs(candidates(train, seed), reader, BUDGET, choose, name)
+    judge = BayesianJudge.fit(features, given, name)
     agreement = agreement_in_taste(judge, test, taste)
     own = cross_validated_agreement(features, given)
     print(f"{taste}, seed {seed}: {agreement} on test pairs; cross-validated {own}", flush=True)

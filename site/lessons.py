@@ -96,7 +96,9 @@ def captions(notebook: NotebookNode) -> dict[int, str]:
 def plain(text: str) -> str:
     """Markdown with formulas as words on one line."""
     text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text)
-    text = re.sub(r"\\(?:mathrm|text|bar|hat|log)?\b\s*", "", text)
+    for symbol, said in {r"\approx": "about", r"\|": "||", r"\,": " ", "^*": " star"}.items():
+        text = text.replace(symbol, said)
+    text = re.sub(r"\\(?:mathrm|text|bar|hat)?\b\s*", "", text)
     return " ".join(re.sub(r"[$`*{}\\]", "", text).split())
 
 

@@ -1,5 +1,6 @@
 """The course's figures, each a function that returns a `matplotlib.figure.Figure`."""
 
+from .human import agreement_curve, curves_of_tastes
 from .plan import plan_diagram
 from .scores import bars_with_intervals, before_after, length_histogram, score_histogram
 from .small import credit, gradient_clouds, kl_estimates, race_to_optimum, tilting
@@ -18,12 +19,14 @@ __all__ = [
     "STYLE",
     "LiveCurve",
     "against_kl",
+    "agreement_curve",
     "along_response",
     "bars_with_intervals",
     "batch_layout",
     "before_after",
     "clipped_objective",
     "credit",
+    "curves_of_tastes",
     "diagnostics",
     "gains_of_seeds",
     "gradient_clouds",

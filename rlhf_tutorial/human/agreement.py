@@ -125,10 +125,12 @@ def report(labels: Sequence[Label]) -> str:
     for names, share in raters["shares"].items():
         lines.append(f"{names.replace(', ', ' and ')} chose alike: {_in_words(share, 'agreed')}.")
     if raters["alpha"] is not None:
-        low, high = raters["interval"] or (float("nan"), float("nan"))
+        within = "too few for an interval"
+        if raters["interval"] is not None:
+            within = "95% interval {:.2f} to {:.2f}".format(*raters["interval"])
         lines.append(
             f"Krippendorff's alpha over {raters['n']} pairs: {raters['alpha']:.2f} "
-            f"(95% interval {low:.2f} to {high:.2f}; 1 is agreement, 0 is chance)."
+            f"({within}; 1 is agreement, 0 is chance)."
         )
     return "\n".join(lines)
 

@@ -16,7 +16,7 @@ from ..evaluation.intervals import accuracy_interval
 from ..models import AutoModelForCausalLMWithValueHead
 from ..run import Run
 from ..scores import Reward, checked_scores
-from .labels import Label, Pair, policy_name, replace_file
+from .labels import Label, Pair, digest_of, replace_file
 
 PURPOSE = "blind test"
 
@@ -38,8 +38,7 @@ def answers_before_and_after(
     Raises:
         DataError: where they differ nowhere, or what was kept is damaged.
     """
-    token = policy_name(run, trained).rpartition("(")[2].rstrip(")")
-    path = run.folder / "human" / f"blind-{token}-{n}-{seed}.jsonl"
+    path = run.folder / "human" / f"blind-{digest_of(trained)}-{n}-{seed}.jsonl"
     if path.exists():
         try:
             return [json.loads(line) for line in path.read_bytes().splitlines()]

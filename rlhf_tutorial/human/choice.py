@@ -10,15 +10,17 @@ Houlsby et al. 2011, "Bayesian Active Learning for Classification and Preference
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .judge import BayesianJudge, Features, Posterior
-from .labels import Label, NextPair, Pair
+from ..run import Run
+from .judge import BayesianJudge, Features, Posterior, kept_features, state_reader
+from .labelling import Session
+from .labels import Label, NextPair, Pair, labels_path, policy_name, untouched_pairs
 
 TARGETS = 200
 """Pairs that stand for all, where information about them is counted."""
@@ -104,6 +106,33 @@ def active_choice(
         return free[int(told.argmax())]
 
     return next_pair
+
+
+def active_session(
+    run: Run, n: int, rater: str = "you", progress: Callable[..., Any] | None = None
+) -> Session:
+    """To label n pairs of the untouched policy's answers: of twice as many those that tell most.
+
+    The pairs, and what a judge sees of them, are kept in the run's folder: only the first time has
+    the policy to answer, and the judge to read.
+
+    Args:
+        progress: as `tqdm`, to show how policy and judge get on; by default they are silent.
+
+    Raises:
+        DataError: as `untouched_pairs` and `Session`.
+    """
+    pairs = untouched_pairs(run, 2 * n, progress=progress)
+    folder = run.folder / "human" / f"features-{2 * n}"
+    features = kept_features(folder, state_reader(run, progress), pairs)
+    return Session(
+        pairs,
+        labels_path(run),
+        policy=policy_name(run),
+        rater=rater,
+        next_pair=active_choice(features),
+        limit=n,
+    )
 
 
 def _unlabelled(labels: Sequence[Label], pairs: Sequence[Pair]) -> list[int]:

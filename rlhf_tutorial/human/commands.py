@@ -24,11 +24,16 @@ def add_commands(commands: Any, for_stage: argparse.ArgumentParser) -> None:
     parser = commands.add_parser(
         "label", parents=[for_stage, rater], help=label.__doc__, description=label.__doc__
     )
-    parser.add_argument("--pairs", type=_count, default=40, help="how many; default: 40")
+    parser.add_argument("--pairs", type=at_least_one, default=40, help="how many; default: 40")
     parser.add_argument(
         "--steered",
         action="store_true",
         help="answers of the policy that steer left beside the untouched one's: the next round",
+    )
+    parser.add_argument(
+        "--in-order",
+        action="store_true",
+        help="the same pairs for everyone, in place of those that would teach your judge most",
     )
     other = parser.add_mutually_exclusive_group()
     other.add_argument(
@@ -45,7 +50,7 @@ def add_commands(commands: Any, for_stage: argparse.ArgumentParser) -> None:
         help=blind_test.__doc__,
         description=blind_test.__doc__,
     )
-    parser.add_argument("--choices", type=_count, default=20, help="how many; default: 20")
+    parser.add_argument("--choices", type=at_least_one, default=20, help="how many; default: 20")
     parser.add_argument(
         "--policy", help="folder of the trained one; default: what steer left, or else train"
     )
@@ -54,12 +59,15 @@ def add_commands(commands: Any, for_stage: argparse.ArgumentParser) -> None:
 
 def label(run: Run, args: argparse.Namespace) -> None:
     """Choose between two answers of the untouched policy, pair after pair."""
+    from tqdm import tqdm
+
+    from .choice import active_session
     from .labelling import Session
     from .labels import labels_path, policy_name, untouched_pairs
     from .steering import pairs_against, trained_by_steering
     from .terminal import label_in_terminal
 
-    path = labels_path(run)
+    path, n = labels_path(run), args.pairs
     if args.forget:
         if path.parent.exists():
             shutil.rmtree(path.parent)
@@ -67,13 +75,17 @@ def label(run: Run, args: argparse.Namespace) -> None:
     elif args.merge:
         _merge(run, args.merge)
     else:
-        print("The policy answers, a minute the first time ...")
         if args.steered:
             trained = trained_by_steering(run)
-            pairs, policy = pairs_against(run, trained, args.pairs), policy_name(run, trained)
+            print("Both policies answer, a minute the first time ...")
+            pairs, policy = pairs_against(run, trained, n), policy_name(run, trained)
+            session = Session(pairs, path, policy=policy, rater=args.rater)
+        elif args.in_order:
+            pairs = untouched_pairs(run, n, progress=tqdm)
+            session = Session(pairs, path, policy=policy_name(run), rater=args.rater)
         else:
-            pairs, policy = untouched_pairs(run, args.pairs), policy_name(run)
-        label_in_terminal(Session(pairs, path, policy=policy, rater=args.rater))
+            session = active_session(run, n, args.rater, progress=tqdm)
+        label_in_terminal(session)
         print(f"\nYour labels stay in {path}; label --forget deletes them.")
 
 
@@ -126,8 +138,8 @@ def _merge(run: Run, files: list[str]) -> None:
     print(f"{len(new)} labels taken into {path}, which now has {len(merged)}.\n{report(merged)}")
 
 
-def _count(text: str) -> int:
-    """A number of at least 1."""
+def at_least_one(text: str) -> int:
+    """The number that an option gives; argparse says what is wrong with another text."""
     if not (text.isdecimal() and int(text)):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of pairs: give 1 or more")
+        raise argparse.ArgumentTypeError(f"{text!r} is no such number: give 1 or more")
     return int(text)

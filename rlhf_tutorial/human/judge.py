@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,14 +104,14 @@ class Features:
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        answers = json.dumps(list(self._known), ensure_ascii=False)
+        (folder / ANSWERS_FILE).write_text(answers + "\n", encoding="utf-8")
         rows = torch.stack(list(self._known.values()))
         tensors = {"matrix": self.matrix, "centre": self.centre, "spread": self.spread}
         save_file(
             {**{name: t.contiguous() for name, t in tensors.items()}, "rows": rows},
-            folder / FEATURES_FILE,
+            folder / FEATURES_FILE,  # last, because this file says that they are there
         )
-        answers = json.dumps(list(self._known), ensure_ascii=False)
-        (folder / ANSWERS_FILE).write_text(answers + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: str | Path, reader: Reader) -> Features:
@@ -132,8 +132,8 @@ class Features:
         self._known |= dict(zip(zip(queries, responses, strict=True), rows, strict=True))
 
 
-def state_reader(run: Run) -> StateReader:
-    """A reader of the run's own policy, as it is before training.
+def state_reader(run: Run, progress: Callable[..., Iterable[int]] | None = None) -> StateReader:
+    """A reader of the run's own policy, as it is before training; `progress` as for `StateReader`.
 
     It reads SmolLM2's layers `reward.states.LAYERS`, and of a policy of another depth those that
     lie as deep.
@@ -141,7 +141,7 @@ def state_reader(run: Run) -> StateReader:
     model = run.load_policy().pretrained_model
     depth = model.config.get_text_config().num_hidden_layers
     layers = sorted({max(1, round(layer / 30 * depth)) for layer in LAYERS})
-    return StateReader(model, run.load_tokenizer(), layers)
+    return StateReader(model, run.load_tokenizer(), layers, progress=progress)
 
 
 def judge_folder(run: Run) -> Path:
@@ -149,11 +149,11 @@ def judge_folder(run: Run) -> Path:
     return run.folder / "human" / "judge"
 
 
-def features_of(run: Run, unlabelled: Sequence[Pair]) -> Features:
-    """Those of the run's own judge, or where it has none, fitted on pairs that nobody labelled."""
-    if (judge_folder(run) / FEATURES_FILE).exists():
-        return Features.load(judge_folder(run), state_reader(run))
-    return Features.fit(state_reader(run), unlabelled)
+def kept_features(folder: Path, reader: Reader, pairs: Sequence[Pair]) -> Features:
+    """The features in a folder; where it has none, those of these pairs, which are kept there."""
+    if not (folder / FEATURES_FILE).exists():
+        Features.fit(reader, pairs).save(folder)
+    return Features.load(folder, reader)
 
 
 def _columns(pairs: Sequence[Pair]) -> tuple[list[str], list[str], list[str]]:

@@ -121,7 +121,8 @@ class Session:
         """Write down "left", "right", "tie" or "skip" of the current pair, and go to the next.
 
         Raises:
-            DataError: for any other word, or at the end.
+            DataError: for any other word, at the end, or where the rater has chosen between these
+                two in another window meanwhile.
             OSError: where it cannot be written: the session stays where it is.
         """
         shown = self._current
@@ -131,14 +132,25 @@ class Session:
         names = {"left": shown.left_name, "right": other, "tie": "tie", "skip": "skip"}
         if what not in names:
             raise DataError(f"{what!r} is no choice: use one of {', '.join(names)}")
+        elsewhere = [
+            label
+            for label in load_labels(self.path)
+            if label.rater == self.rater and label not in self.labels
+        ]
+        known = {(label.pair.key, label.purpose) for label in elsewhere}
+        if not shown.repeat and (shown.pair.key, self.purpose) in known:
+            raise DataError("this pair was answered in another window: start this session again")
+        now = datetime.now(UTC)
+        # A pair may stand there, unlooked at, while its rater chooses in another session.
+        waited = [(now - datetime.fromisoformat(label.time)).total_seconds() for label in elsewhere]
         label = Label(
             prompt=shown.prompt,
             a=shown.pair.a,
             b=shown.pair.b,
             left=shown.left_name,
             choice=names[what],
-            seconds=round(self.seconds, 2),
-            time=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            seconds=round(max(0.0, min([self.seconds, *waited])), 2),
+            time=now.isoformat(timespec="milliseconds"),
             rater=self.rater,
             policy=self.policy,
             repeat=shown.repeat,

@@ -12,14 +12,15 @@ import json
 import logging
 import os
 import random
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timedelta
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from ..assets import Hub
-from ..errors import DataError, reason
+from ..errors import DataError, ModelError, reason
 from ..presets import PRESETS
 from ..run import Run
 
@@ -58,7 +59,7 @@ class Label:
     choice: str
     """One of `CHOICES`: by name, not by side."""
     seconds: float
-    """From when the pair was shown to the choice."""
+    """From when the pair was shown, or the rater last chose in another session, to the choice."""
     time: str
     """Of the choice: ISO 8601, UTC."""
     rater: str
@@ -260,49 +261,70 @@ def policy_name(run: Run, trained: str | Path | None = None) -> str:
         name = run.preset.name
     else:
         name = source.repo_id if isinstance(source, Hub) else str(source)
-    if trained is None:
-        return f"{name}, untouched"
-    digest = hashlib.sha256()
-    for file in sorted(Path(trained).glob("*.safetensors")):
+    return f"{name}, untouched" if trained is None else f"{name}, trained ({digest_of(trained)})"
+
+
+def digest_of(policy: str | Path) -> str:
+    """Eight digits that tell a policy's weights, those in its folder, from all others.
+
+    Raises:
+        ModelError: where the folder has none.
+    """
+    folder, digest = Path(policy), hashlib.sha256()
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")])
+    if not files:
+        raise ModelError(f"there are no weights in {folder}: give the folder of a trained policy")
+    for file in files:
         digest.update(file.read_bytes())
-    return f"{name}, trained ({digest.hexdigest()[:8]})"
+    return digest.hexdigest()[:8]
 
 
-def untouched_pairs(run: Run, n: int, seed: int = 0) -> list[Pair]:
+def untouched_pairs(
+    run: Run, n: int, seed: int = 0, progress: Callable[..., Iterable[Pair]] | None = None
+) -> list[Pair]:
     """Pairs of answers of the untouched policy to training prompts, at the run's temperature.
 
     They are kept in the run's folder: the same call gives the same pairs again. Two answers of a
     pair are never the same text. A prompt comes again only after all others.
 
+    Args:
+        progress: as `tqdm`, to show how the policy answers; by default it is silent.
+
     Raises:
         DataError: where the policy has one answer only to each prompt.
     """
     path = run.folder / "human" / f"pairs-{n}-{seed}.jsonl"
-    if path.exists():
-        return load_pairs(path)
+    if not path.exists():
+        drawn: Iterable[Pair] = islice(_drawn_pairs(run, seed), n)
+        if progress is not None:
+            drawn = progress(drawn, total=n, desc="The policy answers", unit="pair")
+        save_pairs(drawn, path)
+    return load_pairs(path)
+
+
+def _drawn_pairs(run: Run, seed: int) -> Iterator[Pair]:
+    """One pair after the other; DataError when no others come."""
     queries = run.queries("train")
     order = random.Random(seed).sample(range(len(queries)), len(queries))
     policy = run.load_policy()
-    pairs: dict[tuple[str, ...], Pair] = {}
+    known: set[tuple[str, ...]] = set()
     draw, since = 0, 0  # batches so far, and prompts since the last new pair
-    while len(pairs) < n:
+    while since <= 2 * len(order) + _BATCH:
         batch = [order[(draw * _BATCH + i) % len(order)] for i in range(_BATCH)]
         rows = queries.select(batch)
         twice = [ids for ids in rows["input_ids"] for _ in range(2)]
         texts = run.answers(policy, twice, seed + 7919 * draw)
         for prompt, a, b in zip(rows["query"], texts[::2], texts[1::2], strict=True):
             pair, since = Pair(prompt, a, b), since + 1
-            if a != b and pair.key not in pairs:
-                pairs[pair.key], since = pair, 0
+            if a != b and pair.key not in known:
+                known.add(pair.key)
+                since = 0
+                yield pair
         draw += 1
-        if since > 2 * len(order) + _BATCH:
-            raise DataError(
-                f"the policy has no more than {len(pairs)} pairs of different answers: ask for as "
-                "many, or raise the preset's temperature"
-            )
-    drawn = list(pairs.values())[:n]
-    save_pairs(drawn, path)
-    return drawn
+    raise DataError(
+        f"the policy has no more than {len(known)} pairs of different answers: ask for fewer, or "
+        "raise the preset's temperature"
+    )
 
 
 _BATCH = 16

@@ -9,14 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import TutorialError
+from ..errors import DataError, TutorialError
 from ..evaluation.measures import commonest_opening, ends_in_sentence, text_measures, words
 from ..models import AutoModelForCausalLMWithValueHead
 from ..ppo import PPOConfig
 from ..run import Run
 from ..scores import Reward
 from .judge import BayesianJudge
-from .labels import Pair
+from .labels import Pair, digest_of, load_pairs, save_pairs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,21 +44,31 @@ def whole_answers(judge: Reward, penalty: float = CUT_OFF) -> Reward:
     return reward
 
 
-def steering_run(run: Run, judge: BayesianJudge, steps: int = STEPS) -> Run:
+def steering_run(run: Run, judge: BayesianJudge, steps: int = STEPS, **ppo: Any) -> Run:
     """The run of a training against this judge, in a folder of its own below the run's `human/`.
 
-    Its prompts are as many of the run's as the steps need, and where there are not enough they come
-    again.
+    Its prompts are as many of the run's as the steps need. Where there are not enough they come
+    again, and as passes are whole, there may be a few steps more.
+
+    Args:
+        ppo: the fields of `PPOConfig` that go before the preset's: with others it is another run.
     """
     batch = PPOConfig(**run.preset.ppo).batch_size
-    epochs = -(-steps * batch // len(run.queries("train")))
+    available = max(1, len(run.queries("train")) // batch)
+    epochs = -(-steps // available)
     # Half of the untouched answers are cut off, and the judge's mean score is 0.
     start = None if run.preset.value_head_start is None else -CUT_OFF / 2
-    preset = replace(
-        run.preset, prompts=steps * batch // epochs, epochs=epochs, value_head_start=start
-    )
-    taught = hashlib.sha256(judge.posterior.mean.numpy().tobytes()).hexdigest()[:8]
+    prompts = -(-steps // epochs) * batch
+    preset = replace(run.preset, prompts=prompts, epochs=epochs, value_head_start=start)
+    told = judge.posterior.mean.numpy().tobytes() + repr(sorted(ppo.items())).encode()
+    taught = hashlib.sha256(told).hexdigest()[:8]
     return Run(preset, run.folder / "human" / "steering" / f"judge-{taught}-steps-{steps}")
+
+
+def steps_of(steered: Run) -> int:
+    """How many steps of PPO a `steering_run` takes."""
+    batch = PPOConfig(**steered.preset.ppo).batch_size
+    return steered.preset.epochs * (len(steered.queries("train")) // batch)
 
 
 def steer(
@@ -72,7 +82,7 @@ def steer(
     Args:
         ppo: fields of `PPOConfig` in place of the preset's.
     """
-    steered, policy = steering_run(run, judge, steps), steered_policy(run)
+    steered, policy = steering_run(run, judge, steps, **ppo), steered_policy(run)
     told = policy / "steered.txt"
     if told.exists() and told.read_text(encoding="utf-8") == steered.folder.name:
         yield from steered.stats()
@@ -123,12 +133,22 @@ def answers_of(
 def pairs_against(run: Run, policy: str | Path, n: int = 12, seed: int = 1) -> list[Pair]:
     """Answers of the untouched policy (a) and of a trained one (b) to the same training prompts.
 
-    Prompts to which both say the same are left out. A `Session` draws the sides.
+    Prompts to which both say the same are left out. A `Session` draws the sides. They are kept in
+    the run's folder: the same call, of the same weights, gives the same pairs again.
+
+    Raises:
+        DataError: where both say the same to every prompt.
     """
-    prompts, before = answers_of(run, None, "train", 2 * n, seed)
-    _, after = answers_of(run, policy, "train", 2 * n, seed)
-    each = zip(prompts, before, after, strict=True)
-    return [Pair(prompt, a, b) for prompt, a, b in each if a != b][:n]
+    path = run.folder / "human" / f"against-{digest_of(policy)}-{n}-{seed}.jsonl"
+    if not path.exists():
+        prompts, before = answers_of(run, None, "train", 2 * n, seed)
+        _, after = answers_of(run, policy, "train", 2 * n, seed)
+        each = zip(prompts, before, after, strict=True)
+        pairs = [Pair(prompt, a, b) for prompt, a, b in each if a != b][:n]
+        if not pairs:
+            raise DataError(f"{policy} answers as the untouched policy does: train it for longer")
+        save_pairs(pairs, path)
+    return load_pairs(path)
 
 
 # The arms race: what the policy now does to please ------------------------------------------------

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from .commands import at_least_one
+
 # As in commands.py, nothing that needs torch is loaded before it is asked for.
 if TYPE_CHECKING:
     from ..run import Run
@@ -24,20 +26,31 @@ def add_commands(commands: Any, for_stage: argparse.ArgumentParser) -> None:
     parser = commands.add_parser(
         "steer", parents=[for_stage], help=steer.__doc__, description=steer.__doc__
     )
-    parser.add_argument("--steps", type=_steps, help="of PPO; default: 40")
+    parser.add_argument("--steps", type=at_least_one, help="of PPO; default: 40")
     parser.set_defaults(call=steer)
 
 
 def judge(run: Run, args: argparse.Namespace) -> None:
     """Fit a judge to your labels, and show what it has learned."""
-    from .judge import BayesianJudge, cross_validated_agreement, features_of, judge_folder
-    from .labels import labels_of, policy_name, untouched_pairs
+    from tqdm import tqdm
+
+    from ..errors import DataError
+    from .judge import (
+        BayesianJudge,
+        cross_validated_agreement,
+        judge_folder,
+        kept_features,
+        lessons,
+        state_reader,
+    )
+    from .labels import labels_of, labels_path, policy_name, untouched_pairs
     from .learned import extremes, liked_words, plain_causes
 
     labels = [each for each in labels_of(run) if args.rater in (None, each.rater)]
-    print("The judge reads answers, a minute the first time ...")
-    unlabelled = untouched_pairs(run, UNLABELLED, seed=1)
-    features = features_of(run, unlabelled)
+    if not lessons(labels):
+        raise DataError(f"there are no labels in {labels_path(run)} to learn from: `label` first")
+    unlabelled = untouched_pairs(run, UNLABELLED, seed=1, progress=tqdm)
+    features = kept_features(judge_folder(run), state_reader(run, tqdm), unlabelled)
     agreement = cross_validated_agreement(features, labels)
     fitted = BayesianJudge.fit(features, labels, policy_name(run))
     fitted.save_pretrained(judge_folder(run))
@@ -62,27 +75,21 @@ def steer(run: Run, args: argparse.Namespace) -> None:
     """Train the untouched policy against your judge, and show what it does to please."""
     from tqdm import tqdm
 
+    from . import steering
     from .judge import BayesianJudge, judge_folder, state_reader
     from .labels import policy_name
-    from .steering import STEPS, answers_of, gained_words, habits, steered_policy
-    from .steering import steer as training
 
     fitted = BayesianJudge.from_pretrained(judge_folder(run), state_reader(run), policy_name(run))
-    steps = args.steps or STEPS
-    with tqdm(total=steps, desc="PPO", unit="step") as bar:
-        for stats in training(run, fitted, steps):
+    steps = args.steps or steering.STEPS
+    total = steering.steps_of(steering.steering_run(run, fitted, steps))
+    with tqdm(total=total, desc="PPO", unit="step") as bar:
+        for stats in steering.steer(run, fitted, steps):
             bar.set_postfix(score=stats["ppo/mean_scores"], kl=stats["objective/kl"])
             bar.update()
-    prompts, before = answers_of(run, None)
-    _, after = answers_of(run, steered_policy(run))
-    print(habits(prompts, before, after).round(2).to_string())
+    prompts, before = steering.answers_of(run, None)
+    policy = steering.steered_policy(run)
+    _, after = steering.answers_of(run, policy)
+    print(steering.habits(prompts, before, after).round(2).to_string())
     print("\nWords that more answers have than before, by the share of answers with them:")
-    print(gained_words(before, after).round(2).to_string())
-    print(f"\nThe policy is in {steered_policy(run)}; blind-test asks you whether it is better.")
-
-
-def _steps(text: str) -> int:
-    """A number of at least 1."""
-    if not (text.isdecimal() and int(text)):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of steps: give 1 or more")
-    return int(text)
+    print(steering.gained_words(before, after).round(2).to_string())
+    print(f"\nThe policy is in {policy}; blind-test asks you whether it is better.")

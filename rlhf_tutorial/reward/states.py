@@ -8,7 +8,7 @@ seconds, orders most answers as a reader does.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +45,12 @@ class StateReader:
         device: torch.device | str | None = None,
         batch_size: int = 32,
         bf16: bool | None = None,
+        progress: Callable[..., Iterable[int]] | None = None,
     ) -> None:
         """Take over a causal language model: its weights are frozen, and rounded where bf16.
 
-        `bf16=None` uses bfloat16 where supported.
+        `bf16=None` uses bfloat16 where supported. `progress`, as `tqdm`, shows how batches are
+        read; by default that is silent.
 
         Raises:
             ModelError: if the model has not that many layers.
@@ -65,7 +67,7 @@ class StateReader:
         if self.bf16:
             cast_frozen_matrices(self.trunk)
         self.template = CHAT.bind(tokenizer)
-        self.layers, self.batch_size = tuple(layers), batch_size
+        self.layers, self.batch_size, self.progress = tuple(layers), batch_size, progress
         positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.max_length = positions or tokenizer.model_max_length
 
@@ -116,8 +118,11 @@ class StateReader:
         # Sorted by length, so that the rows of a batch need little padding.
         order = sorted(range(len(rows)), key=lambda i: sum(map(len, rows[i])))
         features: dict[int, Tensor] = {}
+        starts: Iterable[int] = range(0, len(order), self.batch_size)
+        if self.progress is not None:
+            starts = self.progress(starts, desc="The judge reads", unit="batch")
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            for start in range(0, len(order), self.batch_size):
+            for start in starts:
                 indices = order[start : start + self.batch_size]
                 read = self._read([rows[i] for i in indices])
                 features |= dict(zip(indices, read, strict=True))

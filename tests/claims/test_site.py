@@ -87,11 +87,16 @@ def test_captions_are_found_and_said_in_words() -> None:
     notebook.cells = [
         picture(),
         nbformat.v4.new_code_cell("a table"),
-        nbformat.v4.new_markdown_cell(r"*Figure: the [optimum](x.md) $\pi^*$, `kl`.* And more."),
+        nbformat.v4.new_markdown_cell(
+            r"*Figure: the [optimum](x.md) $\pi^*$, `kl`, $\log 2 \approx 0.69$.* And more."
+        ),
         picture(alt="said by itself"),
         nbformat.v4.new_markdown_cell("**Bold** is no caption."),
     ]
-    assert lessons.captions(notebook) == {0: "Figure: the optimum pi^, kl.", 3: "said by itself"}
+    assert lessons.captions(notebook) == {
+        0: "Figure: the optimum pi star, kl, log 2 about 0.69.",
+        3: "said by itself",
+    }
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -122,6 +122,10 @@ def test_alpha_at_its_ends_and_where_it_cannot_be_told() -> None:
     ties = [made(i, "tie", rater) for i in range(6) for rater in ("x", "y")]
     assert between_raters(ties)["alpha"] is None
     assert between_raters([made(0, "a"), made(1, "a", "x")])["n"] == 0
+    # Of three pairs, two of them ties, many a resample has ties alone.
+    few = [made(i, choice, rater) for i, choice in enumerate(["a", "tie", "tie"]) for rater in "xy"]
+    assert between_raters(few)["interval"] is None
+    assert "1.00 (too few for an interval;" in report(few)
 
 
 def test_files_of_several_raters_merge_each_label_once(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from rlhf_tutorial.human.blind import (
     veil_lifted,
 )
 from rlhf_tutorial.human.labelling import Session
-from rlhf_tutorial.human.labels import append_label, load_labels
+from rlhf_tutorial.human.labels import append_label, load_labels, load_pairs
 from rlhf_tutorial.tiny import make_tiny_policy
 
 ROWS = [{"prompt": f"p{i}", "before": f"old {i}", "after": f"new {i}"} for i in range(20)]
@@ -144,6 +144,8 @@ def test_the_commands_label_test_merge_and_forget(
     typed(monkeypatch, "r", "r")
     main(["label", *run, "--pairs", "4"])
     labels = load_labels(path, "tiny, untouched")
+    pool = load_pairs(path.parent / "pairs-8-0.jsonl")
+    assert {label.pair.key for label in labels} < {pair.key for pair in pool}
     assert len(labels) == 4 and {label.rater for label in labels} == {"you"}
     assert "stay in" in capsys.readouterr().out
 
@@ -186,10 +188,12 @@ def test_labels_of_ones_own_prompts(
     prompts.write_text("".join(json.dumps({"prompt": p}) + "\n" for p in mine), encoding="utf-8")
     run = ["--preset", "tiny", "--output", str(tmp_path / "run"), "--data", str(prompts)]
     typed(monkeypatch, "l", "t", "r")
-    main(["label", *run, "--pairs", "3"])
+    main(["label", *run, "--pairs", "3", "--in-order"])
     labels = load_labels(tmp_path / "run" / "human" / "labels.jsonl")
+    pairs = load_pairs(tmp_path / "run" / "human" / "pairs-3-0.jsonl")
+    assert [label.pair for label in labels] == pairs
     assert {label.prompt for label in labels} <= set(mine) and len(labels) == 3
     assert {label.policy for label in labels} == {f"{tmp_path / 'policy'}, untouched"}
     with pytest.raises(SystemExit):
         main(["label", *run, "--pairs", "none"])
-    assert "no number of pairs" in capsys.readouterr().err
+    assert "'none' is no such number: give 1 or more" in capsys.readouterr().err

@@ -1,17 +1,21 @@
 """Which pair is asked about next: information against Monte Carlo, and what it is good for."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from support.chosen import label, pairs_of, read
 
+from rlhf_tutorial import Run, load_preset
 from rlhf_tutorial.human.choice import (
     active_choice,
+    active_session,
     expected_information,
     expected_information_about,
     random_choice,
 )
-from rlhf_tutorial.human.judge import BayesianJudge, Features, Posterior
-from rlhf_tutorial.human.labels import Pair
+from rlhf_tutorial.human.judge import BayesianJudge, Features, Posterior, state_reader
+from rlhf_tutorial.human.labels import Pair, untouched_pairs
 
 
 def some_posterior(k=3, seed=0):
@@ -115,3 +119,34 @@ def test_active_choice_learns_faster_than_chance():
     chance = np.mean([known(random_choice(seed)) for seed in range(3)])
     assert known(active_choice(features)) > chance + 0.15
     assert known(active_choice(features, "pairs")) > chance + 0.15
+
+
+def test_a_session_asks_what_its_judge_would_like_to_know(tmp_path, monkeypatch):
+    """Each pair is the one of the most information, by a judge that is fitted outside."""
+    bars = []
+
+    def bar(rows, **told):
+        bars.append(told["desc"])
+        return rows
+
+    run = Run(replace(load_preset("tiny"), prompts=16), tmp_path)
+    session = active_session(run, 4, progress=bar)
+    assert bars == ["The policy answers", "The judge reads"] and session.total == 4
+    pool = untouched_pairs(run, 8)
+    features = Features.fit(state_reader(run), pool)
+    for done in range(4):
+        judge = BayesianJudge.fit(features, session.labels, "")
+        told = expected_information(judge.posterior, features.differences(pool))
+        known = {label.pair for label in session.labels}
+        best = max((p for p in pool if p not in known), key=lambda p: told[pool.index(p)])
+        assert session.current.pair == best
+        session.choose("left" if done % 2 else "tie")
+    assert session.current is None
+
+    # Started again, it goes on where it was, and neither samples nor reads anew.
+    monkeypatch.setattr("rlhf_tutorial.reward.states.StateReader.__call__", None)
+    monkeypatch.setattr(Run, "answers", None)
+    again = active_session(run, 4, progress=bar)
+    assert again.current is None and again.labels == session.labels and len(bars) == 2
+    again.back()
+    assert again.current.pair == session.labels[-1].pair

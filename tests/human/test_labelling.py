@@ -205,6 +205,31 @@ def test_seconds_are_those_since_the_pair_was_shown(
     assert [label.seconds for label in labelled.labels] == [2.5, 1.25]
 
 
+def test_a_pair_that_waits_while_its_rater_chooses_elsewhere_makes_nobody_two_raters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two widgets in one notebook: the first still shows a pair when the second is done."""
+    clock = [100.0]
+    monkeypatch.setattr(labelling.time, "monotonic", lambda: clock[0])
+    first = session(tmp_path, pairs=PAIRS[:4])
+    second = session(tmp_path, pairs=PAIRS[4:6], purpose="blind test")
+    clock[0] += 60
+    second.choose("left")
+    second.choose("left")
+    first.choose("left")
+    labels = load_labels(tmp_path / "labels.jsonl")  # no "chose in two places at once"
+    assert len(labels) == 3 and labels[2].seconds < 1
+
+
+def test_a_pair_that_was_answered_in_another_window_is_not_answered_twice(tmp_path: Path) -> None:
+    one, other = session(tmp_path), session(tmp_path)
+    one.choose("left")
+    with pytest.raises(DataError, match="in another window: start this session again"):
+        other.choose("right")
+    assert load_labels(one.path) == one.labels
+    assert session(tmp_path).done == 1
+
+
 # The page -------------------------------------------------------------------------------------
 
 PAGE = (ROOT / "docs" / "labelling.md").read_text(encoding="utf-8")

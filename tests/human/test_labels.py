@@ -11,7 +11,7 @@ import pytest
 
 from rlhf_tutorial import Run, load_preset
 from rlhf_tutorial.assets import Hub
-from rlhf_tutorial.errors import DataError
+from rlhf_tutorial.errors import DataError, ModelError
 from rlhf_tutorial.human.labels import (
     Label,
     Pair,
@@ -225,4 +225,13 @@ def test_a_policy_is_named_by_its_source_and_once_trained_by_its_weights(tmp_pat
     policy.save_pretrained(tmp_path / "again")
     assert name.startswith("tiny, trained (")
     assert policy_name(run, tmp_path / "again") != name
+    pickled = tmp_path / "pickled"
+    pickled.mkdir()
+    with pytest.raises(ModelError, match="no weights in .*pickled"):
+        policy_name(run, pickled)
+    names = set()
+    for content in (b"one", b"two"):
+        (pickled / "pytorch_model.bin").write_bytes(content)
+        names.add(policy_name(run, pickled))
+    assert len(names) == 2
     assert labels_path(run) == tmp_path / "human" / "labels.jsonl"

@@ -84,15 +84,17 @@ def test_a_training_against_another_judge_is_another_training(run_and_judge):
     taught = BayesianJudge.fit(judge.features, labels_of(run)[:6], policy_name(run))
     assert steering_run(run, judge, 2).folder == steering_run(run, judge, 2).folder
     assert steering_run(run, judge, 2).folder != steering_run(run, taught, 2).folder
+    assert steering_run(run, judge, 2).folder != steering_run(run, judge, 2, seed=1).folder
 
 
 def test_prompts_come_again_where_there_are_not_enough(run_and_judge):
     run, judge = run_and_judge
-    steered = steering_run(run, judge, steps=3)  # 48 answers to 32 prompts
-    assert (steered.preset.epochs, steered.preset.prompts) == (2, 24)
+    for steps, found in {2: (1, 32), 3: (2, 32), 4: (2, 32), 1: (1, 16)}.items():
+        steered = steering_run(run, judge, steps)  # of 16 of the 32 prompts each
+        assert (steered.preset.epochs, steered.preset.prompts) == found
 
 
-def test_pairs_against_a_policy_are_of_both(run_and_judge):
+def test_pairs_against_a_policy_are_of_both(run_and_judge, monkeypatch):
     run, judge = run_and_judge
     with pytest.raises(TutorialError, match="train one with `steer` first"):
         trained_by_steering(run)
@@ -104,6 +106,8 @@ def test_pairs_against_a_policy_are_of_both(run_and_judge):
         (p.prompt, before[prompts.index(p.prompt)]) for p in pairs
     ]
     assert all(pair.a != pair.b for pair in pairs)
+    monkeypatch.setattr(Run, "load_policy", None)
+    assert pairs_against(run, trained_by_steering(run), n=6) == pairs, "they are kept"
 
 
 def test_habits_are_counted_before_and_after():

@@ -75,6 +75,16 @@ def grpo_by_log_pi(logprobs, ref_logprobs, scores, beta):
     return (-advantages[:, None] * logprobs + beta * (torch.exp(-d) - 1 + d)).mean()
 
 
+def penalised_in_the_mean(w, d, y, variance):
+    p = 1 / (1 + torch.exp(-(d * w).sum(1)))
+    return (y * p.log() + (1 - y) * (1 - p).log()).mean() - (w @ w) / 2 / variance
+
+
+def entropy_of_the_mean(p):
+    q = p.mean(0)
+    return torch.distributions.Bernoulli(q).entropy()
+
+
 @pytest.mark.parametrize(
     ("name", "answer", "told"),
     [
@@ -99,6 +109,10 @@ def grpo_by_log_pi(logprobs, ref_logprobs, scores, beta):
         ("dpo_loss", lambda c, r, b: -torch.sigmoid(b * (r - c)).log().mean(), "swapped"),
         ("exact_gradient", lambda z, s: z.softmax(-1) * s, "expected score is not taken off"),
         ("leave_one_out", lambda r: r.mean() + 0 * r, "own reward"),
+        ("log_posterior", penalised_in_the_mean, "sum them"),
+        ("log_posterior", lambda w, d, y, v: (d @ w).sigmoid(), "shape"),
+        ("choice_information", lambda p: p.var(0), "At [0]"),
+        ("choice_information", entropy_of_the_mean, "coin toss"),
         ("gae", lambda r, v, g, lam: None, "`return`"),
         ("gae", lambda r, v, g, lam: 1.0, "gives a float"),
         ("gae", lambda r, v: r, "stops with TypeError"),
