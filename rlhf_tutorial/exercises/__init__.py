@@ -11,13 +11,15 @@ from typing import Any
 
 from ..errors import TutorialError
 from ..scores import Reward
-from . import gradient, ppo, rivals
+from . import gradient, policy, ppo, prompts, rivals
 from .checking import Exercise, Verdict, examined
 from .fooled import BAR, QUESTIONS, fooled
 
 __all__ = ["BAR", "EXERCISES", "QUESTIONS", "Exercise", "Verdict", "check"]
 
-EXERCISES: dict[str, Exercise] = gradient.EXERCISES | ppo.EXERCISES | rivals.EXERCISES
+EXERCISES: dict[str, Exercise] = (
+    prompts.EXERCISES | policy.EXERCISES | gradient.EXERCISES | ppo.EXERCISES | rivals.EXERCISES
+)
 """Every function to write, by its name: a module for each part of the course."""
 
 
