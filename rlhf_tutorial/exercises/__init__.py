@@ -11,15 +11,17 @@ from typing import Any
 
 from ..errors import TutorialError
 from ..scores import Reward
-from . import gradient, human, ppo, rivals
+from . import gradient, human, policy, ppo, prompts, rivals
 from .checking import Exercise, Verdict, examined
 from .fooled import BAR, QUESTIONS, fooled
 
 __all__ = ["BAR", "EXERCISES", "QUESTIONS", "Exercise", "Verdict", "check"]
 
-EXERCISES: dict[str, Exercise] = (
-    gradient.EXERCISES | ppo.EXERCISES | rivals.EXERCISES | human.EXERCISES
-)
+EXERCISES: dict[str, Exercise] = {
+    name: exercise
+    for part in (prompts, policy, gradient, ppo, rivals, human)
+    for name, exercise in part.EXERCISES.items()
+}
 """Every function to write, by its name: a module for each part of the course."""
 
 

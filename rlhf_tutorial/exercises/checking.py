@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
 Function = Callable[..., Any]
+KINDS: dict[type[Any], str] = {Tensor: "a tensor", Real: "a number", str: "a text", list: "a list"}
 
 
 @dataclass(frozen=True)
@@ -47,15 +51,16 @@ def examined(exercise: Exercise, answer: Function) -> Verdict:
         except Exception as error:
             told = (str(error).splitlines() or [""])[0]
             return Verdict(False, f"Your function stops with {type(error).__name__}: {told}")
-        if problem := _form(given, wanted):
-            return Verdict(False, problem)
         results.append((given, wanted, gradients, wanted_gradients))
+    for given, wanted, _, _ in results:
+        if problem := _form(given, wanted):
+            return Verdict(False, _slip(exercise, results) or problem)
     return _compare(exercise, results)
 
 
 def _run(function: Function, case: tuple[Any, ...], learned: Sequence[int]) -> tuple[Any, Any]:
     """What a function makes of a case, and the gradients for its learned arguments, or None."""
-    arguments = [x.clone() if isinstance(x, Tensor) else x for x in case]
+    arguments = [copy.deepcopy(x) for x in case]
     leaves = [arguments[i].requires_grad_() for i in learned]
     value = function(*arguments)
     if not leaves or not isinstance(value, Tensor) or not value.requires_grad:
@@ -66,25 +71,42 @@ def _run(function: Function, case: tuple[Any, ...], learned: Sequence[int]) -> t
     return value.detach(), torch.cat([g.flatten() for g in filled])
 
 
-def _form(given: Any, wanted: Tensor) -> str | None:
+def _form(given: Any, wanted: Any) -> str | None:
     """What is wrong with the kind, the shape or the finiteness of a result, if anything is."""
     if given is None:
         return "Your function gives None: does it end with `return`?"
-    if not isinstance(given, Tensor):
-        return f"Your function gives a {type(given).__name__}, and a tensor is wanted."
+    kind, name = next((kind, name) for kind, name in KINDS.items() if isinstance(wanted, kind))
+    if not isinstance(given, kind):
+        return f"Your function gives a {type(given).__name__}, and {name} is wanted."
+    if not isinstance(wanted, Tensor):
+        return None
     if given.shape != wanted.shape:
         shapes = f"the shape {tuple(given.shape)}, and {tuple(wanted.shape)} is wanted"
         if wanted.ndim == 0:
             return f"Your result has {shapes}: a loss is one number. Is the mean missing?"
         if given.ndim == 0:
             return f"Your result has {shapes}: you have summed or averaged over everything."
+        if given.ndim == wanted.ndim == 1:
+            return f"Your result has {shapes}: {len(given)} entries in place of {len(wanted)}."
         return f"Your result has {shapes}. Along which dimension did you sum?"
     if not torch.isfinite(given).all():
         return "Some of your numbers are infinite or NaN."
     return None
 
 
-def _compare(exercise: Exercise, results: list[tuple[Tensor, Tensor, Any, Any]]) -> Verdict:
+def _slip(exercise: Exercise, results: list[tuple[Any, Any, Any, Any]]) -> str | None:
+    """The words for the slip that gives the same results, if one does."""
+    for words, slip in exercise.slips.items():
+        slips = [_run(slip, case, exercise.learned) for case in exercise.cases]
+        if all(
+            _close(given, value) and (gradient is None or _close(gradient, of_slip))
+            for (given, _, gradient, _), (value, of_slip) in zip(results, slips, strict=True)
+        ):
+            return words
+    return None
+
+
+def _compare(exercise: Exercise, results: list[tuple[Any, Any, Any, Any]]) -> Verdict:
     values = all(_close(given, wanted) for given, wanted, _, _ in results)
     gradients = all(_close(given, wanted) for _, _, given, wanted in results)
     if values and gradients:
@@ -101,22 +123,19 @@ def _compare(exercise: Exercise, results: list[tuple[Tensor, Tensor, Any, Any]])
             "The value is right, but no gradient reaches the policy. "
             "Did you detach its log-probabilities, or leave them out?",
         )
-    for words, slip in exercise.slips.items():
-        slips = [_run(slip, case, exercise.learned) for case in exercise.cases]
-        if all(
-            _close(given, value) and (gradient is None or _close(gradient, of_slip))
-            for (given, _, gradient, _), (value, of_slip) in zip(results, slips, strict=True)
-        ):
-            return Verdict(False, words)
+    if words := _slip(exercise, results):
+        return Verdict(False, words)
     if values:
         return Verdict(
             False,
             "The value is right and the gradient is not. "
             "What is a mere number to the update (advantage, old policy) must be detached.",
         )
+    given, wanted, _, _ = next(r for r in results if not _close(r[0], r[1]))
+    if not isinstance(wanted, Tensor):
+        return Verdict(False, f"You have {given!r}, and {wanted!r} is right.")
     if all(_close(given, -wanted) for given, wanted, _, _ in results):
         return Verdict(False, "The sign is turned: every number is minus what it should be.")
-    given, wanted, _, _ = next(r for r in results if not _close(r[0], r[1]))
     factor = (given * wanted).sum() / (wanted * wanted).sum()
     if factor.abs() > 1e-6 and all(
         _close(given, factor * wanted) for given, wanted, _, _ in results
@@ -124,10 +143,12 @@ def _compare(exercise: Exercise, results: list[tuple[Tensor, Tensor, Any, Any]])
         return Verdict(False, f"All your numbers are {factor:.3g} times what they should be.")
     place = tuple((~torch.isclose(given, wanted)).nonzero()[0].tolist())
     where = f"At {list(place)} you have" if place else "You have"
-    return Verdict(False, f"{where} {given[place]:.4f}, and {wanted[place]:.4f} is right.")
+    return Verdict(False, f"{where} {given[place]:.5g}, and {wanted[place]:.5g} is right.")
 
 
-def _close(a: Tensor | None, b: Tensor | None) -> bool:
-    if a is None or b is None:
-        return a is b
+def _close(a: Any, b: Any) -> bool:
+    if isinstance(a, Real) and isinstance(b, Real):
+        return math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-6)
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+        return type(a) is type(b) and bool(a == b)
     return a.shape == b.shape and torch.allclose(a.double(), b.double(), rtol=1e-4, atol=1e-6)
