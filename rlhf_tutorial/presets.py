@@ -104,7 +104,8 @@ PRESETS = {
             data_dir="helpful-base",
             template=DLITE,
             prompts=6_400,
-            ppo={"batch_size": 16, "mini_batch_size": 16},
+            # The rate is TRL's default.
+            ppo={"batch_size": 16, "mini_batch_size": 16, "learning_rate": 1.41e-5},
         ),
         Preset(
             name="sixteen-tokens",
@@ -145,6 +146,9 @@ OVERRIDES = {
 
 LORA = "RLHF_LORA"
 """The environment variable with the rank of a LoRA adapter (see `load_preset`)."""
+LORA_RATE = 5
+"""An adapter's learning rate is so many times the preset's: then the default run goes as far from
+the reference as without one (docs/performance.md)."""
 
 
 LAYERS = {"smollm2": 30, "sixteen-tokens": 30, "tiny": 2}
@@ -157,7 +161,7 @@ def load_preset(name: str | None = None) -> Preset:
     RLHF_POLICY, RLHF_REWARD_MODEL, RLHF_SECOND_JUDGE and RLHF_DATA replace its policy, judges and
     data by a local folder, "org/name" or "org/name@revision". A judge given in this way is used as
     it is, without the preset's adapter. RLHF_LORA is the rank of an adapter that is trained in
-    place of the policy's own layers.
+    place of the policy's own layers, at `LORA_RATE` times the preset's learning rate.
 
     RLHF_SHARED_LAYERS replaces the number of frozen layers: a number, a share as 0.6, or 0 for
     none. Without it, another policy freezes the same share of its layers as the preset's own.
@@ -187,7 +191,8 @@ def load_preset(name: str | None = None) -> Preset:
             raise TutorialError(
                 f"{LORA} is {rank!r}: give the rank of the adapter, 16 for instance"
             )
-        preset = replace(preset, lora_rank=int(rank), num_shared_layers=None)
+        ppo = {**preset.ppo, "learning_rate": LORA_RATE * preset.ppo["learning_rate"]}
+        preset = replace(preset, lora_rank=int(rank), num_shared_layers=None, ppo=ppo)
     return preset
 
 

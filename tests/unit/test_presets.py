@@ -123,7 +123,8 @@ def test_an_unknown_preset_or_override_is_named_in_one_line(monkeypatch):
 def test_any_preset_trains_an_adapter_in_place_of_its_layers(name, monkeypatch):
     monkeypatch.setenv(LORA, "16")
     preset = load_preset(name)
-    assert preset == replace(PRESETS[name], lora_rank=16, num_shared_layers=None)
+    ppo = {**PRESETS[name].ppo, "learning_rate": 5 * PRESETS[name].ppo["learning_rate"]}
+    assert preset == replace(PRESETS[name], lora_rank=16, num_shared_layers=None, ppo=ppo)
     monkeypatch.setenv(LORA, "")
     assert load_preset(name) == PRESETS[name] and PRESETS[name].lora_rank is None
     for wrong in ("0", "-1", "8.5", "yes"):
