@@ -136,6 +136,18 @@ def test_scripts_can_ask_what_is_installed() -> None:
     assert not import_utils.is_npu_available()
     wandb = importlib.util.find_spec("wandb") is not None
     assert bool(import_utils.is_wandb_available()) == wandb
+    script = "from rlhf_tutorial.import_utils import is_diffusers_available, is_pil_available"
+    exec(script, names := {})
+    assert names["is_pil_available"]() and not names["is_diffusers_available"]()
+    with pytest.raises(ImportError, match="is_nothing"):
+        exec("from rlhf_tutorial.import_utils import is_nothing")
+
+
+def test_scripts_can_import_from_core() -> None:
+    exec("from rlhf_tutorial.core import LengthSampler, respond_to_batch, masked_mean", names := {})
+    assert names["LengthSampler"] is LengthSampler and names["masked_mean"] is masked_mean
+    with pytest.raises(ImportError, match="^rlhf_tutorial has no PPODecorators: there is nothing"):
+        exec("from rlhf_tutorial.core import PPODecorators")
 
 
 def test_respond_to_batch_heeds_no_preference_of_the_checkpoints(make_policy: Any) -> None:
