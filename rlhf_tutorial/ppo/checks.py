@@ -58,25 +58,31 @@ GONE = {
 
 
 def check_methods(overridden: Mapping[str, Any]) -> None:
-    """Raise ModelError for a subclass with one of TRL's methods: nothing here would call it."""
-    for name, given in overridden.items():
-        if callable(given) and (instead := _instead_of(name, "override")) is not None:
-            raise ModelError(
-                f"{name} is a method of TRL's that PPOTrainer does not call: {instead}"
-            )
+    """Raise ModelError for a subclass with one of `TRLS_METHODS`: nothing here would call it.
+
+    Of the others that TRL called a line in the log says so.
+    """
+    for name in TRLS_METHODS.keys() & overridden.keys():
+        raise ModelError(f"{UNCALLED.format(name)}: {_instead_of(name, 'override')}")
+    for name in GONE.keys() & overridden.keys():
+        if callable(overridden[name]):
+            logger.warning("%s: %s", UNCALLED.format(name), GONE[name])
+
+
+UNCALLED = "{} is a method of TRL's that PPOTrainer does not call"
 
 
 def no_attribute(owner: object, name: str) -> AttributeError:
     """What to raise for a name that the trainer has not; of TRL's it says what to use instead."""
-    if (instead := _instead_of(name, "use")) is not None:
-        return NoAttribute(f"PPOTrainer has no {name}, which is TRL's: {instead}")
+    if name in TRLS_METHODS or name in GONE:
+        return NoAttribute(f"PPOTrainer has no {name}, which is TRL's: {_instead_of(name, 'use')}")
     return AttributeError(f"{type(owner).__name__!r} object has no attribute {name!r}")
 
 
-def _instead_of(name: str, verb: str) -> str | None:
-    if name in TRLS_METHODS:
-        return f"{verb} {TRLS_METHODS[name]} instead, see docs/coming-from-trl.md"
-    return GONE.get(name)
+def _instead_of(name: str, verb: str) -> str:
+    if name in GONE:
+        return GONE[name]
+    return f"{verb} {TRLS_METHODS[name]} instead, see docs/coming-from-trl.md"
 
 
 def is_trained_with(ref_model: Any, model: Any) -> bool:
