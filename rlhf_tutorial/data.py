@@ -100,6 +100,9 @@ def load_preferences(
 _WHOLE = ("messages", "conversations")
 """Columns that hold a dialogue from its first to its last word."""
 
+_QUESTIONS = ("question", "instruction", "query", "input")
+"""What other libraries call a prompt."""
+
 
 def _as_dialogues(rows: Dataset | Columns, where: str) -> Dataset:
     """Rows of any form as dialogues in text; those that are so already stay as they are."""
@@ -113,8 +116,24 @@ def _as_dialogues(rows: Dataset | Columns, where: str) -> Dataset:
     if _are_converted(columns):
         return rows if isinstance(rows, datasets.Dataset) else _text_columns(columns)
     if "prompt" in columns or answer != "chosen" or not _are_dialogues(columns):
+        asked = next((n for n in _QUESTIONS if n in names), None)
+        if "prompt" not in columns and answer in ("chosen", "completion") and asked is not None:
+            _check_question(_values(rows, asked), columns[answer], asked, where)
         return _converted(columns, answer)
     return rows if isinstance(rows, datasets.Dataset) else _text_columns(rows)
+
+
+def _check_question(questions: list[Any], answers: list[Any], name: str, where: str) -> None:
+    """Raise DataError for answers in text that do not hold their question, in a column of its own.
+
+    What two answers happen to begin with would be taken for the prompt.
+    """
+    for question, answer in zip(questions, answers, strict=True):
+        texts = isinstance(question, str) and isinstance(answer, str)
+        if texts and question.strip() not in answer:
+            raise DataError(
+                f"{where} has answers to what stands in the column {name!r}: rename it to 'prompt'"
+            )
 
 
 def _values(rows: Dataset | Columns, name: str) -> list[Any]:
@@ -179,7 +198,7 @@ def _converted(columns: Columns, answer: str | None) -> Dataset:
     for values in zip(*columns.values(), strict=True):
         row = dict(zip(columns, values, strict=True))
         good = None if answer is None else row[answer]
-        if answer == "completion" and row.get("label") is False:
+        if answer == "completion" and row.get("label", True) in (False, "False", "false", "0"):
             good = None  # of an unpaired preference the answer that was not liked
         rows.append(_converted_row(row.get("prompt"), good, row.get("rejected")))
     kept = {"prompt": True, "chosen": answer is not None, "rejected": "rejected" in columns}

@@ -34,6 +34,10 @@ class CheckpointError(TutorialError):
     """A checkpoint that cannot be written, is damaged, or is of another run."""
 
 
+class NoAttribute(TutorialError, AttributeError):
+    """A name that an object of TRL's had, and ours has not."""
+
+
 class TrainingError(TutorialError):
     """An update that would not leave the policy with finite weights."""
 

@@ -12,6 +12,7 @@ import importlib.util
 import json
 import logging
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -274,11 +275,13 @@ def load(model: PreTrainedModel, folder: Path, is_trainable: bool = True) -> Pef
         model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     try:
         with preserved_random_state(), quiet_transformers():
+            # Without its weights a layer's adapter would be a fresh one, which changes nothing.
+            warnings.filterwarnings("error", "Found missing adapter keys")
             loaded = peft.PeftModel.from_pretrained(model, str(folder), is_trainable=is_trainable)
     except Exception as error:  # peft, torch and safetensors have a dozen types
         raise ModelError(
             f"cannot put the adapter in {folder} on its language model "
-            f"({type(error).__name__}: {reason(error)}): check that the two belong together"
+            f"({type(error).__name__}: {reason(error)[:200]}): check that the two belong together"
         ) from error
     return loaded
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from . import lora
 from .assets import as_source, resolve
-from .errors import AssetError, ModelError, loading
+from .errors import AssetError, ModelError, NoAttribute, loading
 from .families import (
     CacheKind,
     Halves,
@@ -60,6 +60,12 @@ WITHOUT_EFFECT = {
 }
 """Arguments that TRL 0.11.4's `from_pretrained` took and that change nothing in PPO: left out."""
 
+GONE = {
+    "compute_reward_score": NOT_SUPPORTED["reward_adapter"],
+    "add_and_load_reward_modeling_adapter": NOT_SUPPORTED["reward_adapter"],
+}
+"""Methods of TRL 0.11.4's model, and what to use instead."""
+
 
 def needs_own_code(folder: Path) -> bool:
     """Whether transformers does not know the kind of model, but the checkpoint brings code."""
@@ -94,6 +100,15 @@ def load_tokenizer(
             raise ModelError(f"the tokenizer in {folder} has neither pad nor EOS token: set one")
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+class ValueHead(nn.Linear):
+    """A linear layer; TRL's holds one by the name of `summary`."""
+
+    @property
+    def summary(self) -> ValueHead:
+        """TRL's name of the layer."""
+        return self
 
 
 class AutoModelForCausalLMWithValueHead(nn.Module):
@@ -136,7 +151,7 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
         # OPT-350m projects its last hidden state down to the width of its embeddings.
         sizes = text_config(self.config)
         width = getattr(sizes, "word_embed_proj_dim", sizes.hidden_size)
-        self.v_head = nn.Linear(width, 1)
+        self.v_head = ValueHead(width, 1)
         if v_head_init_strategy == "normal":
             nn.init.normal_(self.v_head.weight, std=v_head_initializer_range)
             nn.init.zeros_(self.v_head.bias)
@@ -230,6 +245,12 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
             if (head := _saved_value_head(folder)) is not None:
                 model.v_head.load_state_dict(head)
         return model.eval()
+
+    def __getattr__(self, name: str) -> Any:
+        """A part of the model; of TRL's other names, what to use instead."""
+        if name in GONE:
+            raise NoAttribute(f"the model has no {name}, which is TRL's: {GONE[name]}")
+        return super().__getattr__(name)
 
     @property
     def is_peft_model(self) -> bool:

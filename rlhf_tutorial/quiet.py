@@ -9,7 +9,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Silence its load reports: they warn of a fresh head where the adapter brings the head."""
+    """Silence its load reports: they warn of a fresh head where the adapter brings the head.
+
+    Filters of warnings that are set within hold to the end of the block.
+    """
     from transformers.utils import logging
 
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()

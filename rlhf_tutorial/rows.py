@@ -10,6 +10,7 @@ import ast
 import contextlib
 import csv
 import gzip
+import hashlib
 import io
 import json
 import re
@@ -60,14 +61,36 @@ def read_rows(
     """
     if isinstance(source, Hub):
         return _read_hub(source, split, data_dir, token, cache_dir)
+    path = _place(source, data_dir)
+    return _read_saved(path, split) if _is_saved(path) else _read_files(_files_of(path, split))
+
+
+def content_hash(source: Source, split: str, data_dir: str | None) -> str | None:
+    """The sha256 of the files that a split is read from; None on the Hub, where revisions tell.
+
+    Raises:
+        DataError: if the split is missing. AssetError: for an unknown path.
+    """
+    if isinstance(source, Hub):
+        return None
+    path, digest = _place(source, data_dir), hashlib.sha256()
+    # `datasets` leaves files of its own, cache-*.arrow, beside those that were saved.
+    saved = (p for p in sorted(path.rglob("*.arrow")) if not p.name.startswith("cache-"))
+    for part in saved if _is_saved(path) else _files_of(path, split):
+        with part.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _place(source: Source, data_dir: str | None) -> Path:
+    """The file or folder of a local source, or the subfolder if that is there."""
     path = resolve(source)
-    if path.is_file():
-        return _read_files([_file_for(path, split)])
-    if data_dir is not None and (path / data_dir).is_dir():
-        path = path / data_dir
-    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        return _read_saved(path, split)
-    return _read_files(_files_of(path, split))
+    return path / data_dir if data_dir is not None and (path / data_dir).is_dir() else path
+
+
+def _is_saved(path: Path) -> bool:
+    """Whether `save_to_disk` made the folder."""
+    return any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))
 
 
 def pick_split(parts: Mapping[str, Dataset], split: str, name: str) -> Dataset:
@@ -182,8 +205,11 @@ def _files_of(folder: Path, split: str) -> list[Path]:
     """The files of a split: `<split>.jsonl`, its numbered parts, or a subfolder of that name.
 
     The first such name counts, in the folder and then in `data`, as a clone of a repository of the
-    Hub has it. Files of which none is named after a split are all "train".
+    Hub has it. Files of which none is named after a split are all "train". In place of a folder
+    there may be one file.
     """
+    if folder.is_file():
+        return [_file_for(folder, split)]
     for name in (split, f"{split}_prefs"):
         for place in (folder, folder / "data"):
             for extension in EXTENSIONS:

@@ -34,6 +34,7 @@ from .ppo import PPOConfig, PPOTrainer
 from .ppo.processes import any_process, main_process_first
 from .presets import Preset
 from .reward import load_judge, rule_of_variety, rule_reward
+from .rows import content_hash
 from .scores import Reward
 from .template import BoundTemplate
 from .training import batches_of, train
@@ -54,7 +55,8 @@ class Run:
 
     | stage | leaves |
     | --- | --- |
-    | `queries("train")`, `queries("test")` | `prompts/<split>/` (Arrow), `prompts/report.json` |
+    | `queries("train")`, `queries("test")` | `prompts/<split>/` (Arrow), `prompts/report.json`, and
+      `prompts/data.json` (hashes of the data) |
     | `train()` | `policy/` (as transformers saves it), `stats.jsonl` (a line per step); until it is
       finished `checkpoints/` |
     | `compare()` | `comparison.csv` |
@@ -126,8 +128,13 @@ class Run:
     # Stage 1: prompts ----------------------------------------------------------------------------
 
     def queries(self, split: str = "train") -> Dataset:
-        """The queries of a split; training queries are limited to the preset's number."""
-        folder = self.folder / "prompts" / split
+        """The queries of a split; training queries are limited to the preset's number.
+
+        Raises:
+            TutorialError: if the folder has queries of data that have changed since.
+        """
+        folder, source = self.folder / "prompts" / split, self.preset.data
+        data = content_hash(source, split, self.preset.data_dir)
         if not folder.exists():
             config = self._policy_config()
             queries, report = prepare_queries(
@@ -137,9 +144,16 @@ class Run:
                 max_new_tokens=self.preset.max_new_tokens,
                 context_length=context_length(config),
             )
+            self._update_json("prompts/report.json", {split: vars(report)})
+            self._update_json("prompts/data.json", {split: data})
             with _made_whole(folder) as partial:
                 queries.save_to_disk(str(partial))
-            self._update_json("prompts/report.json", {split: vars(report)})
+        elif self._read_json("prompts/data.json").get(split, data) != data:
+            raise TutorialError(
+                f"the data in {resolve(source)} have changed since {self.folder} was begun with "
+                f"them, and its {split} prompts are the old ones: set RLHF_RUNS to another folder, "
+                "or delete this one"
+            )
         return load_queries(folder)
 
     def chosen_replies(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -453,14 +467,17 @@ class Run:
 
     def results(self) -> dict[str, Any]:
         """What `results.json` holds so far."""
-        path = self.folder / "results.json"
+        return self._read_json("results.json")
+
+    def _read_json(self, name: str) -> dict[str, Any]:
+        path = self.folder / name
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
     def _update_json(self, name: str, update: dict[str, Any]) -> None:
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        path.write_text(json.dumps({**content, **update}, indent=2) + "\n", encoding="utf-8")
+        content = {**self._read_json(name), **update}
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     def _policy_folder(self) -> Path:
         if self.preset.policy is not None:

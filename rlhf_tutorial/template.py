@@ -111,7 +111,7 @@ class BoundTemplate:
         end = self.template.end
         told = [_before(response.tolist(), self.eos_token_ids) for response in responses]
         texts = self.tokenizer.batch_decode(told, skip_special_tokens=True)
-        return [(text if end is None else text.split(end)[0]).strip() for text in texts]
+        return [(text.split(end)[0] if end else text).strip() for text in texts]
 
     @cached_property
     def _start_ids(self) -> list[int]:

@@ -57,10 +57,10 @@ def with_run_figures(page: str, log: list[dict[str, float]]) -> str:
     return ROW.sub(row, page)
 
 
-def refusals(reasons: dict[str, str], title: str = "refused") -> str:
+def refusals(reasons: dict[str, str], title: str = "refused", why: str = "reason") -> str:
     """What is refused, or taken without effect, and why, as a table."""
     rows = [f"| `{name}` | {reason} |" for name, reason in reasons.items()]
-    return "\n".join([f"| {title} | reason |", "| --- | --- |", *rows])
+    return "\n".join([f"| {title} | {why} |", "| --- | --- |", *rows])
 
 
 def with_fields(page: str) -> str:
@@ -70,6 +70,7 @@ def with_fields(page: str) -> str:
         "fields": textwrap.fill(f"{names}.", 100),
         "refused: PPOConfig": refusals(config.NOT_SUPPORTED),
         "without effect: PPOConfig": refusals(config.WITHOUT_EFFECT, "taken"),
+        "read once: PPOConfig": refusals(config.READ_ONCE, "read once", "to change it"),
         "refused: from_pretrained": refusals(models.NOT_SUPPORTED),
     }
     for name, content in parts.items():

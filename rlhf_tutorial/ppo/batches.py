@@ -114,31 +114,30 @@ class Replies:
     def __init__(
         self,
         dataset: Sequence[tuple[torch.Tensor, torch.Tensor]],
-        config: PPOConfig,
         accelerator: Accelerator,
         pad_token_id: int,
     ) -> None:
         """
         Args:
             dataset: 1-d tensors of token ids, a context and the reply to it.
-
-        Raises:
-            ModelError: if there is none although `config.ptx_coef` asks for them.
         """
-        if config.ptx_coef and not dataset:
+        self.dataset, self.accelerator, self.pad_token_id = dataset, accelerator, pad_token_id
+
+    def check(self, config: PPOConfig) -> None:
+        """Raise ModelError if there are none although `ptx_coef` asks for them."""
+        if config.ptx_coef and not self.dataset:
             raise ModelError(
                 f"ptx_coef is {config.ptx_coef}, but there is no ptx_dataset: give the trainer "
                 "pairs of context and reply, or set ptx_coef to 0"
             )
-        self.dataset, self.accelerator, self.pad_token_id = dataset, accelerator, pad_token_id
-        self.batch_size = config.batch_size if config.ptx_coef else 0
 
-    def draw(self, random: torch.Generator) -> Batch | None:
+    def draw(self, config: PPOConfig, random: torch.Generator) -> Batch | None:
         """This process's `batch_size` replies of one step; None without `ptx_coef`."""
-        if not self.batch_size:
+        self.check(config)
+        if not config.ptx_coef:
             return None
         processes, device = self.accelerator.num_processes, self.accelerator.device
-        size = (processes, self.batch_size)
+        size = (processes, config.batch_size)
         rows = torch.randint(len(self.dataset), size, generator=random)
         # The same width in all processes: of the longest reply that any of them has drawn.
         width = max(len(self.dataset[i][1]) for i in rows.flatten().tolist())

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import lora
-from ..errors import ModelError, RewardError, TrainingError
+from ..errors import ModelError, NoAttribute, RewardError, TrainingError
 from ..families import context_length, text_config
 from ..models import AutoModelForCausalLMWithValueHead
 from ..scores import checked_scores
@@ -30,20 +30,59 @@ TRLS_METHODS = {
     "prepare_model_inputs": "lay_out(queries, responses, response_masks)",
     "train_minibatch": "update(now, old, replies)",
     "record_step_stats": "report(batch, scores, experience, minibatches)",
+    "gather_stats": "report(batch, scores, experience, minibatches)",
+    "_early_stop": "optimise(batch, experience, live)",
     "_generate_batched": "generate(query_tensor, ...)",
     "_kl_penalty": "rewards(scores, evaluation)",
+    "_save_pretrained": "save_pretrained(folder)",
     "_step_safety_checker": "step(queries, responses, scores, response_masks)",
 }
-"""Methods of TRL 0.11.4's PPOTrainer that scripts override, and what to override here."""
+"""Methods of TRL 0.11.4's PPOTrainer that scripts override or call, and which does that here."""
+
+GONE = {
+    "prepare_dataloader": "give the trainer the dataset, and go through trainer.dataloader",
+    "_remove_unused_columns": "ppo.batches.used_columns(dataset) does it",
+    "create_model_card": "save_pretrained writes none: put a README.md into the folder",
+    "_show_tokens": "tokenizer.decode shows a token",
+    "_prepare_deepspeed": "DeepSpeed's ZeRO is not supported: accelerate's processes are",
+    "dataset": "it is trainer.dataloader.dataset",
+    "data_collator": "it is trainer.dataloader.collate",
+    "running": "it is trainer.score_moments",
+    "current_step": "it is len(trainer.history)",
+    "model_params": "they are trainer.trained_parameters().values()",
+    "optional_peft_ctx": "trainer.ref_model is the model with its adapter off",
+    "is_encoder_decoder": "only decoder-only models can be trained",
+    "highest_reward": "a step uploads nothing: keep it yourself, and call trainer.push_to_hub",
+}
+"""Other names of TRL 0.11.4's PPOTrainer, and what to use instead."""
 
 
 def check_methods(overridden: Mapping[str, Any]) -> None:
-    """Raise ModelError for a subclass with one of TRL's methods: nothing here would call it."""
+    """Raise ModelError for a subclass with one of `TRLS_METHODS`: nothing here would call it.
+
+    Of the others that TRL called a line in the log says so.
+    """
     for name in TRLS_METHODS.keys() & overridden.keys():
-        raise ModelError(
-            f"{name} is a method of TRL's that PPOTrainer does not call: override "
-            f"{TRLS_METHODS[name]} instead, see docs/coming-from-trl.md"
-        )
+        raise ModelError(f"{UNCALLED.format(name)}: {_instead_of(name, 'override')}")
+    for name in GONE.keys() & overridden.keys():
+        if callable(overridden[name]):
+            logger.warning("%s: %s", UNCALLED.format(name), GONE[name])
+
+
+UNCALLED = "{} is a method of TRL's that PPOTrainer does not call"
+
+
+def no_attribute(owner: object, name: str) -> AttributeError:
+    """What to raise for a name that the trainer has not; of TRL's it says what to use instead."""
+    if name in TRLS_METHODS or name in GONE:
+        return NoAttribute(f"PPOTrainer has no {name}, which is TRL's: {_instead_of(name, 'use')}")
+    return AttributeError(f"{type(owner).__name__!r} object has no attribute {name!r}")
+
+
+def _instead_of(name: str, verb: str) -> str:
+    if name in GONE:
+        return GONE[name]
+    return f"{verb} {TRLS_METHODS[name]} instead, see docs/coming-from-trl.md"
 
 
 def is_trained_with(ref_model: Any, model: Any) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import wraps
 from math import ceil
@@ -38,6 +38,17 @@ WITHOUT_EFFECT = {
     "is_peft_model": "the trainer looks at the model itself, as TRL's did",
 }
 """Fields of TRL 0.11.4's PPOConfig that are taken and change nothing, and why."""
+
+READ_ONCE = {
+    "learning_rate": "set it in trainer.optimizer.param_groups, or give an lr_scheduler",
+    "init_kl_coef": "set trainer.kl_coef",
+    **dict.fromkeys(
+        ("seed", "gradient_accumulation_steps", "remove_unused_columns", "accelerator_kwargs")
+        + ("log_with", "tracker_project_name", "tracker_kwargs", "project_kwargs"),
+        "make another trainer",
+    ),
+}
+"""Fields of PPOConfig that are read when the trainer is made, and what to do to change them."""
 
 RENAMED = {"forward_batch_size": "mini_batch_size"}
 """Old names of fields, which TRL 0.11.4 still took, and what they go before."""
@@ -215,4 +226,24 @@ class PPOConfig:
         if self.kl_penalty not in KL_KINDS:
             raise TutorialError(
                 f"PPOConfig.kl_penalty is {self.kl_penalty!r}: use one of {', '.join(KL_KINDS)}"
+            )
+
+
+def read_once(config: PPOConfig) -> dict[str, Any]:
+    """The fields of `READ_ONCE`, as they are now."""
+    fields = {name: getattr(config, name) for name in READ_ONCE}
+    return {k: dict(v) if isinstance(v, dict) else v for k, v in fields.items()}
+
+
+def check_unchanged(config: PPOConfig, at_first: Mapping[str, Any]) -> None:
+    """Raise TutorialError for a field that was changed when it is no longer read.
+
+    Args:
+        at_first: what `read_once` gave when the trainer was made.
+    """
+    for name, value in read_once(config).items():
+        if value != at_first[name]:
+            raise TutorialError(
+                f"PPOConfig.{name} was {at_first[name]!r} when the trainer was made, and to set it "
+                f"to {value!r} now has no effect: {READ_ONCE[name]}"
             )

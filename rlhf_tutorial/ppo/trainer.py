@@ -25,7 +25,7 @@ from ..randomness import seeded
 from ..trunk import TrunkStates, cast_frozen_matrices
 from . import checkpoint, checks
 from .batches import Batches, Replies, collate_columns
-from .config import PPOConfig
+from .config import PPOConfig, check_unchanged, read_once
 from .generation import plain_settings
 from .identity import difference, fingerprint, identity
 from .math import (
@@ -130,6 +130,7 @@ class PPOTrainer:
             model, ref_model, num_shared_layers, training_data_collator, ptx_dataset
         )
         self.config = config
+        self.config_at_first = read_once(config)
         self.model_config = text_config(model.config)
         self.tokenizer = checks.usable_tokenizer(tokenizer, model)
         self.kl_coef = config.init_kl_coef
@@ -151,9 +152,8 @@ class PPOTrainer:
             fused = self.device.type in ("cpu", "cuda")  # updates each weight in one pass
             optimizer = torch.optim.Adam(trainable, lr=config.learning_rate, fused=fused)
         checks.check_optimizer(optimizer, model)
-        self.replies = Replies(
-            ptx_dataset, config, self.accelerator, checks.padding_of(self.tokenizer)
-        )
+        self.replies = Replies(ptx_dataset, self.accelerator, checks.padding_of(self.tokenizer))
+        self.replies.check(config)
         self.dataloader: Batches | None = None
         if dataset is not None:
             self.dataloader = Batches(
@@ -165,6 +165,12 @@ class PPOTrainer:
         self.recorded: dict[torch.nn.Module, RecordedPasses] = {}
         if self.device.type == "cuda" and self.model is model:  # and no wrapper of accelerate's
             self.recorded = {m: RecordedPasses(m) for m in (self.model, self.ref_model)}
+
+    if not TYPE_CHECKING:  # for a type checker every name would be there
+
+        def __getattr__(self, name: str) -> Any:
+            """Of TRL's other names, what to use instead."""
+            raise checks.no_attribute(self, name)
 
     @property
     def device(self) -> torch.device:
@@ -292,6 +298,7 @@ class PPOTrainer:
                 are not finite.
         """
         clock, size = Clock(), self.config.batch_size
+        check_unchanged(self.config, self.config_at_first)
         checks.check_sizes(size, queries=queries, responses=responses, scores=scores)
         checks.check_tokens(self.model_config, queries=queries, responses=responses)
         checks.warn_of_what_is_no_text(queries, responses, checks.padding_of(self.tokenizer))
@@ -490,7 +497,7 @@ class PPOTrainer:
             live: the policy's pass over the whole batch, with its gradient, for the first update.
         """
         config, stats = self.config, []
-        replies = self.replies.draw(self.random)  # of PPO-ptx
+        replies = self.replies.draw(config, self.random)  # of PPO-ptx
         if replies is not None:
             replies = self.with_trunk_states(replies)
         for _ in range(config.ppo_epochs):

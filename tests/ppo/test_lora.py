@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel, PromptTuningConfig, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from support.errors import one_line
 from support.models import language_model, lora_config, lora_policy, move_adapter, value_model
 from support.tokenizers import PadAndEnd
@@ -786,6 +786,17 @@ def test_a_checkpoint_saved_where_an_adapter_lay_is_what_is_loaded(base_folder, 
     loaded = Policy.from_pretrained(tmp_path)
     assert not loaded.is_peft_model
     torch.testing.assert_close(logits(loaded), logits(policy), rtol=0, atol=1e-4)
+
+
+def test_an_adapter_without_the_weights_of_a_layer_is_refused(adapter_folder) -> None:
+    """peft would put a fresh one there, and say so in a warning of a thousand names."""
+    file = adapter_folder / "adapter_model.safetensors"
+    weights = {k.replace(".layers.0.", ".layers.9."): v for k, v in load_file(file).items()}
+    assert weights.keys() != load_file(file).keys()
+    save_file(weights, file)
+    with pytest.raises(ModelError, match="Found missing adapter keys .* belong together") as error:
+        Policy.from_pretrained(adapter_folder)
+    assert len(one_line(error)) < 600
 
 
 def test_an_adapter_in_its_own_models_folder_says_what_to_do(base_folder) -> None:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import json
+import operator
 import random
+import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +18,18 @@ import torch
 from safetensors.torch import save_file
 from support.errors import one_line, refused
 from support.tokenizers import PadAndEnd
+from support.trainers import assert_same_scalars, assert_same_weights, weights_of
 from support.trainers import make_trainer as plain_trainer
 from torch import Tensor
 
 import rlhf_tutorial
 from rlhf_tutorial import trl_names
-from rlhf_tutorial.errors import DataError, ModelError
+from rlhf_tutorial.errors import DataError, ModelError, TutorialError
 from rlhf_tutorial.families import cache_kind
 from rlhf_tutorial.models import AutoModelForCausalLMWithValueHead, create_reference_model
 from rlhf_tutorial.ppo import LengthSampler, PPOConfig, PPOTrainer
-from rlhf_tutorial.ppo.checks import TRLS_METHODS
+from rlhf_tutorial.ppo.checks import GONE, TRLS_METHODS
+from rlhf_tutorial.ppo.config import READ_ONCE
 from rlhf_tutorial.ppo.math import masked_mean
 
 TRL_0_11_4 = set(
@@ -130,6 +136,18 @@ def test_scripts_can_ask_what_is_installed() -> None:
     assert not import_utils.is_npu_available()
     wandb = importlib.util.find_spec("wandb") is not None
     assert bool(import_utils.is_wandb_available()) == wandb
+    script = "from rlhf_tutorial.import_utils import is_diffusers_available, is_pil_available"
+    exec(script, names := {})
+    assert names["is_pil_available"]() and not names["is_diffusers_available"]()
+    with pytest.raises(ImportError, match="is_nothing"):
+        exec("from rlhf_tutorial.import_utils import is_nothing")
+
+
+def test_scripts_can_import_from_core() -> None:
+    exec("from rlhf_tutorial.core import LengthSampler, respond_to_batch, masked_mean", names := {})
+    assert names["LengthSampler"] is LengthSampler and names["masked_mean"] is masked_mean
+    with pytest.raises(ImportError, match="^rlhf_tutorial has no PPODecorators: there is nothing"):
+        exec("from rlhf_tutorial.core import PPODecorators")
 
 
 def test_respond_to_batch_heeds_no_preference_of_the_checkpoints(make_policy: Any) -> None:
@@ -225,8 +243,121 @@ def test_a_method_of_trls_that_nothing_calls_is_refused(name: str) -> None:
     with pytest.raises(ModelError, match=f"^{name} is a method of TRL's") as error:
         type("Mine", (PPOTrainer,), {name: lambda self: None})
     one_line(error)
-    instead = TRLS_METHODS[name].split("(")[0]
-    assert callable(getattr(PPOTrainer, instead))
+
+
+def test_another_of_trls_methods_is_said_not_to_be_called(caplog: Any) -> None:
+    type("Mine", (PPOTrainer,), {"prepare_dataloader": lambda self: None, "dataset": ()})
+    (message,) = caplog.messages
+    assert message.startswith("prepare_dataloader is a method of TRL's that PPOTrainer does not")
+
+
+OF_TRLS_TRAINER = """
+prepare_dataloader _remove_unused_columns generate _generate_batched _step_safety_checker step
+_early_stop gather_stats prepare_model_inputs batched_forward_pass train_minibatch compute_rewards
+_kl_penalty compute_advantages loss record_step_stats log_stats create_model_card _save_pretrained
+_show_tokens _prepare_deepspeed save_pretrained push_to_hub accelerator config current_device
+current_step data_collator dataloader dataset highest_reward is_distributed is_encoder_decoder
+is_peft_model kl_ctl lr_scheduler model model_params optimizer optional_peft_ctx ref_model running
+tokenizer
+"""
+"""Methods and attributes of TRL 0.11.4's PPOTrainer."""
+
+
+@pytest.mark.parametrize("name", OF_TRLS_TRAINER.split())
+def test_what_a_script_asks_of_trls_trainer_is_there_or_says_what_to_use(
+    name: str, make_trainer: Any, samples: Any
+) -> None:
+    trainer = make_trainer(dataset=[{"input_ids": ids} for ids in samples[0]])
+    if hasattr(trainer, name):
+        assert name not in {*TRLS_METHODS, *GONE}
+        return
+    with pytest.raises(AttributeError, match=f"^PPOTrainer has no {name}, which is TRL's: ") as e:
+        getattr(trainer, name)
+    assert isinstance(e.value, rlhf_tutorial.errors.TutorialError)
+    # Whatever of ours it names is there, and takes what it says.
+    for call, arguments in re.findall(r"use (\w+)\(([\w, ]*)", one_line(e)):
+        known = inspect.signature(getattr(trainer, call)).parameters
+        assert set(filter(None, arguments.split(", "))) <= set(known)
+    for path in re.findall(r"trainer((?:\.\w+)+)", str(e.value)):
+        assert operator.attrgetter(path.removeprefix("."))(trainer) is not None
+
+
+def test_a_misspelt_name_is_no_attribute_as_ever(make_trainer: Any, make_policy: Any) -> None:
+    with pytest.raises(AttributeError, match="^'PPOTrainer' object has no attribute 'stepp'$"):
+        make_trainer().stepp  # noqa: B018
+    with pytest.raises(AttributeError, match="has no attribute 'generat'"):
+        make_policy().generat  # noqa: B018
+
+
+def test_what_a_script_asks_of_trls_model(make_policy: Any) -> None:
+    model = make_policy("llama")
+    model.v_head.summary.bias.data.fill_(0.5)
+    assert model.v_head.bias.item() == 0.5
+    assert set(model.v_head.state_dict()) == {"weight", "bias"}
+    assert not hasattr(model, "compute_reward_score")
+    with pytest.raises(
+        AttributeError, match="no compute_reward_score, .* see RewardModel"
+    ) as error:
+        model.compute_reward_score(torch.ones(1, 3))
+    one_line(error)
+
+
+# Settings that change on the way ----------------------------------------------------------------
+
+CHANGED: dict[str, Any] = {
+    "exp_name": "other", "task_name": "other", "model_name": "other", "query_dataset": "other",
+    "reward_model": "other", "steps": 7, "log_with": "tensorboard", "tracker_project_name": "other",
+    "tracker_kwargs": {"a": {}}, "project_kwargs": {"logging_dir": "."}, "dataset_num_proc": 2,
+    "remove_unused_columns": False, "seed": 3, "learning_rate": 1e-4, "mini_batch_size": 2,
+    "gradient_accumulation_steps": 2, "ppo_epochs": 1, "init_kl_coef": 0.5, "adap_kl_ctrl": False,
+    "target": 1.0, "horizon": 100, "kl_penalty": "abs", "gamma": 0.9, "lam": 0.5, "cliprange": 0.01,
+    "cliprange_value": 0.01, "vf_coef": 0.5, "ptx_coef": 0.5, "ratio_threshold": 0.5,
+    "max_grad_norm": 0.1, "temperature": 0.7, "early_stopping": True, "target_kl": 1e-9,
+    "use_score_scaling": True, "use_score_norm": True, "score_clip": 0.1, "whiten_rewards": True,
+    "accelerator_kwargs": {"mixed_precision": "no"},
+}  # fmt: skip
+BESIDE = {"target_kl": {"early_stopping": True}, "use_score_norm": {"use_score_scaling": True}}
+
+
+@pytest.mark.parametrize("field", sorted({f.name for f in fields(PPOConfig)} - {"batch_size"}))
+def test_a_setting_changed_on_the_way_has_effect_or_is_refused(
+    field: str, make_trainer: Any, samples: Any, caplog: Any
+) -> None:
+    """The trainer whose setting changed takes the steps of one that was made with it."""
+    replies = [(torch.tensor([5, 6]), torch.tensor([7, 8, 9]))]
+    beside = {"other": 1, "mini_batch_size": 3, "ptx_dataset": replies} | BESIDE.get(field, {})
+    late = make_trainer(**beside)
+    assert getattr(late.config, field) != CHANGED[field]
+    setattr(late.config, field, CHANGED[field])
+    if field in READ_ONCE:
+        before = weights_of(late)
+        with refused(
+            TutorialError, f"PPOConfig.{field} was", "now has no effect", READ_ONCE[field]
+        ):
+            late.step(*samples)
+        assert_same_weights(weights_of(late), before)
+        return
+    early = make_trainer(**beside | {field: CHANGED[field]})
+    for _ in range(2):
+        assert_same_scalars(late.step(*samples), early.step(*samples), atol=0)
+    assert_same_weights(weights_of(late), weights_of(early))
+
+
+def test_a_dictionary_that_is_changed_in_place_is_noticed(make_trainer: Any, samples: Any) -> None:
+    trainer = make_trainer()
+    trainer.config.tracker_kwargs["wandb"] = {}
+    with refused(TutorialError, "PPOConfig.tracker_kwargs was {} when the trainer was made"):
+        trainer.step(*samples)
+
+
+def test_a_last_batch_may_be_shorter_and_replies_need_some(make_trainer: Any, samples: Any) -> None:
+    trainer = make_trainer()
+    trainer.config.batch_size = 4
+    stats = trainer.step(*(items[:4] for items in samples))
+    assert stats["ppo/mean_scores"] == pytest.approx(np.mean(samples[2][:4]))
+    trainer.config.ptx_coef = 0.5
+    with refused(ModelError, "ptx_coef is 0.5, but there is no ptx_dataset"):
+        trainer.step(*(items[:4] for items in samples))
 
 
 # Models -----------------------------------------------------------------------------------------

@@ -254,6 +254,34 @@ def test_an_answer_that_was_not_liked_is_no_chosen_one() -> None:
     assert rows["chosen"][:] == [dialogue("a", "b"), None] and len(rows["prompt"][:]) == 2
 
 
+@pytest.mark.parametrize("disliked", [False, 0, "False", "false"])
+def test_an_answer_that_was_not_liked_is_none_in_a_table_either(
+    disliked: Any, tmp_path: Path
+) -> None:
+    """CSV knows text alone, and pandas writes True and False."""
+    rows = [
+        {
+            "prompt": ASKED,
+            "completion": GOOD,
+            "label": type(disliked)(1) if disliked == 0 else "True",
+        },
+        {"prompt": ASKED, "completion": BAD, "label": disliked},
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "train.csv", index=False)
+    for source in (rows, tmp_path):
+        assert load_preferences(source)["chosen"][:] == [dialogue(ASKED, GOOD), None]
+
+
+def test_a_question_by_another_name_is_not_passed_over(tmp_path: Path) -> None:
+    """As in Intel/orca_dpo_pairs. Both answers begin with a word that nobody asked."""
+    row = {"system": "", "question": ASKED, "chosen": f"Well, {GOOD}", "rejected": f"Well, {BAD}"}
+    for source in ([row], datasets.Dataset.from_list([row]), as_parquet(row, tmp_path)):
+        with refused(DataError, "answers to what stands in the column 'question'", "to 'prompt'"):
+            load_preferences(source)
+    whole = row | {side: f"{ASKED} {row[side]}" for side in ("chosen", "rejected")}
+    assert preference_pairs(load_preferences([whole]))[0][0]["prompt"] == f"{ASKED} Well,"
+
+
 def test_prompts_alone_are_no_preferences() -> None:
     with refused(DataError, "no answers in a column 'chosen' (they have prompt)"):
         preference_pairs(load_preferences([{"prompt": "a"}]))

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset, DatasetDict
+from support.dialogues import dialogue
+from support.errors import refused
 
 from rlhf_tutorial import Run, load_preset
 from rlhf_tutorial.__main__ import main
@@ -96,6 +100,43 @@ def test_a_folder_belongs_to_one_set_of_settings(tmp_path: Path) -> None:
     Run(TINY, tmp_path)
     with pytest.raises(TutorialError, match="other settings"):
         Run(replace(TINY, prompts=48), tmp_path)
+
+
+@pytest.mark.parametrize("saved", [False, True], ids=["a folder of files", "save_to_disk"])
+def test_a_folder_belongs_to_the_data_that_it_was_begun_with(tmp_path: Path, saved: bool) -> None:
+    data = tmp_path / "data"
+
+    def write(question: str, split: str = "train") -> None:
+        rows = [{"chosen": dialogue(question), "rejected": dialogue(question, "No.")}] * 20
+        if saved:
+            splits = {"train": rows, "test": [*rows]} | {split: rows}
+            shutil.rmtree(data, ignore_errors=True)
+            parts = {name: Dataset.from_list(part) for name, part in splits.items()}
+            DatasetDict(parts).save_to_disk(str(data))
+            return
+        for name in ("train", "test") if not data.exists() else (split,):
+            data.mkdir(exist_ok=True)
+            lines = "".join(json.dumps(row) + "\n" for row in rows)
+            (data / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+
+    def queries(split: str = "train") -> set[str]:
+        run = Run(replace(TINY, data=data), tmp_path / "run")
+        return set(run.queries(split)["query"][:])
+
+    write("How?")
+    assert queries() == queries("test") == {"How?"}
+    (data / "cache-1.arrow").write_bytes(b"what datasets leaves")
+    write("How?")  # the same again
+    assert queries() == {"How?"}
+    write("Why?")
+    with refused(TutorialError, f"the data in {data} have changed", "set RLHF_RUNS"):
+        queries()
+    if not saved:
+        assert queries("test") == {"How?"}, "another split's file"
+    shutil.rmtree(tmp_path / "run")
+    assert queries() == {"Why?"}
+    (tmp_path / "run" / "prompts" / "data.json").unlink()  # a run of an earlier version
+    assert queries() == {"Why?"}
 
 
 def test_stats_before_training_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:

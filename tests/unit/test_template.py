@@ -120,6 +120,8 @@ def test_answers_are_read_up_to_the_end_key_without_special_tokens(tokenizer):
     responses = [tokens(" Fine.### End of it"), tokens("Plain<eos>"), tokens("<eos>")]
     assert DLITE.bind(tokenizer).decode(responses) == ["Fine.", "Plain", ""]
     assert CHAT.bind(tokenizer).decode(responses) == ["Fine.### End of it", "Plain", ""]
+    without = PromptTemplate("{instruction}", end="").bind(tokenizer)
+    assert without.decode(responses) == CHAT.bind(tokenizer).decode(responses)
 
 
 # What belongs to all texts, where a turn ends, and what a model thinks -------------------------
