@@ -122,7 +122,8 @@ class LiveCurve:
             format="png",
             width=width,
             height=height,
-            alt=f"Mean score and KL over {len(self.scores)} PPO steps",
+            # Not as `alt`, which Colab's IPython 7 does not know.
+            metadata={"alt": f"Mean score and KL over {len(self.scores)} PPO steps"},
         )
         if self._handle is None:
             self._handle = display(image, display_id=True)

@@ -418,7 +418,7 @@ def test_live_curve_updates_one_display_at_intervals_and_at_the_end(monkeypatch)
             curve.update(row)
     assert len(notebook.displayed) == 1
     assert len(notebook.updated) == 3  # at 2.0 and 4.0 seconds, and the end at 4.5
-    assert "10 PPO steps" in notebook.updated[-1].alt
+    assert "10 PPO steps" in notebook.updated[-1].metadata["alt"]
     opened(notebook.updated[-1].data)
 
 
@@ -443,7 +443,7 @@ def test_live_curve_draws_what_there_is_when_the_loop_fails(monkeypatch):
 
     with pytest.raises(KeyboardInterrupt):
         stopped_after_two_steps()
-    assert "2 PPO steps" in notebook.updated[-1].alt
+    assert "2 PPO steps" in notebook.updated[-1].metadata["alt"]
 
 
 def test_live_curve_shows_scores_moving_mean_and_kl():

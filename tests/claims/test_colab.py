@@ -1,0 +1,97 @@
+"""Notebooks 01 to 05 where Colab's own packages are: none of those that it holds to is replaced."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import venv
+from importlib.metadata import version
+from pathlib import Path
+
+import nbformat
+import pytest
+from packaging.utils import canonicalize_name
+from support import ROOT
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="Colab is a Linux"),
+]
+
+COLAB = {
+    "ipykernel": "6.17.1",
+    "ipython": "7.34.0",
+    "ipywidgets": "7.7.1",
+    "jupyter-client": "7.4.9",
+    "matplotlib": "3.10.0",
+    "notebook": "6.5.7",
+    "numpy": "2.0.2",
+    "pandas": "2.2.2",
+    "tornado": "6.5.1",
+    "traitlets": "5.7.1",
+}
+"""What Colab's runtime of 2026 has, and for the most part its package google-colab asks for."""
+EXECUTE = """
+import sys, nbformat
+from nbclient import NotebookClient
+notebook = nbformat.read(sys.argv[1], as_version=4)
+NotebookClient(notebook, timeout=None, kernel_name="python3").execute()
+"""
+
+
+@pytest.fixture(scope="module")
+def colab(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Python with Colab's packages and a torch, into which ours has been installed."""
+    folder = tmp_path_factory.mktemp("colab")
+    venv.create(folder / "environment", with_pip=True)
+    python = folder / "environment" / "bin" / "python"
+    pip = [python, "-m", "pip", "install", "--quiet"]
+    # Colab's torch is a CUDA build. Any that is there already must do as well.
+    torch = "torch==" + version("torch").split("+")[0]
+    there = [f"{name}=={number}" for name, number in COLAB.items()]
+    subprocess.run([*pip, torch, *there], check=True)
+    before = frozen(python)
+    # What is not there yet as in this project's own environment, so that no release breaks a test.
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    ours = [line for line in lines if canonicalize_name(line.split("==")[0]) not in before]
+    (folder / "constraints.txt").write_text("\n".join(ours) + "\n", encoding="utf-8")
+    subprocess.run([*pip, "--constraint", folder / "constraints.txt", ROOT], check=True)
+    (folder / "before.json").write_text(json.dumps(before), encoding="utf-8")
+    return folder
+
+
+def frozen(python: Path) -> dict[str, str]:
+    """The version of every package."""
+    listed = subprocess.run(
+        [python, "-m", "pip", "list", "--format", "json"], check=True, capture_output=True
+    )
+    return {canonicalize_name(row["name"]): row["version"] for row in json.loads(listed.stdout)}
+
+
+def test_the_install_replaces_nothing_that_colab_holds_to(colab: Path) -> None:
+    before = json.loads((colab / "before.json").read_text(encoding="utf-8"))
+    after = frozen(colab / "environment" / "bin" / "python")
+    assert "rlhf-tutorial" in after
+    for name in ("torch", *COLAB):
+        assert after[name] == before[name], name
+
+
+def test_notebooks_one_to_five_run_there(colab: Path, tmp_path: Path) -> None:
+    """From a folder with nothing in it but the notebook, as Colab opens one."""
+    python = colab / "environment" / "bin" / "python"
+    kept = {k: v for k, v in os.environ.items() if not re.match("PYTHON|RLHF_|JUPYTER", k)}
+    cache = {"RLHF_TUTORIAL_CACHE": str(tmp_path / "cache"), "RLHF_PRESET": "tiny"}
+    for path in sorted((ROOT / "notebooks").glob("0[1-5]*_*.ipynb")):
+        notebook = tmp_path / path.name
+        nbformat.write(nbformat.read(path, as_version=4), notebook)
+        done = subprocess.run(
+            [python, "-c", EXECUTE, notebook],
+            cwd=tmp_path,
+            env=kept | cache,
+            capture_output=True,
+            encoding="utf-8",
+        )
+        assert done.returncode == 0, f"{path.name}: {done.stderr[-2000:]}"
