@@ -102,15 +102,6 @@ def load_tokenizer(
     return tokenizer
 
 
-class ValueHead(nn.Linear):
-    """A linear layer; TRL's holds one by the name of `summary`."""
-
-    @property
-    def summary(self) -> ValueHead:
-        """TRL's name of the layer."""
-        return self
-
-
 class AutoModelForCausalLMWithValueHead(nn.Module):
     """A causal language model (the policy) and a linear value head on its last hidden state.
 
@@ -151,7 +142,7 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
         # OPT-350m projects its last hidden state down to the width of its embeddings.
         sizes = text_config(self.config)
         width = getattr(sizes, "word_embed_proj_dim", sizes.hidden_size)
-        self.v_head = ValueHead(width, 1)
+        self.v_head = nn.Linear(width, 1)
         if v_head_init_strategy == "normal":
             nn.init.normal_(self.v_head.weight, std=v_head_initializer_range)
             nn.init.zeros_(self.v_head.bias)

@@ -291,9 +291,6 @@ def test_a_misspelt_name_is_no_attribute_as_ever(make_trainer: Any, make_policy:
 
 def test_what_a_script_asks_of_trls_model(make_policy: Any) -> None:
     model = make_policy("llama")
-    model.v_head.summary.bias.data.fill_(0.5)
-    assert model.v_head.bias.item() == 0.5
-    assert set(model.v_head.state_dict()) == {"weight", "bias"}
     assert not hasattr(model, "compute_reward_score")
     with pytest.raises(
         AttributeError, match="no compute_reward_score, .* see RewardModel"
