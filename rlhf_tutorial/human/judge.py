@@ -345,7 +345,10 @@ class Agreement:
 
 
 def agreement_of(margins: Tensor, choices: Tensor) -> Agreement:
-    """Of choices that are no ties, those that fall to the side of the margin.
+    """Of choices that are no ties, those that fall to the side of the margin; 0 is on neither side.
+
+    Args:
+        margins: (N,), scores of a less those of b. choices: (N,), as `choice_values` gives them.
 
     Raises:
         DataError: where all choices are ties.
@@ -353,7 +356,7 @@ def agreement_of(margins: Tensor, choices: Tensor) -> Agreement:
     told = choices != 0.5
     if not told.any():
         raise DataError("no label prefers one answer to the other: there is nothing to agree with")
-    return Agreement(int(((margins > 0) == (choices > 0.5))[told].sum()), int(told.sum()))
+    return Agreement(int((margins * (choices - 0.5) > 0).sum()), int(told.sum()))
 
 
 def cross_validated_agreement(features: Features, labels: Sequence[Label]) -> Agreement:

@@ -12,6 +12,7 @@ from rlhf_tutorial.human.judge import (
     Agreement,
     BayesianJudge,
     Features,
+    agreement_of,
     choice_values,
     cross_validated_agreement,
     fit_posterior,
@@ -261,6 +262,12 @@ def test_nothing_to_agree_with_is_said():
         cross_validated_agreement(features, [label(p, "tie") for p in pairs_of(10)])
     with pytest.raises(DataError, match="labels of 1 prompts"):
         cross_validated_agreement(features, [label(pairs_of(1)[0], "a")])
+
+
+def test_a_judge_without_an_opinion_agrees_with_nobody():
+    margins = torch.tensor([0.0, 0.0, 0.3, -0.3, -2.0, 0.7])
+    found = agreement_of(margins, torch.tensor([0.0, 1.0, 1.0, 1.0, 0.0, 0.5]))
+    assert (found.right, found.n) == (2, 5)
 
 
 def test_the_interval_is_wilsons():

@@ -92,6 +92,7 @@ def test_a_file_cut_within_a_letter_is_read(tmp_path: Path) -> None:
         ({"left": "right"}, "line 2: left is 'right': mend it to one of a, b"),
         ({"time": "noon"}, "line 2: time is 'noon'"),
         ({"time": "2026-01-01T10:00:10"}, "with its zone"),
+        ({"time": "0001-01-01T00:00:00+00:00"}, "line 2: time is '0001-01-01"),  # no second before
         ({"seconds": -1.0}, "and seconds -1.0"),
         ({"seconds": float("nan")}, "and seconds nan"),
         ({"seconds": True}, "line 2: 'seconds' is True"),
