@@ -101,10 +101,13 @@ def test_diagnostics_has_the_six_panels():
     axes = figures.diagnostics(stats, window=5).axes
     assert len(axes) == 6
     for ax, key in zip(axes, KEYS, strict=True):
-        np.testing.assert_allclose(ax.lines[0].get_ydata(), column(stats, key))
-        np.testing.assert_allclose(ax.lines[1].get_ydata(), pandas_mean(column(stats, key), 5))
+        shown = column(stats, key) if key != training.OBJECTIVE else objective(stats)
+        np.testing.assert_allclose(ax.lines[0].get_ydata(), shown)
+        np.testing.assert_allclose(ax.lines[1].get_ydata(), pandas_mean(shown, 5))
         assert ax.texts[0].get_text() == key
         assert ax.get_title(loc="left")
+        bands = [(p.get_y(), p.get_y() + p.get_height()) for p in ax.patches]
+        assert bands == [training.HEALTHY[key]] * (key in training.HEALTHY)
 
 
 def test_explained_variance_far_below_zero_is_counted_not_drawn():
