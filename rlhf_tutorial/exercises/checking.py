@@ -9,11 +9,17 @@ from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 Function = Callable[..., Any]
-KINDS: dict[type[Any], str] = {Tensor: "a tensor", Real: "a number", str: "a text", list: "a list"}
+KINDS: dict[type[Any], str] = {
+    Tensor: "a tensor or an array",
+    Real: "a number",
+    str: "a text",
+    list: "a list",
+}
 
 
 @dataclass(frozen=True)
@@ -62,13 +68,23 @@ def _run(function: Function, case: tuple[Any, ...], learned: Sequence[int]) -> t
     """What a function makes of a case, and the gradients for its learned arguments, or None."""
     arguments = [copy.deepcopy(x) for x in case]
     leaves = [arguments[i].requires_grad_() for i in learned]
-    value = function(*arguments)
+    value = _as_tensor(function(*arguments))
     if not leaves or not isinstance(value, Tensor) or not value.requires_grad:
         return value, None
     gradients = torch.autograd.grad(value.sum(), leaves, allow_unused=True)
     pairs = zip(gradients, leaves, strict=True)
     filled = [torch.zeros_like(x) if g is None else g for g, x in pairs]
     return value.detach(), torch.cat([g.flatten() for g in filled])
+
+
+def _as_tensor(value: Any) -> Any:
+    """Numbers in an array, a tuple or a list as a tensor; anything else as it is."""
+    if not isinstance(value, (np.ndarray, tuple, list)) or not len(value):
+        return value
+    try:
+        return torch.as_tensor(np.array(value, dtype=float, order="C"))  # its strides may be < 0
+    except (TypeError, ValueError, RuntimeError):
+        return value
 
 
 def _form(given: Any, wanted: Any) -> str | None:

@@ -19,6 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from ..errors import DataError
 from .style import (
     BLUE,
+    GREEN,
     GREY,
     SKY,
     STYLE,
@@ -34,15 +35,21 @@ from .style import (
 
 SCORE_KEY, STD_KEY, KL_KEY = "ppo/mean_scores", "ppo/std_scores", "objective/kl"
 
+KL_COEF_KEY = "objective/kl_coef"
+OBJECTIVE = "mean_scores − kl_coef × kl"
+
 DIAGNOSTICS = (
-    (SCORE_KEY, "Score by the reward model"),
+    (OBJECTIVE, "What PPO maximises: score − β KL"),
     (KL_KEY, "KL from the reference (nats per response)"),
     ("ppo/policy/entropy", "Entropy of the policy (nats per token)"),
     ("ppo/policy/clipfrac", "Share of tokens where the clip acted"),
     ("ppo/val/var_explained", "Value head: share of variance explained"),
     ("tokens/responses_len_mean", "Response length (tokens)"),
 )
-"""Keys of the stats and their titles: the panels of `diagnostics`."""
+"""Keys of the stats and their titles: the panels of `diagnostics`. The first is of three keys."""
+
+HEALTHY = {"ppo/policy/clipfrac": (0.0, 0.2), "ppo/val/var_explained": (0.0, 1.0)}
+"""Where a rule of thumb has a sound run (docs/metrics.md): the shaded bands of `diagnostics`."""
 
 
 class LiveCurve:
@@ -185,14 +192,18 @@ def reward_curve(
 def diagnostics(stats: Stats, window: int = 10) -> Figure:
     """Six panels by which to tell a good run from a failing one, each with its key in `stats`.
 
+    A green band is `HEALTHY`.
+
     Args:
         stats: as in `reward_curve`.
         window: batches in the moving mean, drawn thick.
 
     Raises:
-        DataError: for no steps, a step that lacks one of the six numbers, or a window below 1.
+        DataError: for no steps, a step that lacks one of the numbers, or a window below 1.
     """
-    columns = columns_of(stats, [key for key, _ in DIAGNOSTICS])
+    read = [key for key, _ in DIAGNOSTICS if key != OBJECTIVE]
+    columns = columns_of(stats, [SCORE_KEY, KL_COEF_KEY, *read])
+    columns[OBJECTIVE] = columns[SCORE_KEY] - columns[KL_COEF_KEY] * columns[KL_KEY]
     fig = new_figure(12.0, 6.2)
     layout = cast(ConstrainedLayoutEngine, fig.get_layout_engine())
     layout.set(w_pad=0.12, h_pad=0.12)  # inches
@@ -209,6 +220,8 @@ def diagnostics(stats: Stats, window: int = 10) -> Figure:
         _step_axis(ax, len(values))
         if key == "ppo/val/var_explained":
             _explained_axis(ax, values)
+        if key in HEALTHY:
+            ax.axhspan(*HEALTHY[key], color=GREEN, alpha=0.12, linewidth=0)
     return fig
 
 

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from support.errors import one_line
+from support.models import language_model
+from support.tokenizers import byte_tokenizer
 
+from rlhf_tutorial.by_hand import optimum
 from rlhf_tutorial.errors import TutorialError
+from rlhf_tutorial.evaluation.compare import summarise
+from rlhf_tutorial.evaluation.perplexity import score_texts
+from rlhf_tutorial.evaluation.reading import gain_by_ending
 from rlhf_tutorial.exercises import BAR, EXERCISES, QUESTIONS, check
 
 SLIPS = [(name, words) for name, exercise in EXERCISES.items() for words in exercise.slips]
@@ -85,6 +93,25 @@ def entropy_of_the_mean(p):
     return torch.distributions.Bernoulli(q).entropy()
 
 
+def mean_of_squares_over_the_spread(values, returns, mask):
+    return 1 - ((returns - values) ** 2).mean() / returns.var()
+
+
+def outside_the_band(logprobs, old_logprobs, advantages, mask, cliprange):
+    ratio = (logprobs - old_logprobs).exp()
+    outside = (ratio < 1 - cliprange) | (ratio > 1 + cliprange)
+    return (outside * mask).sum() / mask.sum()
+
+
+def normal_interval(means):
+    return means.mean() - 1.96 * means.std(), means.mean() + 1.96 * means.std()
+
+
+def kept_before(before, after):
+    (p0, w0, c0), (p1, w1, c1) = before, after
+    return (p1 - p0) * (w0 - c0), p1 * (w1 - w0) + (1 - p1) * (c1 - c0)
+
+
 @pytest.mark.parametrize(
     ("name", "answer", "told"),
     [
@@ -128,6 +155,22 @@ def entropy_of_the_mean(p):
         ("answer_tokens", lambda g, n, eos: g[n:].unsqueeze(0), "Along which dimension"),
         ("gae", lambda r, v, g, lam: None, "`return`"),
         ("gae", lambda r, v, g, lam: 1.0, "gives a float"),
+        ("moving_mean", lambda x, w: np.convolve(x, np.ones(w) / w, "same"), "At ["),
+        ("moving_mean", lambda x, w: np.convolve(x, np.ones(w) / w)[: len(x)], "how many"),
+        ("error_of_mean", lambda s, n: np.mean(s) / n**0.5, "errors partly cancel"),
+        ("explained_variance", mean_of_squares_over_the_spread, "mask is forgotten"),
+        ("clip_fraction", outside_the_band, "pushes further out"),
+        ("win_rate", lambda b, a: (a > b).sum() / len(a), "as a loss"),
+        ("paired_interval", lambda b, a, d: normal_interval((a - b)[d].mean(1)), "is right"),
+        (
+            "split_gain",
+            lambda b, a: (b[1] - b[2]) * (a[0] - b[0]),
+            "a tensor or an array is wanted",
+        ),
+        ("split_gain", kept_before, "difference before"),
+        ("perplexity", lambda p, m: torch.exp(-p.mean(1)), "mask is forgotten"),
+        ("pooled_perplexity", lambda x, t: (x * t).sum() / t.sum(), "after the exponential"),
+        ("bar", lambda s, b: b * (s / b).exp().sum().log(), "mean over the reference's"),
         ("gae", lambda r, v: r, "stops with TypeError"),
         ("gae", lambda r, v, g, lam: r / 0, "infinite or NaN"),
     ],
@@ -182,3 +225,94 @@ def test_an_unknown_name_is_refused_in_one_line():
         with pytest.raises(TutorialError) as error:
             check(name, "text")
         one_line(error)
+
+
+def test_numbers_may_come_in_a_list_a_tuple_or_an_array_in_any_order():
+    def backwards(values, window):
+        means = EXERCISES["moving_mean"].solution(values, window)
+        return means[::-1].copy()[::-1]
+
+    assert check("moving_mean", backwards).right
+    assert check("moving_mean", lambda x, w: backwards(x, w).tolist()).right
+    assert check("split_gain", lambda b, a: list(EXERCISES["split_gain"].solution(b, a))).right
+    assert "gives a dict" in check("moving_mean", lambda x, w: {"mean": 1.0}).words
+
+
+def test_what_an_answer_does_to_an_array_stays_with_it():
+    def careless(before, after):
+        before *= 0
+        return 0.5
+
+    check("win_rate", careless)
+    assert EXERCISES["win_rate"].cases[0][0].any()
+
+
+# The exercises of notebooks 06 and 07 have their answers written out: here against the package's.
+def test_the_comparison_is_the_packages():
+    before, after = EXERCISES["win_rate"].cases[0]
+    table = pd.DataFrame({"query": [str(i) for i in range(len(before))]})
+    table = table.assign(score_before=before, score_after=after)
+    summary = summarise(table)
+    assert summary["ties"] > 0
+    assert EXERCISES["win_rate"].solution(before, after) == summary["win_rate"]
+    n = len(before)
+    drawn = np.random.default_rng(0).integers(n, size=(10_000, n))
+    np.testing.assert_allclose(
+        EXERCISES["paired_interval"].solution(before, after, drawn), summary["mean_gain_interval"]
+    )
+
+
+def test_the_split_is_the_packages():
+    random = np.random.default_rng(1)
+    rows = [
+        {
+            "prompt": str(i),
+            "answers": [
+                {"source": source, "grade": int(random.integers(6)), "ended": random.random() < p}
+                for source, p in (("before", 0.4), ("after", 0.8))
+            ],
+        }
+        for i in range(40)
+    ]
+
+    def side(source):
+        answers = [a for row in rows for a in row["answers"] if a["source"] == source]
+        whole = [a["grade"] for a in answers if a["ended"]]
+        cut = [a["grade"] for a in answers if not a["ended"]]
+        return len(whole) / len(answers), np.mean(whole), np.mean(cut)
+
+    found = gain_by_ending(rows, "before", ["after"], resamples=1)
+    by_ending, by_content = EXERCISES["split_gain"].solution(side("before"), side("after"))
+    assert (by_ending, by_content) == pytest.approx((found["by_ending"], found["by_content"]))
+
+
+def test_the_perplexities_are_the_packages():
+    model = language_model("llama", layers=1, seed=3, initializer_range=0.3).eval()
+    tokenizer = byte_tokenizer()
+    texts = ["How do I bake bread?", "Hi", "Tea."]
+    perplexity, pooled_perplexity = (
+        EXERCISES[name].solution for name in ("perplexity", "pooled_perplexity")
+    )
+    for temperature in (1.0, 0.5):
+        found = score_texts(texts, model, tokenizer, temperature=temperature)
+        tokens = torch.tensor(found["tokens"])
+        logprobs, mask = torch.zeros(3, int(tokens.max())), torch.zeros(3, int(tokens.max()))
+        for i, text in enumerate(texts):
+            ids = [tokenizer.bos_token_id, *tokenizer(text, add_special_tokens=False)["input_ids"]]
+            with torch.no_grad():
+                at_1 = model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+            every = (at_1 / temperature).log_softmax(-1)
+            logprobs[i, : len(ids) - 1] = every.gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+            mask[i, : len(ids) - 1] = 1
+        each = perplexity(logprobs, mask)
+        torch.testing.assert_close(each, torch.tensor(found["perplexities"]), rtol=1e-4, atol=0)
+        pooled = pooled_perplexity(each, tokens)
+        assert pooled.item() == pytest.approx(found["pooled_perplexity"], rel=1e-4)
+
+
+def test_above_the_bar_the_optimum_is_likelier_than_the_reference():
+    scores, beta = torch.tensor([0.2, 1.0, 1.3, 2.0, 2.1], dtype=torch.float64), 0.4
+    log_ref = torch.full((5,), 0.2, dtype=torch.float64).log()
+    likelier = optimum(log_ref, scores, beta) > log_ref
+    assert 0 < likelier.sum() < 5
+    assert torch.equal(likelier, scores > EXERCISES["bar"].solution(scores, beta))

@@ -30,12 +30,16 @@ KEYS = [key for key, _ in training.DIAGNOSTICS]
 
 def fake_stats(n: int) -> list[dict[str, float]]:
     random = np.random.default_rng(0)
-    keys = [*KEYS, "ppo/std_scores"]
+    keys = [*KEYS[1:], "ppo/mean_scores", "ppo/std_scores", "objective/kl_coef"]
     return [dict(zip(keys, random.uniform(0.1, 0.9, len(keys)), strict=True)) for _ in range(n)]
 
 
 def column(stats: list[dict[str, float]], key: str) -> list[float]:
     return [row[key] for row in stats]
+
+
+def objective(stats: list[dict[str, float]]) -> list[float]:
+    return [r["ppo/mean_scores"] - r["objective/kl_coef"] * r["objective/kl"] for r in stats]
 
 
 def pandas_mean(values: list[float], window: int) -> np.ndarray:
@@ -101,10 +105,13 @@ def test_diagnostics_has_the_six_panels():
     axes = figures.diagnostics(stats, window=5).axes
     assert len(axes) == 6
     for ax, key in zip(axes, KEYS, strict=True):
-        np.testing.assert_allclose(ax.lines[0].get_ydata(), column(stats, key))
-        np.testing.assert_allclose(ax.lines[1].get_ydata(), pandas_mean(column(stats, key), 5))
+        shown = column(stats, key) if key != training.OBJECTIVE else objective(stats)
+        np.testing.assert_allclose(ax.lines[0].get_ydata(), shown)
+        np.testing.assert_allclose(ax.lines[1].get_ydata(), pandas_mean(shown, 5))
         assert ax.texts[0].get_text() == key
         assert ax.get_title(loc="left")
+        bands = [(p.get_y(), p.get_y() + p.get_height()) for p in ax.patches]
+        assert bands == ([training.HEALTHY[key]] if key in training.HEALTHY else [])
 
 
 def test_explained_variance_far_below_zero_is_counted_not_drawn():
