@@ -120,7 +120,7 @@ def test_lessons_have_readmes_words_and_a_time_that_grows_with_the_text() -> Non
     assert [lesson.path for lesson in course] == NOTEBOOKS
     by_number = {lesson.number: lesson for lesson in course}
     assert len(by_number["03b"].goals) == 5 and by_number["03b"].has_solutions
-    assert all(by_number[n].goals and by_number[n].has_solutions for n in ("01", "02"))
+    assert len(by_number["01"].goals) == 4 and by_number["01"].has_solutions
     assert by_number["03b"].minutes > by_number["02"].minutes / 2 > 2
     with pytest.raises(ValueError, match=r"01_prompts.ipynb has no row"):
         lessons.read_lessons(ROOT / "notebooks", "")
