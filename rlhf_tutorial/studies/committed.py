@@ -88,7 +88,7 @@ def committed_three() -> pd.DataFrame:
 def widest_swing(three: pd.DataFrame) -> pd.Series:
     """The row whose grade rises most and then falls furthest: an extreme, to show both at once."""
     swing = 2 * three["after_grade"] - three["before_grade"] - three["pushed_grade"]
-    return three.loc[swing.idxmax()]
+    return three.iloc[int(swing.argmax())]
 
 
 def committed_rivals() -> pd.DataFrame:
