@@ -7,10 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from lessons import Lesson
-
-from rlhf_tutorial.evaluation.measures import ends_in_sentence
 
 # What each lever adds, by the names of the blind reading; a lever's number is its best grade.
 LEVERS = {
@@ -18,19 +15,6 @@ LEVERS = {
     "Sample colder": ("and at the temperature that suits the policy", "untouched, best"),
     "Pick or cut": ("the best of four answers, by the judge", "untouched, best of 4"),
 }
-
-
-def examples(comparison: Path) -> list[dict[str, Any]]:
-    """Three prompts of the test, answered before and after, chosen by a rule.
-
-    Of those where the answer before breaks off and the one after ends, the three whose gain under
-    the judge is nearest to the mean gain of all.
-    """
-    table = pd.read_csv(comparison)
-    ends = {when: table[f"response_{when}"].map(ends_in_sentence) for when in ("before", "after")}
-    changed = table[~ends["before"] & ends["after"]]
-    nearest = (changed["gain"] - table["gain"].mean()).abs().nsmallest(3).index
-    return table.loc[nearest].to_dict("records")
 
 
 def levers(reading: dict[str, Any]) -> list[dict[str, Any]]:

@@ -27,6 +27,7 @@ import lessons  # noqa: E402
 import mathjax  # noqa: E402
 
 from rlhf_tutorial.errors import TutorialError  # noqa: E402
+from rlhf_tutorial.studies.committed import committed_three, widest_swing  # noqa: E402
 
 BUILD = Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else ROOT / "build"
 SOURCE = BUILD / "site-source"
@@ -81,11 +82,13 @@ def assemble() -> None:
         if lesson.has_solutions:
             write(f"handouts/{name}", nbformat.writes(lessons.handout(lesson.notebook)))
 
+    three = committed_three()
     told = {
         "lessons": course,
         "last_runs": last_runs,
         "results": results,
-        "examples": facts.examples(RESULTS / "comparison.csv"),
+        "three": three,
+        "opening": widest_swing(three),
         "levers": facts.levers(facts.read_json(RESULTS / "reading.json")),
         "citation": yaml.safe_load(read(ROOT / "CITATION.cff")),
         "cards": [p.relative_to(ROOT).as_posix()[:-3] for p in sorted(ROOT.glob(PAGES[1]))],

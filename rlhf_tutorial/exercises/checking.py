@@ -126,7 +126,8 @@ def _compare(exercise: Exercise, results: list[tuple[Any, Any, Any, Any]]) -> Ve
     values = all(_close(given, wanted) for given, wanted, _, _ in results)
     gradients = all(_close(given, wanted) for _, _, given, wanted in results)
     if values and gradients:
-        return Verdict(True, "Your numbers are those of the package.")
+        what = "results" if isinstance(results[0][1], (str, list)) else "numbers"
+        return Verdict(True, f"Your {what} are those of the package.")
     if gradients and exercise.learned:
         return Verdict(
             True,

@@ -1,7 +1,7 @@
 """The course's figures, each a function that returns a `matplotlib.figure.Figure`."""
 
 from .human import agreement_curve, curves_of_tastes
-from .plan import plan_diagram
+from .plan import plan_diagram, policy_and_reference
 from .scores import bars_with_intervals, before_after, length_histogram, score_histogram
 from .small import credit, gradient_clouds, kl_estimates, race_to_optimum, tilting
 from .step import along_response, batch_layout, clipped_objective, token_heatmap
@@ -35,6 +35,7 @@ __all__ = [
     "methods_against_kl",
     "over_steps",
     "plan_diagram",
+    "policy_and_reference",
     "proxy_and_gold",
     "race_to_optimum",
     "reward_curve",

@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
-from .style import BLUE, GREEN, GREY, INK, STYLE, VERMILLION, new_figure, written
+from .style import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    ORANGE,
+    SKY,
+    STYLE,
+    VERMILLION,
+    new_figure,
+    written,
+)
+
+Look: TypeAlias = tuple[str, str, Any]
+"""Edge colour, fill colour, line style."""
+PLAIN: Look = (INK, "white", "-")
+TRAINED: Look = (BLUE, "#E1EFF8", "-")
+FROZEN: Look = (GREY, "#F1F1F1", (0, (4, 2)))
+RESULT: Look = (GREEN, "#E0F3ED", "-")
 
 
 @rc_context(STYLE)
@@ -25,20 +45,19 @@ def plan_diagram(path: str | Path | None = None) -> Figure:
     ax.set(xlim=(0, 160), ylim=(0, 86))
     ax.axis("off")
 
-    plain: Look = (INK, "white", "-")
-    trained: Look = (BLUE, "#E1EFF8", "-")
-    frozen: Look = (GREY, "#F1F1F1", (0, (4, 2)))
-    result: Look = (GREEN, "#E0F3ED", "-")
+    plain, trained, frozen, result = PLAIN, TRAINED, FROZEN, RESULT
     prompts = _draw_box(
         ax, _Box(3, 35, 22, 20), "Prompts", "short requests\nin the policy's\ntemplate", plain
     )
     policy = _draw_box(ax, _Box(38, 40, 25, 15), "Policy", "the chat model", trained)
     value = _draw_box(ax, _Box(38, 28, 25, 12), "Value head", "the reward to expect", trained)
-    reference = _draw_box(
-        ax, _Box(38, 68, 25, 15), "Reference", "the policy as it was\nbefore training", frozen
+    responses = _draw_box(
+        ax, _Box(74, 35, 23, 20), "Responses", "sampled, each\nbeside its prompt", plain
     )
-    responses = _draw_box(ax, _Box(75, 35, 21, 20), "Responses", "sampled from\nthe policy", plain)
-    kl = _draw_box(ax, _Box(75, 68, 21, 15), "KL", "how far from\nthe reference?", result)
+    reference = _draw_box(
+        ax, _Box(74, 61, 23, 13), "Reference", "the policy as it was\nbefore training", frozen
+    )
+    kl = _draw_box(ax, _Box(106, 63, 22, 19), "KL", "how far from\nthe reference?", result)
     judge = _draw_box(
         ax, _Box(106, 35, 22, 20), "Reward\nmodel", "reads the prompt\nand the response", frozen
     )
@@ -52,13 +71,15 @@ def plan_diagram(path: str | Path | None = None) -> Figure:
     )
 
     _arrow(ax, [prompts.right(47), policy.left(47)])
-    _arrow(ax, [policy.right(45), responses.left(45)])
+    _arrow(ax, [policy.right(47), responses.left(47)])
     _arrow(ax, [responses.right(), judge.left()])
+    _arrow(ax, [responses.top(), reference.bottom()])
     _arrow(ax, [judge.right(), reward.left()], "score", beside=(133, 47))
-    _arrow(ax, [policy.top(59), reference.bottom(59)], "copied\nonce", beside=(63.5, 61.5))
-    _arrow(ax, [responses.top(), kl.bottom()], r"$\log\,\pi$", beside=(89, 61.5))
-    _arrow(ax, [reference.right(), kl.left()], r"$\log\,\pi_{\mathrm{ref}}$", beside=(68.5, 78))
-    _arrow(ax, [kl.right(), (148, 75.5), reward.top()], "KL penalty", beside=(121, 77.5))
+    _arrow(ax, [policy.top(59), (59, 78.5), kl.left(78.5)], r"$\log\,\pi$", beside=(68, 80.5))
+    _arrow(
+        ax, [reference.right(67), kl.left(67)], r"$\log\,\pi_{\mathrm{ref}}$", beside=(101, 69.5)
+    )
+    _arrow(ax, [kl.right(), (148, 72.5), reward.top()], "KL penalty", beside=(137, 75))
     _arrow(ax, [reward.bottom(), update.top(148)])
     _arrow(ax, [value.bottom(), update.top(50.5)], "values", beside=(55, 22.5))
     _arrow(
@@ -77,6 +98,64 @@ def plan_diagram(path: str | Path | None = None) -> Figure:
         _draw_box(ax, _Box(3, y - 1.6, 6, 3.2), "", "", look)
         ax.text(11, y, text, va="center", fontsize=14)
     return written(fig, path)
+
+
+@rc_context(STYLE)
+def policy_and_reference(
+    shared: int, layers: int, memory: Mapping[str, Mapping[str, float]]
+) -> Figure:
+    """One trunk with two tops, and what each way to hold a reference takes of memory.
+
+    Args:
+        shared, layers: the frozen layers that both share, of so many.
+        memory: by the name of a way, kind to megabytes; each way has the same kinds.
+    """
+    fig = new_figure(16.0, 7.0, layout=None)
+    ax = fig.add_axes((0, 0, 0.57, 1))
+    ax.set(xlim=(0, 91), ylim=(0, 70))
+    ax.axis("off")
+    trunk = _draw_box(
+        ax,
+        _Box(3, 10, 82, 14),
+        "Trunk",
+        f"embeddings and layers 1 to {shared}: one copy, computed once for both",
+        FROZEN,
+    )
+    above = f"layers {shared + 1} to {layers}"
+    top = _draw_box(ax, _Box(3, 33, 38, 14), "The policy's top", above, TRAINED)
+    head = _draw_box(ax, _Box(16, 53, 25, 12), "Value head", "the reward to expect", TRAINED)
+    other = _draw_box(
+        ax, _Box(47, 33, 38, 14), "The reference's top", f"{above}, as they were", FROZEN
+    )
+    _arrow(ax, [(44, 3), (44, 10)], "tokens", beside=(50, 5.5))
+    for box in (top, other):
+        middle = box.x + box.width / 2
+        _arrow(ax, [trunk.top(middle), box.bottom(middle)])
+    _arrow(ax, [top.top(9.5), (9.5, 58)], r"$\pi$", beside=(9.5, 61))
+    _arrow(ax, [top.top(28.5), head.bottom()])
+    _arrow(ax, [head.right(), (46, 59)], "$V$", beside=(48, 59))
+    _arrow(ax, [other.top(66), (66, 58)], r"$\pi_{\mathrm{ref}}$", beside=(66, 61))
+
+    bars = fig.add_axes((0.67, 0.16, 0.31, 0.66))
+    kinds = list(next(iter(memory.values())))
+    colours = dict(zip(kinds, (SKY, GREY, ORANGE, VERMILLION), strict=True))
+    for row, parts in enumerate(memory.values()):
+        left = 0.0
+        for kind, size in parts.items():
+            bars.barh(row, size, 0.6, left, color=colours[kind], edgecolor="white")
+            left += size
+        bars.text(left, row, f" {left:,.0f} MB", va="center", fontsize=14)
+    bars.set_yticks(range(len(memory)), memory, fontsize=14)
+    bars.invert_yaxis()
+    bars.grid(False, axis="y")
+    bars.tick_params(labelsize=13)
+    bars.set_xlim(0, 1.28 * max(sum(parts.values()) for parts in memory.values()))
+    bars.set_xlabel("memory (MB)", fontsize=14)
+    handles = [Patch(color=colours[kind], label=kind) for kind in kinds]
+    fig.legend(
+        handles=handles, loc="upper right", bbox_to_anchor=(0.99, 0.99), ncols=2, fontsize=14
+    )
+    return fig
 
 
 @dataclass(frozen=True)
@@ -104,13 +183,10 @@ class _Box:
         return self.x + self.width / 2 if x is None else x, self.y + self.height
 
 
-Look = tuple[str, str, Any]  # edge colour, fill colour, line style
-
-
 def _draw_box(ax: Axes, box: _Box, name: str, text: str, look: Look) -> _Box:
+    """Draw a box with a bold name above a text, and return it."""
     from matplotlib.patches import FancyBboxPatch
 
-    """Draw a box with a bold name above a text, and return it."""
     edge, fill, line = look
     ax.add_patch(
         FancyBboxPatch(

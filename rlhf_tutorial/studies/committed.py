@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..assets import Bundled, resolve
+from ..feedback import load_feedback
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,6 +49,46 @@ def committed_overoptimisation() -> tuple[dict[str, np.ndarray], list[dict[str, 
         json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("ppo-*.json"))
     ]
     return {name: np.array(rows) for name, rows in scores.items()}, trainings
+
+
+def committed_three() -> pd.DataFrame:
+    """The validation prompts, answered before training, after it, and by a policy pushed too far.
+
+    Before is the untouched policy, after the default run's first seed, both at temperature 0.5.
+    Pushed is the last look at PPO without a KL penalty against a judge that knows 50 grades.
+
+    Returns:
+        A row a prompt: `prompt`, and of each of "before", "after" and "pushed" the answer,
+        `_ended`, and `_grade` by a blind reader (0 to 5; "after" was on a sheet of its own); of
+        "before" and "pushed" the `_score` of the judge that pushed.
+    """
+    import pandas as pd
+
+    over, feedback = resolve(Bundled("overoptimisation")), resolve(Bundled("feedback"))
+    sheets = {
+        "before": (over / "reading.jsonl", "untouched"),
+        "after": (feedback / "temperatures-default.jsonl", "default-0 at 0.5"),
+        "pushed": (over / "reading.jsonl", "50, last"),
+    }
+    columns: dict[str, Any] = {}
+    for when, (sheet, source) in sheets.items():
+        rows = {row["prompt"]: row["answers"] for row in load_feedback(sheet)}
+        prompts = columns.setdefault("prompt", list(rows))
+        answers = [next(a for a in rows[p] if a["source"] == source) for p in prompts]
+        columns[when] = [answer["text"] for answer in answers]
+        for key in ("ended", "grade"):
+            columns[f"{when}_{key}"] = [answer[key] for answer in answers]
+    training = json.loads((over / "ppo-50-0.json").read_text(encoding="utf-8"))
+    for when, look in (("before", training["looks"][0]), ("pushed", training["looks"][-1])):
+        scores = dict(zip(training["queries"], look["scores"]["proxy"], strict=True))
+        columns[f"{when}_score"] = [scores[prompt] for prompt in columns["prompt"]]
+    return pd.DataFrame(columns)
+
+
+def widest_swing(three: pd.DataFrame) -> pd.Series:
+    """The row whose grade rises most and then falls furthest: an extreme, to show both at once."""
+    swing = 2 * three["after_grade"] - three["before_grade"] - three["pushed_grade"]
+    return three.iloc[int(swing.argmax())]
 
 
 def committed_rivals() -> pd.DataFrame:

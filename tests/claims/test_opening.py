@@ -1,0 +1,75 @@
+"""What README and landing page open with, and the page on the original, against their source."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+
+import jinja2
+import pytest
+from support import ROOT
+
+from rlhf_tutorial.data import first_prompt
+from rlhf_tutorial.studies.committed import committed_three, widest_swing
+
+sys.path.append(str(ROOT / "site"))
+import facts
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PROSE = " ".join(README.split())
+
+
+def test_the_prompt_is_the_one_with_the_widest_swing_and_its_answers_are_on_the_sheets() -> None:
+    three = committed_three()
+    swing = 2 * three["after_grade"] - three["before_grade"] - three["pushed_grade"]
+    assert (swing == swing.max()).sum() == 1, "one prompt, not one of several"
+    shown = widest_swing(three)
+    head = README.split("## Two commands")[0]
+    assert f"**{shown['prompt']}**" in head and f"Of {len(three)} prompts" in head
+    for when in ("before", "after", "pushed"):
+        cut = "" if shown[f"{when}_ended"] else " *(out of room)*"
+        assert f"| {shown[when]}{cut} | {shown[f'{when}_grade']} |" in head
+    assert (
+        f"gives it {shown['pushed_score']:.2f}, and gives the first one {shown['before_score']:.2f}"
+        in PROSE
+    )
+    scores = [three[f"{when}_score"].mean() for when in ("pushed", "before")]
+    grades = [three[f"{when}_grade"].mean() for when in ("pushed", "before")]
+    assert "judge says {:.2f}, up from {:.2f}".format(*scores) in PROSE
+    assert "the reader {:.2f}, down from {:.2f}".format(*grades) in PROSE
+
+
+def test_the_four_levers_of_the_readme() -> None:
+    reading = json.loads(
+        (ROOT / "notebooks" / "results" / "smollm2" / "reading.json").read_text(encoding="utf-8")
+    )
+    head = README.split("## Two commands")[0]
+    told = re.findall(r"^\| .+ \| (\d\.\d\d) \|$", head, re.M)
+    assert told == [f"{row['grade']:.2f}" for row in facts.levers(reading)]
+
+
+def test_the_landing_page_opens_with_the_same_answers() -> None:
+    page = (ROOT / "site" / "index.md").read_text(encoding="utf-8")
+    head = page.split("## Is it the training?")[0]
+    three = committed_three()
+    shown = jinja2.Template(head, undefined=jinja2.StrictUndefined).render(
+        three=three, opening=widest_swing(three)
+    )
+    for text in ("Rowing is not rowing.", "reader: 5 of 5", "its judge: 2.03", "Of 96 prompts"):
+        assert text in shown
+
+
+@pytest.mark.parametrize(
+    "row",
+    re.findall(
+        r"^\| `(.+?)` \| `(.+?)` \| (.+?) \|$",
+        (ROOT / "docs/original.md").read_text(encoding="utf-8"),
+        re.M,
+    ),
+)
+def test_the_page_on_the_original_cuts_as_it_does(row: tuple[str, str, str]) -> None:
+    dialogue, by_position, ours = (part.strip("`").replace(r"\n", "\n") for part in row)
+    sliced = dialogue[len("\n\nHuman: ") : dialogue.find("Assistant:")].replace("\n", " ").strip()
+    assert sliced == by_position
+    assert first_prompt(dialogue) == (None if ours.startswith("none") else ours)
