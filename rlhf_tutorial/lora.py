@@ -158,6 +158,11 @@ def _check(model: PeftModel) -> None:
         raise ModelError(
             "the adapter is merged into the weights at the moment: call unmerge_adapter()"
         )
+    if any(layer.disable_adapters for layer in _tuner_layers(model)):
+        raise ModelError(
+            "the adapter is switched off at the moment, so that training it would change nothing: "
+            "call base_model.enable_adapter_layers()"
+        )
 
 
 def _check_config(config: Any) -> None:

@@ -788,6 +788,18 @@ def test_a_checkpoint_saved_where_an_adapter_lay_is_what_is_loaded(base_folder, 
     torch.testing.assert_close(logits(loaded), logits(policy), rtol=0, atol=1e-4)
 
 
+def test_an_adapter_that_is_switched_off_is_refused_and_on_again_trains(samples) -> None:
+    model = get_peft_model(language_model("llama"), lora_config())
+    model.base_model.disable_adapter_layers()
+    with pytest.raises(ModelError, match="switched off at the moment") as error:
+        Policy.from_pretrained(model)
+    one_line(error)
+    model.base_model.enable_adapter_layers()
+    trainer = make_trainer(Policy.from_pretrained(model))
+    trainer.step(*samples)
+    assert trainer.step(*samples)["objective/kl"] != 0
+
+
 def test_an_adapter_without_the_weights_of_a_layer_is_refused(adapter_folder) -> None:
     """peft would put a fresh one there, and say so in a warning of a thousand names."""
     file = adapter_folder / "adapter_model.safetensors"
