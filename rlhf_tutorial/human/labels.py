@@ -220,11 +220,11 @@ def _label(row: Any, where: str) -> Label:
     if label.choice not in CHOICES or label.left not in ("a", "b"):
         name, known = ("left", "a, b") if label.choice in CHOICES else ("choice", "a, b, tie, skip")
         raise DataError(f"{where}: {name} is {values[name]!r}: mend it to one of {known}")
-    known = False
+    dated = False
     with contextlib.suppress(ValueError):
         time = datetime.fromisoformat(label.time)
-        known = time.tzinfo is not None and time.year >= 1970
-    if not known or not 0 <= label.seconds < 1e9:
+        dated = time.tzinfo is not None and time.year >= 1970
+    if not dated or not 0 <= label.seconds < 1e9:
         raise DataError(
             f"{where}: time is {label.time!r} and seconds {label.seconds}: mend them to an ISO "
             "time with its zone and a positive number"
