@@ -11,7 +11,19 @@ from typing import Any
 
 from ..errors import TutorialError
 from ..scores import Reward
-from . import comparison, gradient, human, log, perplexity, policy, ppo, prompts, rivals
+from . import (
+    comparison,
+    gradient,
+    human,
+    judging,
+    log,
+    perplexity,
+    policy,
+    ppo,
+    prompts,
+    rivals,
+    step,
+)
 from .checking import Exercise, Verdict, examined
 from .fooled import BAR, QUESTIONS, fooled
 
@@ -19,7 +31,19 @@ __all__ = ["BAR", "EXERCISES", "QUESTIONS", "Exercise", "Verdict", "check"]
 
 EXERCISES: dict[str, Exercise] = {
     name: exercise
-    for part in (prompts, policy, gradient, ppo, log, comparison, perplexity, rivals, human)
+    for part in (
+        prompts,
+        policy,
+        judging,
+        gradient,
+        ppo,
+        step,
+        log,
+        comparison,
+        perplexity,
+        rivals,
+        human,
+    )
     for name, exercise in part.EXERCISES.items()
 }
 """Every function to write, by its name: a module for each part of the course."""

@@ -2,7 +2,13 @@
 
 from .human import agreement_curve, curves_of_tastes
 from .plan import plan_diagram, policy_and_reference
-from .scores import bars_with_intervals, before_after, length_histogram, score_histogram
+from .scores import (
+    bars_with_intervals,
+    before_after,
+    length_histogram,
+    margins,
+    score_histogram,
+)
 from .small import credit, gradient_clouds, kl_estimates, race_to_optimum, tilting
 from .step import along_response, batch_layout, clipped_objective, token_heatmap
 from .studies import (
@@ -32,6 +38,7 @@ __all__ = [
     "gradient_clouds",
     "kl_estimates",
     "length_histogram",
+    "margins",
     "methods_against_kl",
     "over_steps",
     "plan_diagram",

@@ -121,6 +121,44 @@ def score_histogram(
 
 
 @rc_context(STYLE)
+def margins(groups: Mapping[str, ArrayLike]) -> Figure:
+    """The margin of each pair, score of the better answer less that of the other, sorted.
+
+    A panel per group, all on one scale. Pairs in the wrong order have a margin below 0 and are red;
+    how many of each hundred they are is said in the panel.
+
+    Args:
+        groups: title of the panel to the margins of its pairs, (n,).
+
+    Raises:
+        DataError: for no groups, a group without pairs, or margins that are not finite.
+    """
+    if not groups:
+        raise DataError("no groups given: there is nothing to plot")
+    fig = new_figure(3.4 * len(groups) + 0.6, 3.6)
+    axes = np.atleast_1d(fig.subplots(1, len(groups), sharey=True))
+    for ax, (title, values) in zip(axes, groups.items(), strict=True):
+        sizes = np.sort(finite_array(values, f"group {title!r}"))
+        share = 100 * (np.arange(len(sizes)) + 0.5) / len(sizes)
+        wrong = 100 * (np.mean(sizes < 0) + np.mean(sizes == 0) / 2)
+        ax.fill_between(share, sizes.clip(max=0), color=VERMILLION, alpha=0.65, linewidth=0)
+        ax.fill_between(share, sizes.clip(min=0), color=BLUE, alpha=0.65, linewidth=0)
+        ax.axhline(0, color=INK, linewidth=0.8)
+        ax.axvline(wrong, color=INK, linewidth=0.8, linestyle=":")
+        ax.set(xlim=(0, 100), xlabel=f"% of {len(sizes)} pairs, by margin", title=title)
+        for x, y, text, colour, side in (
+            (0.03, 0.72, f"{wrong:.0f}% wrong", VERMILLION, "left"),
+            (0.97, 0.08, f"{100 - wrong:.0f}% right", BLUE, "right"),
+        ):
+            ground = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
+            ax.text(
+                x, y, text, transform=ax.transAxes, color=colour, ha=side, fontsize=12, bbox=ground
+            )
+    axes[0].set_ylabel("margin, in points of the score")
+    return fig
+
+
+@rc_context(STYLE)
 def bars_with_intervals(rows: Sequence[Mapping[str, Any]], xlabel: str) -> Figure:
     """Bars with intervals, one per row of a table.
 

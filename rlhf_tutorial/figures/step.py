@@ -32,24 +32,25 @@ if TYPE_CHECKING:
 def token_heatmap(
     tokens: Sequence[str],
     rows: Mapping[str, Sequence[float] | np.ndarray],
-    centers: Mapping[str, float] | None = None,
+    scale: float | None = None,
     tokens_per_line: int = 16,
 ) -> Figure:
     """The tokens of one response, and below each its numbers, printed on coloured cells.
 
-    Each row has its own scale: white at its centre, blue above, red below, the strongest colour at
-    the largest distance from the centre in that row.
+    White is 0, blue above it, red below.
 
     Args:
         tokens: T decoded tokens.
         rows: name of the quantity to its T values. NaN leaves a cell empty.
-        centers: name to the value that is white; 0 where not given.
+        scale: the size from which on the colour is at its strongest, for rows and figures that are
+            to be compared; None for each row's own largest.
         tokens_per_line: a longer response is broken into several lines.
 
     Raises:
-        DataError: for no tokens, no rows, rows of another length, or an unknown name in `centers`.
+        DataError: for no tokens, no rows, rows of another length, or a scale that is not above 0.
     """
-    centers = dict(centers or {})
+    if scale is not None and not scale > 0:
+        raise DataError(f"token_heatmap got scale={scale}: use a number above 0")
     if not tokens or not rows:
         raise DataError("token_heatmap needs at least one token and one row of values")
     for name, row in rows.items():
@@ -58,17 +59,15 @@ def token_heatmap(
                 f"token_heatmap row {name!r} has {len(row)} values for {len(tokens)} tokens: "
                 "give one value per token"
             )
-    if unknown := sorted(centers.keys() - rows.keys()):
-        raise DataError(f"token_heatmap centers name {unknown[0]!r}, which is not among the rows")
 
     from matplotlib import colormaps
 
     cmap = colormaps["RdBu"]
     values = np.array([np.asarray(row, dtype=float) for row in rows.values()])
-    offsets = values - np.array([[centers.get(name, 0.0)] for name in rows])
-    spans = np.array([np.abs(row[np.isfinite(row)]).max(initial=0.0) for row in offsets])
+    largest = [np.abs(row[np.isfinite(row)]).max(initial=0.0) or 1.0 for row in values]
+    spans = np.array([[scale or own] for own in largest])
     # 0.85: the ends of the colour map are too dark for the printed number.
-    shades = 0.5 + 0.5 * 0.85 * offsets / np.where(spans > 0, spans, 1.0)[:, None]
+    shades = 0.5 + 0.5 * 0.85 * (values / spans).clip(-1, 1)
 
     labels = [_printable(token) for token in tokens]
     steep = max(map(len, labels)) > 8
@@ -112,7 +111,7 @@ def token_heatmap(
 def along_response(
     tokens: Sequence[str], lines: Mapping[str, ArrayLike], ylabel: str | None = None
 ) -> Figure:
-    """Quantities along one response, a line each, with the tokens on the x axis.
+    """Quantities along one response, a line each, named at its end; the tokens on the x axis.
 
     Args:
         tokens: T decoded tokens.
@@ -128,6 +127,7 @@ def along_response(
     ax = fig.subplots()
     ax.axhline(0, color=GREY, linewidth=0.8)
     looks = ("-", "--", "-", ":")
+    ends: list[tuple[float, str, str]] = []
     for i, (name, values) in enumerate(lines.items()):
         numbers = finite_array(values, name)
         if len(numbers) != len(tokens):
@@ -142,14 +142,25 @@ def along_response(
             linewidth=2.4 if i == 0 else 1.6,
             marker="o",
             markersize=5 if i == 0 else 3.5,
-            label=name,
+        )
+        ends.append((numbers[-1], name, CYCLE[i % len(CYCLE)]))
+    gap, below = (ax.get_ylim()[1] - ax.get_ylim()[0]) / 12, -np.inf
+    for end, name, colour in sorted(ends):
+        below = max(end, below + gap)
+        ax.annotate(
+            name,
+            (len(tokens) - 1, below),
+            (9, 0),
+            textcoords="offset points",
+            va="center",
+            color=colour,
+            annotation_clip=False,
         )
     labels = [_printable(token) for token in tokens]
     turn: dict[str, Any] = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
     ax.set_xticks(np.arange(len(tokens)), labels, parse_math=False, **turn)
     ax.set_xlim(-0.4, len(tokens) - 0.6)
     ax.set_ylabel(ylabel or "")
-    ax.legend(loc="best")
     return fig
 
 
@@ -235,7 +246,10 @@ def clipped_objective(ratio: ArrayLike, advantages: ArrayLike, cliprange: float)
         ax.axvspan(1 - cliprange, 1 + cliprange, color="#F4F4F4", zorder=0)
         ax.plot(grid, -sign * grid, color=GREY, linewidth=1.2, linestyle="--", label="no clip")
         ax.plot(grid, loss(grid), color=INK, linewidth=1.8, label="clipped")
-        for dots, colour, name in ((here[~flat], BLUE, "moving"), (here[flat], ORANGE, "stopped")):
+        for dots, colour, name in (
+            (here[~flat], BLUE, "with a gradient"),
+            (here[flat], ORANGE, "without"),
+        ):
             label = f"{len(dots)} token{'' if len(dots) == 1 else 's'}, {name}"
             ax.plot(dots, loss(dots), "o", color=colour, markersize=6, alpha=0.6, mew=0,
                     label=label)  # fmt: skip

@@ -77,6 +77,21 @@ def grpo_with_numbers_only(logprobs, ref_logprobs, scores, beta):
     return -(advantages[:, None] - beta * (torch.exp(-d) - 1 + d)).mean()
 
 
+def strict_pairs(grades, scores):
+    right = count = 0
+    for i in range(len(grades)):
+        for j in range(len(grades)):
+            if grades[i] > grades[j]:
+                count += 1
+                right += int(scores[i] > scores[j])
+    return torch.tensor(right / count)
+
+
+def ridge_by_rows(z, grades, strength):
+    penalty = strength * len(z) * torch.eye(z.shape[1])
+    return torch.inverse(z.T @ z + penalty) @ z.T @ (grades - grades.mean())
+
+
 def grpo_by_log_pi(logprobs, ref_logprobs, scores, beta):
     d = logprobs - ref_logprobs
     advantages = (scores - scores.mean()) / (scores.std() + 1e-4)
@@ -153,6 +168,20 @@ def kept_before(before, after):
         ("answer_tokens", lambda g, n, eos: g[n:][g[n:] != eos], "end token is missing"),
         ("answer_tokens", lambda g, n, eos: g[-3:], "3 entries in place of 1"),
         ("answer_tokens", lambda g, n, eos: g[n:].unsqueeze(0), "Along which dimension"),
+        ("bradley_terry_loss", lambda c, r: -torch.sigmoid(r - c).log().mean(), "swapped"),
+        ("bradley_terry_loss", lambda c, r: -torch.log(torch.sigmoid(c - r)), "mean missing"),
+        ("bradley_terry_loss", lambda c, r: -torch.sigmoid(c - r).mean(), "logarithm is missing"),
+        ("pair_accuracy", strict_pairs, "count as wrong"),
+        ("pair_accuracy", lambda g, s: torch.corrcoef(torch.stack([g, s]))[0, 1], "You have"),
+        ("ridge", lambda z, g, k: torch.linalg.lstsq(z, g).solution, "penalty is missing"),
+        ("ridge", ridge_by_rows, "counts the answers"),
+        ("response_mask", lambda r, e: (r != e).float(), "a choice of the policy"),
+        ("response_mask", lambda r, e: r != e, "a choice of the policy"),
+        ("masked_whiten", lambda v, m: (v - v.mean()) / v.std() * m, "mask is forgotten"),
+        ("masked_whiten", lambda v, m: (v * m - (v * m).mean()) / (v * m).std() * m, "zeros"),
+        ("value_loss", lambda v, o, r, m, c: 0.5 * ((v - r) ** 2 * m).sum() / m.sum(), "clip is"),
+        ("value_loss", lambda v, o, r, m, c: ((v - r) ** 2).mean(), "You have"),
+        ("explained_variance", lambda v, r, m: 1 - ((v - r) ** 2).mean() / r.var(), "mask is"),
         ("gae", lambda r, v, g, lam: None, "`return`"),
         ("gae", lambda r, v, g, lam: 1.0, "gives a float"),
         ("moving_mean", lambda x, w: np.convolve(x, np.ones(w) / w, "same"), "At ["),

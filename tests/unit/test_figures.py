@@ -164,16 +164,15 @@ def test_before_after_refuses_what_it_cannot_show():
 # Tokens, groups, perplexity, lengths -----------------------------------------------------------
 
 
-def test_token_heatmap_prints_each_value_and_colours_around_the_centre():
+def test_token_heatmap_prints_each_value_and_colours_around_0():
     fig = figures.token_heatmap(
         [" a", "b", "c"],
-        {"KL": [0.5, 0.0, -0.25], "ratio": [1.0, 1.2, float("nan")]},
-        centers={"ratio": 1.0},
+        {"KL": [0.5, 0.0, -0.25], "ratio − 1": [0.0, 0.2, float("nan")]},
     )
     (ax,) = fig.axes
     assert [t.get_text() for t in ax.get_xticklabels()] == ["a", "b", "c"]
-    assert [t.get_text() for t in ax.get_yticklabels()] == ["KL", "ratio"]
-    assert [t.get_text() for t in ax.texts] == ["0.50", "0.00", "−0.25", "1.00", "1.20", "–"]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["KL", "ratio − 1"]
+    assert [t.get_text() for t in ax.texts] == ["0.50", "0.00", "−0.25", "0.00", "0.20", "–"]
     cells = ax.collections[0].get_array().reshape(2, 3, 4)
     white = matplotlib.colormaps["RdBu"](0.5)
     np.testing.assert_allclose(cells[0, 1], white)
@@ -181,9 +180,20 @@ def test_token_heatmap_prints_each_value_and_colours_around_the_centre():
     red, blue = cells[0, 2], cells[0, 0]
     assert red[0] > red[2]
     assert blue[2] > blue[0]
-    # Each row has its own scale: its largest distance from the centre gets the same full colour.
+    # Each row has its own scale: its largest distance from 0 gets the same full colour.
     np.testing.assert_allclose(cells[1, 1], blue)
     assert cells[1, 2].tolist() == [1, 1, 1, 1]
+
+
+def test_token_heatmaps_of_one_scale_have_one_colour_for_one_number():
+    def cells(**rows):
+        (ax,) = figures.token_heatmap(["a", "b"], rows, scale=2.0).axes
+        return ax.collections[0].get_array().reshape(len(rows), 2, 4)
+
+    together, alone = cells(KL=[0.5, 0.1], value=[5.0, 0.5]), cells(KL=[0.5, 2.0])
+    np.testing.assert_allclose(together[0, 0], together[1, 1])
+    np.testing.assert_allclose(together[0, 0], alone[0, 0])
+    np.testing.assert_allclose(together[1, 0], alone[0, 1])  # beyond the scale: the full colour
 
 
 def test_token_heatmap_survives_what_models_write():
@@ -204,8 +214,8 @@ def test_a_long_response_is_broken_into_lines():
 def test_token_heatmap_refuses_rows_of_another_length():
     with pytest.raises(DataError, match="'KL' has 2 values for 1 tokens"):
         figures.token_heatmap(["a"], {"KL": [1.0, 2.0]})
-    with pytest.raises(DataError, match="'typo'"):
-        figures.token_heatmap(["a"], {"KL": [1.0]}, centers={"typo": 1.0})
+    with pytest.raises(DataError, match="scale=0"):
+        figures.token_heatmap(["a"], {"KL": [1.0]}, scale=0)
     with pytest.raises(DataError, match="at least one token"):
         figures.token_heatmap([], {"KL": []})
 
@@ -243,10 +253,15 @@ def test_clipped_objective_puts_each_token_on_the_loss_that_training_uses():
 def test_quantities_along_a_response_stand_above_their_tokens():
     lines = {"value": [0.1, 0.2, 0.3], "return": [1.0, 1.1, 1.2]}
     (ax,) = figures.along_response(["To", "bake", "$"], lines).axes
-    drawn = {line.get_label(): line.get_ydata().tolist() for line in ax.lines[1:]}
-    assert drawn == lines
+    assert [line.get_ydata().tolist() for line in ax.lines[1:]] == list(lines.values())
     assert [t.get_text() for t in ax.get_xticklabels()] == ["To", "bake", "$"]
-    assert [t.get_text() for t in ax.get_legend().get_texts()] == list(lines)
+    names = {t.get_text(): t for t in ax.texts}
+    for line, name in zip(ax.lines[1:], lines, strict=True):
+        assert names[name].xy == (2, line.get_ydata()[-1])
+        assert names[name].get_color() == line.get_color()
+    (close,) = figures.along_response(["a"], {"one": [1.0], "two": [1.0], "far": [9.0]}).axes
+    one, two, _ = sorted(t.xy[1] for t in close.texts)
+    assert two - one > 0.5  # names of lines that end together stand apart
     with pytest.raises(DataError, match="'return' has 2 values for 3 tokens"):
         figures.along_response(["a", "b", "c"], {**lines, "return": [1.0, 2.0]})
     with pytest.raises(DataError, match="at least one token"):
@@ -266,6 +281,21 @@ def test_score_histogram_has_a_strip_per_group():
         figures.score_histogram({})
     with pytest.raises(DataError, match="'bad'"):
         figures.score_histogram({"bad": []})
+
+
+def test_margins_are_sorted_and_the_wrong_pairs_are_counted():
+    groups = {"near": [0.5, -1.0, 0.25, 0.0], "far": [2.0, 1.0]}
+    near, far = figures.margins(groups).axes
+    assert [t.get_text() for t in near.texts] == ["38% wrong", "62% right"]  # a tie counts half
+    assert [t.get_text() for t in far.texts] == ["0% wrong", "100% right"]
+    assert near.get_ylim() == far.get_ylim()
+    below, above = (c.get_paths()[0].vertices[:, 1] for c in near.collections)
+    assert (below.min(), below.max(), above.min(), above.max()) == (-1, 0, 0, 0.5)
+    assert near.get_xlabel() == "% of 4 pairs, by margin"
+    with pytest.raises(DataError, match="no groups"):
+        figures.margins({})
+    with pytest.raises(DataError, match="'empty'"):
+        figures.margins({"empty": []})
 
 
 def test_bars_show_value_and_interval():
@@ -356,6 +386,7 @@ DRAW = {
     "layout": lambda: figures.batch_layout(np.ones((2, 5)), np.ones((2, 3))),
     "clip": lambda: figures.clipped_objective([0.9, 1.3], [1.0, -1.0], 0.2),
     "groups": lambda: figures.score_histogram({"good": [1.0, 2.0], "bad": [0.0]}),
+    "margins": lambda: figures.margins({"near": [1.0, -0.5], "far": [2.0]}),
     "perplexity": lambda: figures.bars_with_intervals(
         [dict(label="a", value=2, low=1, high=3)], "x"
     ),
