@@ -2,29 +2,7 @@
 
 from __future__ import annotations
 
-import re
-
-import nbformat
-from support import ROOT
-
-
-def outputs_and_prose(name: str) -> tuple[dict[str, str], str]:
-    """The text of each code cell's outputs by the cell's id, and all prose."""
-    cells = nbformat.read(ROOT / "notebooks" / name, as_version=4).cells
-    shown = {
-        cell.id: "\n".join(
-            out.get("text") or str(out.get("data", {}).get("text/plain", ""))
-            for out in cell.get("outputs", [])
-        )
-        for cell in cells
-    }
-    return shown, "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
-
-
-def row(text: str, label: str) -> list[float]:
-    """All numbers of the rows of a table (pandas breaks wide ones) that begin with the label."""
-    found = re.findall(rf"(?m)^{re.escape(label)} {{2,}}([-\d.eE+NnaA ]+?)\s*\\?$", text)
-    return [float(number) for part in found for number in part.split()]
+from support.notebooks import outputs_and_prose, row
 
 
 def test_the_policy_gradient() -> None:
