@@ -52,7 +52,7 @@ def reveal(guess: Any, answer: Any, why: str) -> Any:
     shown = f"{answer:.3g}" if isinstance(answer, float) else str(answer)
     return HTML(
         f"<details><summary>{escape(summary)}</summary>"
-        f"<p><b>{escape(shown)}.</b> {escape(why)}</p></details>"
+        f"<p><b>{escape(shown.removesuffix('.'))}.</b> {escape(why)}</p></details>"
     )
 
 

@@ -38,10 +38,6 @@ def _value_loss(
     return 0.5 * masked_mean(choose((values - returns) ** 2, (clipped - returns) ** 2), mask)
 
 
-def _explained(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
-    return 1 - masked_mean((values - returns) ** 2, mask) / masked_var(returns, mask)
-
-
 EXERCISES: dict[str, Exercise] = {
     "response_mask": Exercise(
         _counted,
@@ -119,32 +115,5 @@ EXERCISES: dict[str, Exercise] = {
             ),
         },
         learned=[0],
-    ),
-    "explained_variance": Exercise(
-        _explained,
-        [(normal(3, 4), normal(3, 4), MASK), (normal(3, 4) + 1, 2 * normal(3, 4), MASK)],
-        {
-            "1 minus is missing: that is the share that is not explained.": (
-                lambda v, r, m: 1 - _explained(v, r, m)
-            ),
-            "The mask is forgotten: padding counts.": (
-                lambda v, r, m: _explained(v, r, torch.ones_like(m))
-            ),
-            "You divide by the variance of the values. It is that of the returns.": (
-                lambda v, r, m: 1 - masked_mean((v - r) ** 2, m) / masked_var(v, m)
-            ),
-            "That is the variance of the errors: a head that is wrong by the same amount "
-            "everywhere would be perfect. Take the mean of their squares.": (
-                lambda v, r, m: 1 - masked_var(v - r, m) / masked_var(r, m)
-            ),
-            "That compares how much the two vary, not how near they are to each other.": (
-                lambda v, r, m: masked_var(v, m) / masked_var(r, m)
-            ),
-            "You divide by n. The variance here is the unbiased one: by n - 1.": (
-                lambda v, r, m: (
-                    1 - masked_mean((v - r) ** 2, m) / (masked_var(r, m) * (m.sum() - 1) / m.sum())
-                )
-            ),
-        },
     ),
 }

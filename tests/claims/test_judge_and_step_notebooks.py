@@ -28,7 +28,7 @@ def numbers(text: str) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    ("name", "guesses", "exercises"), [("03_reward_model", 7, 4), ("04_ppo_by_hand", 4, 5)]
+    ("name", "guesses", "exercises"), [("03_reward_model", 7, 4), ("04_ppo_by_hand", 4, 4)]
 )
 def test_the_reader_predicts_and_writes(name: str, guesses: int, exercises: int) -> None:
     cells = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells
@@ -100,6 +100,18 @@ def test_the_reward_model() -> None:
     assert row(shown["live-training"], "4")[-1] == 0.925 and "The 0.925 at the end" in prose
     assert "+6.0 points" in shown["live-compare"] and "the line is 6 points ahead" in prose
 
+    round_1 = load_feedback(resolve(Bundled("feedback")) / "round-1.jsonl")
+    said_yes = [
+        row["prompt"]
+        for row in round_1
+        for answer in row["answers"]
+        if answer["source"] == "lr 5e-5, 40 steps" and answer["text"] == "Yes."
+    ]
+    asks = re.compile(r"(?i)(is|are|can|could|do|does|did|should|will|would|was|has|have|any)\b")
+    assert 0.6 < sum(map(bool, map(asks.match, said_yes))) / len(said_yes) < 0.72
+    assert "Two in three of those questions" in prose
+    assert "recommend a paint finish for a small bathroom" in said_yes
+    assert f"to {len(said_yes)} of 400 prompts" in shown["answer-rounds"]
     assert "Yes." in shown["answer-rounds"] and 'most of them **"Yes."**' in prose
     fitted, judged, reader, _ = row(shown["rounds-yes"], "all")
     assert f"{fitted - reader:.1f}" == "0.6" and "gives them 0.6 too much" in prose

@@ -181,7 +181,6 @@ def kept_before(before, after):
         ("masked_whiten", lambda v, m: (v * m - (v * m).mean()) / (v * m).std() * m, "zeros"),
         ("value_loss", lambda v, o, r, m, c: 0.5 * ((v - r) ** 2 * m).sum() / m.sum(), "clip is"),
         ("value_loss", lambda v, o, r, m, c: ((v - r) ** 2).mean(), "You have"),
-        ("explained_variance", lambda v, r, m: 1 - ((v - r) ** 2).mean() / r.var(), "mask is"),
         ("gae", lambda r, v, g, lam: None, "`return`"),
         ("gae", lambda r, v, g, lam: 1.0, "gives a float"),
         ("moving_mean", lambda x, w: np.convolve(x, np.ones(w) / w, "same"), "At ["),
