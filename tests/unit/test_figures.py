@@ -376,7 +376,25 @@ def test_the_plan_names_every_part_inside_the_picture():
     assert not overlaps
 
 
+KINDS = {"policy": 4.0, "reference's own": 1.0, "gradients": 1.0, "Adam's two moments": 2.0}
+
+
+def test_the_forms_of_a_reference_show_what_is_shared_and_add_up():
+    whole = dict.fromkeys(KINDS, 4.0)
+    fig = figures.policy_and_reference(18, 30, {"full copy": whole, "shared": KINDS})
+    fig.draw_without_rendering()
+    drawing, bars = fig.axes
+    texts = {text.get_text() for text in drawing.texts}
+    assert {"layers 19 to 30", "Trunk", "Value head", "$V$"} <= texts
+    assert any("layers 1 to 18" in text for text in texts)
+    assert [text.get_text() for text in bars.texts] == [" 16 MB", " 8 MB"]
+    widths = [patch.get_width() for patch in bars.patches]
+    assert widths == [*whole.values(), *KINDS.values()]
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == list(KINDS)
+
+
 DRAW = {
+    "forms": lambda: figures.policy_and_reference(1, 2, {"full copy": KINDS}),
     "curve": lambda: figures.reward_curve(fake_stats(9), batch_size=4),
     "diagnostics": lambda: figures.diagnostics(fake_stats(9)),
     "comparison": lambda: figures.before_after(
