@@ -13,6 +13,12 @@ import pandas as pd
 import pytest
 from support import ROOT
 
+from rlhf_tutorial.assets import Bundled, resolve
+from rlhf_tutorial.evaluation.compare import load_table
+from rlhf_tutorial.evaluation.measures import ends_in_sentence, words
+from rlhf_tutorial.evaluation.reading import compare_sources, gain_by_ending
+from rlhf_tutorial.feedback import load_feedback
+
 RESULTS = ROOT / "notebooks" / "results" / "smollm2"
 LOG = pd.DataFrame(
     [json.loads(line) for line in (RESULTS / "stats.jsonl").read_text("utf-8").splitlines()]
@@ -53,7 +59,7 @@ def tens(key: str) -> list[float]:
     return LOG[key].to_numpy().reshape(-1, 10).mean(axis=1).tolist()
 
 
-@pytest.mark.parametrize("name", ["05"])
+@pytest.mark.parametrize("name", ["05", "06", "07"])
 def test_there_is_something_to_guess_and_something_to_write(name: str) -> None:
     cells = Notebook(name).cells
     order, solutions = [], 0
@@ -117,3 +123,163 @@ def test_the_run_on_new_prompts_is_as_its_tables_have_it(training: Notebook) -> 
     assert training.says("0.82 grades by the judge that trained it, and 0.61 by a judge")
     assert training.says("0.6 to 0.8 grades better")
     assert training.shown("long-answer").startswith("1.33.")
+
+
+@pytest.fixture(scope="module")
+def comparison() -> Notebook:
+    return Notebook("06")
+
+
+TABLE = load_table(RESULTS / "comparison.csv")
+READING = load_feedback(resolve(Bundled("feedback")) / "reading.jsonl")
+BEST = [f"default-{seed}, best" for seed in range(3)]
+
+
+def test_the_gain_is_that_of_the_table_and_of_the_reader(comparison: Notebook) -> None:
+    found = compare_sources(READING, "untouched, best", BEST)
+    gain = found["grade_after"] - found["grade_before"]
+    assert comparison.says(
+        f"{TABLE['gain'].mean():.2f} grades more by the judge that trained it",
+        f"and {TABLE['second_gain'].mean():.2f} more by a judge that it never met",
+        f"the answers of three such trainings {gain:.2f} grades more",
+        f"{100 * found['acceptable_after']:.0f} of its answers in 100 have a 3 or better, where "
+        f"{100 * found['acceptable_before']:.0f} had",
+    )
+    assert 0.74 < found["win_rate"] < 0.77 and comparison.says("wins three pairs in four")
+    parts = gain_by_ending(READING, "untouched, best", BEST, resamples=1)
+    share = 100 * parts["by_ending"] / gain
+    assert comparison.shown("ending").startswith(f"{share:.1f}.")
+    equal = compare_sources(READING, "untouched", [f"default-{seed}" for seed in range(3)])
+    wins = np.mean(TABLE["gain"] > 0)
+    assert comparison.says(f"the judge's {wins:.0%} and the reader's {equal['win_rate']:.0%}")
+
+
+def test_what_is_said_of_single_answers_is_true_of_them(comparison: Notebook) -> None:
+    ended = {w: TABLE[f"response_{w}"].map(ends_in_sentence) for w in ("before", "after")}
+    five = TABLE.sample(5, random_state=0).index
+    shorter = [
+        len(words(TABLE["response_after"][i])) < len(words(TABLE["response_before"][i]))
+        for i in five
+    ]
+    assert sum(shorter) == 3 and ended["before"][five].all() and sum(~ended["after"][five]) == 1
+    assert comparison.says("Three of the five got shorter, and one is cut off where it wasn't")
+    assert sum(TABLE["response_after"][five].str.startswith("No,")) == 2
+    newly, no_more = ended["after"] & ~ended["before"], ended["before"] & ~ended["after"]
+    assert newly[TABLE["gain"].nlargest(5).index].all()
+    assert no_more.sum() == 3 and no_more[TABLE["gain"].nsmallest(3).index].all()
+    both = ended["before"] & ended["after"]
+    assert (TABLE["gain"][newly] > 0).all()
+    assert comparison.says(
+        f"it gains {TABLE['gain'][newly].mean():.2f}, and not one of these {newly.sum()} prompts",
+        f"{both.sum()} prompts, the gain is {TABLE['gain'][both].mean():.2f}, and a third",
+    )
+    assert 0.3 < (TABLE["gain"][both] < 0).mean() < 0.37
+    assert (~ended["after"]).sum() == 12 and comparison.says("the 12 that are still cut off")
+    assert f"{TABLE.nlargest(5, 'score_after')['gain'].mean():.2f}" == "1.55"
+    assert comparison.says("Their mean gain is 1.55, nearly three times the 0.56 of all")
+
+
+def test_the_signs_and_levers_are_as_said(comparison: Notebook) -> None:
+    signs = comparison.shown("signs")
+    for label, before, after in (
+        ("answers that end in a sentence", "56.2%", "90.6%"),
+        ("answers that begin with yes or no", "6.2%", "14.1%"),
+        ("different openings, per 100 answers", "91", "93"),
+        ("share of answers that begin with it", "2.3%", "3.1%"),
+    ):
+        assert re.search(rf"(?m)^{label} +{before} +{after}$", signs), label
+    assert comparison.says("91 answers in 100 end, where 56 did", "twice as many begin with yes")
+    assert "+5.8 percentage points" in comparison.shown("signs-verdict")
+    assert comparison.shown("flattery").startswith("below.")
+    assert comparison.shown("lever-grades").startswith("fine-tuned.")
+    assert comparison.shown("sixteen-checks").startswith("2.")
+    assert "0.41 to 0.71 (paired)" in comparison.shown("paired")
+    assert "0.38 to 0.73 (as if unpaired)" in comparison.shown("paired")
+    assert comparison.says("is 0.30 wide, the other 0.35: a sixth", "62% in one check and 94%")
+    assert comparison.says("0.72 and 0.63 where the reader says 0.77", "the judges 0.87 and 0.70")
+    controls = comparison.shown("controls")
+    assert "60.2% (52.5%" in controls and "58.7% (50.9%" in controls
+    assert comparison.says("60% and 59% of the pairs, by intervals above 50%")
+
+
+@pytest.fixture(scope="module")
+def perplexity() -> Notebook:
+    return Notebook("07")
+
+
+PERPLEXITY = json.loads((RESULTS / "perplexity.json").read_text("utf-8"))
+
+
+def averages(when: str, measure: str) -> tuple[float, float, float]:
+    """Of a measure's perplexities: mean over texts, pooled, geometric mean."""
+    values = np.array(PERPLEXITY[when][measure]["perplexities"])
+    tokens = np.array(PERPLEXITY[when][measure]["tokens"])
+    logs = np.log(values)
+    return values.mean(), np.exp((tokens * logs).sum() / tokens.sum()), np.exp(logs.mean())
+
+
+def test_every_perplexity_rose_by_what_is_said(perplexity: Notebook) -> None:
+    rises = {
+        measure: [
+            after / before - 1
+            for before, after in zip(
+                averages("before", measure), averages("after", measure), strict=True
+            )
+        ]
+        for measure in PERPLEXITY["before"]
+    }
+    said = {"whole_text": (0.11, 0.11), "last_reply": (0.25, 0.28)}
+    said["last_reply_as_sampled"] = (0.79, 1.03)
+    assert {m: (round(min(r), 2), round(max(r), 2)) for m, r in rises.items()} == said
+    assert perplexity.says(
+        "rises by 25% (pooled)", "Whole texts rose by 11%, replies by 25% to 28%"
+    )
+    assert perplexity.says("as sampled by 79% to 103%", "cost 25% on replies at temperature 1")
+    before, after = (
+        np.array(PERPLEXITY[when]["last_reply"]["perplexities"]) for when in ("before", "after")
+    )
+    assert perplexity.shown("better").startswith(f"{(after < before).sum()}. Of {len(before)}.")
+    mean, pooled, _ = averages("before", "last_reply")
+    keep = np.argsort(before)[:-4]
+    tokens = np.array(PERPLEXITY["before"]["last_reply"]["tokens"])[keep]
+    fewer = before[keep].mean()
+    pool = np.exp((tokens * np.log(before[keep])).sum() / tokens.sum())
+    assert perplexity.says(
+        f"from {mean:.1f} to {fewer:.1f}, the pooled one from {pooled:.1f} to {pool:.1f}",
+        f"carried {1 - fewer / mean:.0%} of the mean and {1 - pool / pooled:.0%} of the pool",
+    )
+
+
+def test_where_the_change_sits_and_how_high_the_bar_is(perplexity: Notebook) -> None:
+    shown = perplexity.shown("where-shown")
+    changes = {
+        name: [part.split() for part in re.findall(rf"(?m)^{name} {{2,}}(.+?)\s*\\?$", shown)]
+        for name in ("the first sentence", "the token after it", "the rest")
+    }
+    summed = {name: float(parts[1][0]) for name, parts in changes.items()}
+    per_token = {name: float(parts[0][4]) for name, parts in changes.items()}
+    tokens = {name: int(parts[0][1]) for name, parts in changes.items()}
+    assert perplexity.shown("where-answer").startswith(f"{max(summed, key=summed.__getitem__)}.")
+    assert per_token["the token after it"] > 10 * per_token["the first sentence"]
+    assert per_token["the rest"] <= per_token["the first sentence"]
+    assert 55 < sum(tokens.values()) / tokens["the token after it"] < 65
+    next_one, whole = summed["the token after it"], sum(summed.values())
+    assert perplexity.says(f"it's {next_one:.0f} of {whole:.0f} nats, a sixth")
+    assert 1 / 6.5 < next_one / whole < 1 / 5.5
+    scores = TABLE["score_before"].to_numpy()
+    bar = 0.05 * np.log(np.mean(np.exp(scores / 0.05)))
+    assert perplexity.shown("above-bar").startswith(f"{(scores > bar).sum()}. Of 128. The bar is")
+    assert f"The bar is at {bar:.2f}" in perplexity.shown("above-bar")
+    assert "1.43 before, 1.99 after" in perplexity.shown("headline")
+
+
+def test_two_texts_have_three_averages(perplexity: Notebook) -> None:
+    values, tokens = np.array([1000.0, 10.0]), np.array([2, 98])
+    pooled = np.exp((tokens * np.log(values)).sum() / 100)
+    assert perplexity.says(
+        f"the mean over texts is {values.mean():.0f}, the geometric mean "
+        f"{np.exp(np.log(values).mean()):.0f}, the pooled perplexity {pooled:.0f}."
+    )
+    assert perplexity.shown("first-token").startswith("less.")
+    assert perplexity.shown("table-1").startswith("18.1.")
+    assert perplexity.shown("sharper-answer").startswith("dearer.")
