@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import TutorialError
 from ..scores import Reward
-from . import comparison, gradient, human, log, perplexity, policy, ppo, prompts, rivals
+from . import clinic, comparison, gradient, human, log, perplexity, policy, ppo, prompts, rivals
 from .checking import Exercise, Verdict, examined
 from .fooled import BAR, QUESTIONS, fooled
 
@@ -19,7 +19,7 @@ __all__ = ["BAR", "EXERCISES", "QUESTIONS", "Exercise", "Verdict", "check"]
 
 EXERCISES: dict[str, Exercise] = {
     name: exercise
-    for part in (prompts, policy, gradient, ppo, log, comparison, perplexity, rivals, human)
+    for part in (prompts, policy, gradient, ppo, log, clinic, comparison, perplexity, rivals, human)
     for name, exercise in part.EXERCISES.items()
 }
 """Every function to write, by its name: a module for each part of the course."""
@@ -29,7 +29,7 @@ def check(name: str, answer: Any, judge: Reward | None = None) -> Verdict:
     """Say whether an answer to an exercise is right and, where it is not, what is wrong.
 
     Args:
-        name: one of `EXERCISES`, or "fool_the_judge".
+        name: one of `EXERCISES`, "examine" or "fool_the_judge".
         answer: a function with the arguments of the one that is asked for; to fool a judge, a text.
         judge: the judge to fool.
 
@@ -42,7 +42,9 @@ def check(name: str, answer: Any, judge: Reward | None = None) -> Verdict:
                 "there is no judge to fool: check(name, text, judge=run.load_reward())"
             )
         return fooled(judge, answer)
+    if name == "examine":
+        return clinic.named(answer)
     if name not in EXERCISES:
-        names = ", ".join([*EXERCISES, "fool_the_judge"])
+        names = ", ".join([*EXERCISES, "examine", "fool_the_judge"])
         raise TutorialError(f"there is no exercise {name!r}: choose one of {names}")
     return examined(EXERCISES[name], answer)
