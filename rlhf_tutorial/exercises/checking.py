@@ -158,7 +158,8 @@ def _compare(exercise: Exercise, results: list[tuple[Any, Any, Any, Any]]) -> Ve
         _close(given, factor * wanted) for given, wanted, _, _ in results
     ):
         return Verdict(False, f"All your numbers are {factor:.3g} times what they should be.")
-    place = tuple((~torch.isclose(given, wanted)).nonzero()[0].tolist())
+    apart = ~torch.isclose(given.double(), wanted.double())  # a mask may be of booleans
+    place = tuple(apart.nonzero()[0].tolist())
     where = f"At {list(place)} you have" if place else "You have"
     return Verdict(False, f"{where} {given[place]:.5g}, and {wanted[place]:.5g} is right.")
 

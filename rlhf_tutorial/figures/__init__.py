@@ -13,6 +13,7 @@ from .small import credit, gradient_clouds, kl_estimates, race_to_optimum, tilti
 from .step import along_response, batch_layout, clipped_objective, token_heatmap
 from .studies import (
     against_kl,
+    beside_healthy,
     gains_of_seeds,
     methods_against_kl,
     over_steps,
@@ -30,6 +31,7 @@ __all__ = [
     "bars_with_intervals",
     "batch_layout",
     "before_after",
+    "beside_healthy",
     "clipped_objective",
     "credit",
     "curves_of_tastes",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from matplotlib import colormaps, rc_context
@@ -13,7 +13,20 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from ..errors import DataError
-from .style import BLUE, GREY, INK, STYLE, VERMILLION, moving_mean, new_figure, written
+from .style import (
+    BLUE,
+    GREY,
+    INK,
+    STYLE,
+    VERMILLION,
+    finite_array,
+    moving_mean,
+    new_figure,
+    written,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 Points = Sequence[Mapping[str, Any]]
 """The points of a curve: quantities by name, for instance "kl"."""
@@ -195,6 +208,47 @@ def over_steps(curves: Mapping[str, Points], panels: Mapping[str, str], window: 
         ax.set(title=title, xlabel=f"step (mean of the last {window})" if window > 1 else "step")
     handles, labels = ax.get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
+    return fig
+
+
+@rc_context(STYLE)
+def beside_healthy(
+    name: str,
+    patient: Mapping[str, ArrayLike],
+    healthy: Mapping[str, ArrayLike],
+    panels: Mapping[str, str],
+    xlabel: str = "step",
+) -> Figure:
+    """One small panel per quantity: a training in colour, and a healthy one in grey behind it.
+
+    Args:
+        name: of the training, beside its line in the first panel.
+        patient, healthy: quantity to its numbers from 1 on; they may differ in how many.
+        panels: key to title, three in a row.
+
+    Raises:
+        DataError: for no panel, a quantity that one of the two lacks, or values not finite.
+    """
+    if not panels:
+        raise DataError("beside_healthy needs at least one panel")
+    rows, columns = -(-len(panels) // 3), min(3, len(panels))
+    fig = new_figure(3.3 * columns, 2.3 * rows + 0.2)
+    axes = np.atleast_1d(fig.subplots(rows, columns, sharex=True)).ravel()
+    for ax, (key, title) in zip(axes, panels.items(), strict=False):
+        for whose, of, colour in (("healthy", healthy, GREY), (name, patient, VERMILLION)):
+            if key not in of:
+                raise DataError(f"beside_healthy: {whose!r} has no {key!r}")
+            values = finite_array(of[key], f"{whose}, {key}")
+            line = {"linewidth": 4, "alpha": 0.45} if of is healthy else {"linewidth": 2}
+            ax.plot(np.arange(1, len(values) + 1), values, color=colour, label=whose, **line)
+        ax.set_title(title)
+        ax.margins(y=0.12)
+    for ax in axes[len(panels) :]:
+        ax.set_visible(False)
+    for ax in axes[max(len(panels) - columns, 0) : len(panels)]:
+        ax.set_xlabel(xlabel)
+        ax.tick_params(labelbottom=True)
+    axes[0].legend(labelcolor="linecolor", handlelength=0.9, fontsize=10)
     return fig
 
 

@@ -35,6 +35,16 @@ def committed_trainings() -> dict[str, dict[str, Any]]:
     return {f"{result['arm']}, seed {result['seed']}": result for result in results}
 
 
+def committed_patients() -> dict[str, dict[str, Any]]:
+    """The trainings of `scripts/clinic.py` that come with the package, by what is broken in each.
+
+    Returns:
+        Name to what `studies.clinic.examined` found.
+    """
+    paths = sorted(resolve(Bundled("clinic")).glob("*.json"))
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
+
+
 def committed_overoptimisation() -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
     """What `scripts/overoptimisation.py` left in the package.
 

@@ -34,6 +34,20 @@ def test_every_slip_is_named(name, words):
     assert verdict.words == words
 
 
+def test_a_mask_may_be_of_booleans():
+    def right(tokens, end):
+        seen = torch.zeros(len(tokens), dtype=torch.bool)
+        columns = []
+        for column in tokens.T:
+            columns.append(~seen)
+            seen = seen | (column == end)
+        return torch.stack(columns, dim=1)
+
+    assert check("mask_to_end", right).right
+    wrong = check("mask_to_end", lambda tokens, end: tokens > 4)
+    assert wrong.words == "At [0, 2] you have 0.0000, and 1.0000 is right."
+
+
 # Written as a learner would, not taken from the module: (exercise, function, what is to be said).
 def gae_forwards(rewards, values, gamma, lam):
     advantages = torch.zeros_like(rewards)

@@ -89,6 +89,26 @@ def test_curves_over_steps_are_running_means() -> None:
     assert right["x"][1] == pytest.approx([0.1] * 6)
 
 
+def test_a_patient_stands_before_the_healthy_one_in_every_panel() -> None:
+    healthy = {"kl": [0.0, 1.0, 2.0], "score": [1.0, 1.1, 1.2]}
+    patient = {"kl": [0.0, 9.0], "score": [1.0, 0.2], "other": [5.0]}
+    figure = figures.beside_healthy("patient A", patient, healthy, {"score": "Score", "kl": "KL"})
+    (left, right) = lines(figure)
+    assert left == {"healthy": ([1, 2, 3], [1.0, 1.1, 1.2]), "patient A": ([1, 2], [1.0, 0.2])}
+    assert right["patient A"] == ([1, 2], [0.0, 9.0])
+    behind, before = figure.axes[0].get_lines()
+    assert behind.get_color() != before.get_color() and behind.get_linewidth() > 2
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["Score", "KL"]
+    four = {key: key for key in "abcd"}
+    many = {key: [1.0, 2.0] for key in four}
+    shown = [ax.get_visible() for ax in figures.beside_healthy("A", many, many, four).axes]
+    assert shown == [True] * 4 + [False] * 2
+    with pytest.raises(DataError, match="'healthy' has no 'other'"):
+        figures.beside_healthy("A", patient, healthy, {"other": "Other"})
+    with pytest.raises(DataError, match="at least one panel"):
+        figures.beside_healthy("A", patient, healthy, {})
+
+
 def test_gains_of_seeds_show_every_training_and_the_interval() -> None:
     judge = {"gain_by_seed": [1.0, 1.5], "mean_gain": 1.25, "mean_gain_interval": [0.9, 1.6]}
     figure = figures.gains_of_seeds({"first": judge, "second": judge})
