@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from pkgutil import iter_modules
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,6 +13,7 @@ from support.errors import one_line
 from support.models import language_model
 from support.tokenizers import byte_tokenizer
 
+from rlhf_tutorial import exercises
 from rlhf_tutorial.by_hand import optimum
 from rlhf_tutorial.errors import TutorialError
 from rlhf_tutorial.evaluation.compare import summarise
@@ -358,3 +362,11 @@ def test_above_the_bar_the_optimum_is_likelier_than_the_reference():
     likelier = optimum(log_ref, scores, beta) > log_ref
     assert 0 < likelier.sum() < 5
     assert torch.equal(likelier, scores > EXERCISES["bar"].solution(scores, beta))
+
+
+def test_no_two_exercises_have_one_name() -> None:
+    modules = [
+        import_module(f"{exercises.__name__}.{m.name}") for m in iter_modules(exercises.__path__)
+    ]
+    names = [name for module in modules for name in getattr(module, "EXERCISES", {})]
+    assert sorted(names) == sorted(EXERCISES)
