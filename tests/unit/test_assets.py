@@ -378,6 +378,7 @@ def test_what_is_given_for_a_download_reaches_it(
 ) -> None:
     """Of every name of this package that takes a hub id."""
     import huggingface_hub
+    import peft  # noqa: F401  (or it would import, and keep, what stands in for load_file below)
 
     from rlhf_tutorial import AutoModelForCausalLMWithValueHead, RewardModel, load_tokenizer
     from rlhf_tutorial.errors import TutorialError

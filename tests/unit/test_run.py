@@ -329,7 +329,8 @@ def test_a_run_with_an_adapter_says_so_and_leaves_an_ordinary_policy(
     steps = run.train(trainer)
     assert next(steps)["objective/kl"] == 0
     trainer.save_checkpoint(tmp_path / "checkpoints")
-    other = Run(TINY, tmp_path / "other").make_trainer()
+    same_rate = replace(TINY, ppo={**TINY.ppo, "learning_rate": preset.ppo["learning_rate"]})
+    other = Run(same_rate, tmp_path / "other").make_trainer()
     with pytest.raises(CheckpointError, match="num_shared_layers is 0 there, 1 here"):
         other.resume(tmp_path / "checkpoints")
     for _ in steps:
