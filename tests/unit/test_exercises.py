@@ -49,7 +49,7 @@ def test_a_mask_may_be_of_booleans():
 
     assert check("mask_to_end", right).right
     wrong = check("mask_to_end", lambda tokens, end: tokens > 4)
-    assert wrong.words == "At [0, 2] you have 0.0000, and 1.0000 is right."
+    assert wrong.words == "At [0, 2] you have 0, and 1 is right."
 
 
 # Written as a learner would, not taken from the module: (exercise, function, what is to be said).
