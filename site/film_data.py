@@ -23,7 +23,8 @@ JUDGES = {
 def films() -> list[dict[str, Any]]:
     """The groups of trainings that one can choose from, each with runs on the same prompts."""
     trainings = committed_trainings()
-    named = ((name.replace("default", "default run"), t) for name, t in trainings.items())
+    first = sorted(trainings, key=lambda name: not name.startswith("default"))
+    named = ((name.replace("default", "default run"), trainings[name]) for name in first)
     experiments = [
         (e["settings"]["init_kl_coef"], e)
         for e in committed_experiments().values()
