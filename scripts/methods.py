@@ -6,21 +6,23 @@
     python scripts/methods.py seconds rloo       # of a few steps, on a quiet machine
 
 Every training is a process of its own and leaves a file in rlhf_tutorial/bundled/methods/. What is
-there already is not done again, so two processes can share the work (with OMP_NUM_THREADS=1 each:
-see docs/performance.md).
+there already is not done again, so a day's work can be done in pieces. Two such calls at a time
+would start with the same one: to share the work, name single trainings, with OMP_NUM_THREADS=1
+each (see docs/performance.md).
 
 The budget is that of the preset: 640 answers of at most 32 tokens, sampled in training or to make
 pairs. One method samples nothing: it has as many pairs of the answers that a reader has graded. All
 rates fall to 0 over the training, as the preset's do.
 
 The rule, written on 2026-11-29 before any of these trainings ran. Each method, PPO among them, has
-three trials of its learning rate, a factor of two apart, seed 100, looked at with one answer to
-each of the 96 validation prompts. Its rate is chosen as `scripts/tuning.py` chooses an arm: out is
-a trial whose answers break a limit on form (or, if all do, none is), or whose KL is above 10 nats
-(or, if all are, none is). Of the rest wins, among those within a standard error of the largest gain
-under the judge of the training, the one with the smallest KL. If the largest or the smallest of the
-three wins, a fourth rate follows beyond it, once. The evaluating judge and the test prompts have no
-say.
+three trials of its learning rate, a factor of two apart, seed 100, looked at in the end with one
+answer to each of the 96 validation prompts. Its rate is chosen as `scripts/tuning.py` chooses an
+arm: out is a trial whose answers break a limit on form (or, if all do, none is), or whose KL is
+above 10 nats (or, if all are, none is). Of the rest wins, among those within a standard error of
+the largest gain under the judge of the training, the one with the smallest KL. If the largest or
+the smallest of the three wins, a fourth rate follows beyond it, once. The evaluating judge and the
+test prompts have no say. At the rate that is taken each method is trained with other seeds, and
+looked at on the way with one answer to each of the 128 test prompts.
 """
 
 from __future__ import annotations
@@ -58,7 +60,7 @@ from rlhf_tutorial.studies.rivals import (
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "rlhf_tutorial" / "bundled" / "methods"
 PRESET = load_preset("smollm2")
-STEPS, BATCH, QUARTERS = 40, 16, (1, 2, 3, 4)
+STEPS, BATCH, QUARTERS = 40, 16, (1, 2, 4)
 GRADED, ONE = "dpo, graded pairs", "one answer"
 BEST = ("best of 2", "best of 4", "best of 8", "best of 16")
 TRIAL_SEED, MOST_KL, SEEDS = 100, 10.0, range(3)
@@ -158,38 +160,46 @@ def held_out(run: Run, split: str) -> Any:
 
 
 def one(what: str, method: str, which: str) -> None:
-    """A trial (of a rate) or a seed, looked at on the way."""
-    run, seed = run_of(method), TRIAL_SEED if what == "trial" else int(which)
-    rate = float(which) if what == "trial" else rate_of(trials_of(method))
+    """A trial (of a rate), looked at in the end; or a seed, looked at on the way as well."""
+    run, trial = run_of(method), what == "trial"
+    seed = TRIAL_SEED if trial else int(which)
+    rate = float(which) if trial else rate_of(trials_of(method))
     judges = {"first": run.load_reward()}
-    if what == "seed":
+    if not trial:
         judges["second"] = run.load_second_judge()
-    untouched, queries, looks = run.load_policy().to(run.device), held_out(run, "validation"), []
+    untouched = run.load_policy().to(run.device)
+    queries = held_out(run, "validation" if trial else "test")
     steps = STEPS // 2 if method.startswith("dpo") else STEPS  # a step of DPO has 16 pairs
+    to_look = {steps} if trial else {steps * k // 4 for k in QUARTERS}
+    looks = [{"step": 0, **untouched_look(run, untouched, judges, queries, seed)}]
 
-    def look(policy: Any, on: Any) -> dict[str, Any]:
-        return look_at(policy, untouched, run, judges, on, seed=seed, examples=1000)
+    def look(step: int, policy: Any) -> None:
+        found = look_at(policy, untouched, run, judges, queries, seed=seed, examples=1000)
+        looks.append({"step": step, **found})
 
     def after(step: int, policy: Any) -> None:
         print(step, flush=True)
-        if step in {steps * k // 4 for k in QUARTERS}:
-            looks.append({"step": step, **look(policy, queries)})
+        if step in to_look:
+            look(step, policy)
 
-    looks.append({"step": 0, **look(untouched, queries)})
     done, updates = train(method, run, judges["first"], rate, seed, STEPS, after)
     if looks[-1]["step"] < steps:  # DPO, where two equal answers made no pair
-        looks.append({"step": updates, **look(done.model.eval(), queries)})
+        look(updates, done.model.eval())
     result = {
         "method": method, "learning_rate": rate, "seed": seed, "answers": done.answers,
         "updates": updates, "log": done.log, "queries": queries["query"][:], "looks": looks,
     }  # fmt: skip
-    if what == "seed":
-        on = held_out(run, "test")
-        result |= {
-            "test_queries": on["query"][:],
-            "test": [look(policy, on) for policy in (untouched, done.model.eval())],
-        }
     save(path_of(what, method, which), result)
+
+
+def untouched_look(run: Run, policy: Any, judges: Any, queries: Any, seed: int) -> dict[str, Any]:
+    """The look before a training: the same for every method, so it is kept beside their runs."""
+    path = run.folder.parent / f"untouched-{len(queries)}-{seed}.json"
+    if not path.exists():
+        found = look_at(policy, policy, run, judges, queries, seed=seed, examples=1000)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(found), encoding="utf-8")
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def seconds(method: str) -> None:
