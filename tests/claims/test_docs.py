@@ -21,6 +21,7 @@ from support.lookalikes import preferences
 from support.scripts import load_script
 
 from rlhf_tutorial import PPOConfig, PPOTrainer
+from rlhf_tutorial.presets import PRESETS
 
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 update_docs = load_script("update_docs")
@@ -39,6 +40,16 @@ def test_the_figures_of_the_run_are_the_committed_logs() -> None:
     page = read(METRICS)
     assert len(update_docs.RUN.findall(page)) > 25
     assert update_docs.with_run_figures(page, update_docs.committed_log()) == page, MEND
+
+
+def test_the_run_on_the_page_is_the_presets() -> None:
+    preset = PRESETS["smollm2"]
+    said = (
+        f"{preset.ppo['batch_size']} answers of at most {preset.max_new_tokens} tokens per step, "
+        f"one mini-batch, {preset.ppo['ppo_epochs']} epochs"
+    )
+    assert said in " ".join(read(METRICS).split())
+    assert preset.ppo["mini_batch_size"] == preset.ppo["batch_size"]
 
 
 def test_figures_that_are_not_the_logs_are_noticed() -> None:
