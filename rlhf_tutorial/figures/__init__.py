@@ -16,6 +16,7 @@ from .studies import (
     beside_healthy,
     gains_of_seeds,
     methods_against_kl,
+    over_looks,
     over_steps,
     proxy_and_gold,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "length_histogram",
     "margins",
     "methods_against_kl",
+    "over_looks",
     "over_steps",
     "plan_diagram",
     "policy_and_reference",
