@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
 
@@ -31,7 +30,6 @@ from .style import (
     new_figure,
     png_bytes,
     two_decimals,
-    written,
 )
 
 SCORE_KEY, STD_KEY, KL_KEY = "ppo/mean_scores", "ppo/std_scores", "objective/kl"
@@ -156,7 +154,6 @@ class LiveCurve:
 def reward_curve(
     stats: Stats,
     window: int = 10,
-    path: str | Path | None = None,
     batch_size: int | None = None,
 ) -> Figure:
     """Each batch's mean score, and the mean of the first and of the last `window` batches.
@@ -164,7 +161,6 @@ def reward_curve(
     Args:
         stats: what `PPOTrainer.step` returned, a mapping per step, or a DataFrame of the same.
         window: batches at each end; half of them, if there are fewer than twice as many.
-        path: a PNG to write as well, 1600 pixels wide.
         batch_size: answers per step. If given, every mean has its standard error: a bar for a
             batch, std / sqrt(batch_size), and a band for the two ends.
 
@@ -206,7 +202,7 @@ def reward_curve(
     ax.set_ylim(low - 0.05 * (high - low + 0.1), high + 0.15 * (high - low + 0.1))
     ax.set(xlabel="step", ylabel="mean score by the training judge")
     _step_axis(ax, len(scores))
-    return written(fig, path)
+    return fig
 
 
 @rc_context(STYLE)
