@@ -117,6 +117,8 @@ def test_what_is_told_of_the_first_round() -> None:
     assert abs(last("learning-rate", "ppo/mean_scores") - last("healthy", "ppo/mean_scores")) < 0.1
     opened = [text.startswith("Yes") for text in LOGS["learning-rate"]["after"]["answers"]]
     assert opened == [True] * 5 + [False] and said("Five of six begin with *Yes*")
+    default = json.loads(DEFAULT.read_text(encoding="utf-8").splitlines()[0])
+    assert f"{default['ppo/policy/approxkl']:.3f}" == "0.014" and said("the default run had 0.014")
     assert said("stays below 1 in the first steps; later it should be below 0.1")
     assert (
         HEALTHY["ppo/policy/approxkl"].max() < 1 and HEALTHY["ppo/policy/approxkl"][2:].max() < 0.1
