@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import nbformat
 import numpy as np
 from support import ROOT
+from support.notebooks import outputs_and_prose, row
 
 from rlhf_tutorial.human.judge import COMPONENTS, VARIANCES
+from rlhf_tutorial.human.readers import short_and_concrete
 from rlhf_tutorial.human.study import committed_curves
 
 CELLS = nbformat.read(ROOT / "notebooks" / "10_you_are_the_human.ipynb", as_version=4).cells
@@ -40,3 +44,47 @@ def test_what_is_said_of_each_taste_is_what_its_curves_show() -> None:
 def test_the_judge_is_as_it_is_told() -> None:
     assert COMPONENTS == 64 and "there are 64 weights" in PROSE
     assert len(VARIANCES) == 11 and "the fit tries eleven" in PROSE
+
+
+SHOWN, _ = outputs_and_prose("10_you_are_the_human.ipynb")
+
+
+def numbers(cell: str, name: str) -> list[float]:
+    return row(SHOWN[cell], name)
+
+
+def by(start: str) -> str:
+    (found,) = (cell.id for cell in CELLS if cell.source.startswith(start))
+    return found
+
+
+def test_the_first_round_is_told_as_it_went() -> None:
+    habits = by("table = habits(asked")
+    assert numbers(habits, "words") == [20.88, 1.06]
+    assert numbers(habits, "opens with “no”") == [0.0, 0.96]
+    assert "96% open with it, and an answer has 1.1 words where it had 20.9" in PROSE
+    veil = SHOWN[by("judges = {")]
+    assert "1 went to the trained policy, 19 to the untouched one" in veil
+    assert "Your own judge agreed with you 1 of 20 times" in veil
+    assert "The course's judge agreed with you 14 of 20 times" in veil
+    assert "nineteen of twenty choices went to the *untouched* policy" in PROSE
+    assert "agreed with the reader once in twenty" in PROSE and "agreed fourteen times" in PROSE
+    assert "chooses as they do in 66%" in SHOWN[by("judge = BayesianJudge.fit(")]
+    assert "right in two of three choices that it hasn't seen" in PROSE
+
+
+def test_why_no_wins_the_judge_and_not_the_reader() -> None:
+    assert "shortest answer that was labelled: 2\n" in SHOWN[by("trick = max(after")]
+    assert "84% of the time, the judge says" in SHOWN[by("trick = max(after")]
+    assert "never asked it about an answer of one" in " ".join(PROSE.split())
+    assert short_and_concrete("No no.") < short_and_concrete("No no no " * 20)
+    assert "no     " in SHOWN[by("prompts = [pair.prompt for pair in pairs] * 2")]
+
+
+def test_twelve_labels_change_what_wins() -> None:
+    verdict = SHOWN[by("verdict = pd.DataFrame")]
+    assert [round(100 * x) for x in numbers(by("verdict = pd.DataFrame"), "win_rate")] == [2, 70]
+    assert "[0.5625, 0.822917]" in verdict and "2% into 70% (56% to 82%)" in PROSE
+    said = SHOWN[by('pd.DataFrame({"prompt": asked, "before": before, "second round"')]
+    for answer in re.findall(r"“([^”]+\.)” ", PROSE.split("Now read what the winner says:")[1]):
+        assert answer in said
