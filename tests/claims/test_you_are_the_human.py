@@ -76,9 +76,9 @@ def test_the_first_round_is_told_as_it_went() -> None:
 def test_why_no_wins_the_judge_and_not_the_reader() -> None:
     assert "shortest answer that was labelled: 2\n" in SHOWN[by("trick = max(after")]
     assert "84% of the time, the judge says" in SHOWN[by("trick = max(after")]
-    assert "never asked it about an answer of one" in " ".join(PROSE.split())
+    assert "nobody has ever asked it about an answer of one" in PROSE
     assert short_and_concrete("No no.") < short_and_concrete("No no no " * 20)
-    assert "no     " in SHOWN[by("prompts = [pair.prompt for pair in pairs] * 2")]
+    assert numbers(by("prompts = [pair.prompt for pair in pairs] * 2"), "no")[0] > 0.5
 
 
 def test_twelve_labels_change_what_wins() -> None:
