@@ -171,6 +171,7 @@ def kept_before(before, after):
         ("leave_one_out", lambda r: r.mean() + 0 * r, "own reward"),
         ("log_posterior", penalised_in_the_mean, "sum them"),
         ("log_posterior", lambda w, d, y, v: (d @ w).sigmoid(), "shape"),
+        ("slip", lambda p: (1 - p) / 2, "Two slips agree, too"),
         ("choice_information", lambda p: p.var(0), "At [0]"),
         ("choice_information", entropy_of_the_mean, "coin toss"),
         ("kept_prompts", lambda d, n: [t for t in d if len(t) < n], "is right"),
