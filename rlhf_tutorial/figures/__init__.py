@@ -16,7 +16,6 @@ from .studies import (
     beside_healthy,
     gains_of_seeds,
     methods_against_kl,
-    over_steps,
     proxy_and_gold,
 )
 from .style import STYLE
@@ -42,7 +41,6 @@ __all__ = [
     "length_histogram",
     "margins",
     "methods_against_kl",
-    "over_steps",
     "plan_diagram",
     "policy_and_reference",
     "proxy_and_gold",

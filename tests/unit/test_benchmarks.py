@@ -6,15 +6,9 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-import torch
 from support import ROOT
-from support.judges import tiny_config, tiny_tokenizer
-from transformers import BertForSequenceClassification
-
-from rlhf_tutorial.tiny import make_tiny_policy
 
 BENCHMARKS = ROOT / "benchmarks"
 
