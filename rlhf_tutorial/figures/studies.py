@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -20,6 +21,7 @@ from .style import (
     VERMILLION,
     finite_array,
     new_figure,
+    written,
 )
 
 if TYPE_CHECKING:
@@ -59,13 +61,16 @@ def _sqrt_axis(ax: Axes, largest: float) -> None:
 
 
 @rc_context(STYLE)
-def against_kl(curves: Mapping[str, Points], panels: Mapping[str, str]) -> Figure:
+def against_kl(
+    curves: Mapping[str, Points], panels: Mapping[str, str], path: str | Path | None = None
+) -> Figure:
     """One panel per quantity and one curve per training, against the KL from the reference.
 
     Args:
         curves: by name, points with "kl" (nats per response) and the panels' keys, in order.
         panels: key to title, from left to right. If the last point of a curve also has
             `<key>_error`, it gets an error bar of that length up and down.
+        path: a PNG to write as well, 1600 pixels wide.
 
     Raises:
         DataError: without a point, or for a point that lacks a key.
@@ -84,7 +89,7 @@ def against_kl(curves: Mapping[str, Points], panels: Mapping[str, str]) -> Figur
         ax.set(title=title, xlabel="KL from the reference (nats per answer, √ scale)")
     handles, labels = axes[0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)))
-    return fig
+    return written(fig, path)
 
 
 @rc_context(STYLE)
