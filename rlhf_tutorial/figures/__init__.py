@@ -17,6 +17,7 @@ from .studies import (
     gains_of_seeds,
     methods_against_kl,
     proxy_and_gold,
+    seeds_and_controls,
 )
 from .style import STYLE
 from .training import LiveCurve, diagnostics, reward_curve
@@ -47,6 +48,7 @@ __all__ = [
     "race_to_optimum",
     "reward_curve",
     "score_histogram",
+    "seeds_and_controls",
     "tilting",
     "token_heatmap",
 ]
