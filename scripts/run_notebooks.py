@@ -46,7 +46,7 @@ MINUTES = {
     "06": 1,
     "07": 3,
     "08": 8,
-    "08b": 0.5,
+    "08b": 1,
     "09": 8,
 }
 """On two cores with bfloat16 arithmetic, with the default preset: the README's table in numbers."""
