@@ -78,9 +78,7 @@ EXERCISES: dict[str, Exercise] = {
                 lambda kls, most: kls[last_within(kls, most)]
             ),
             "Where no checkpoint is too far, the training goes to its end.": (
-                lambda kls, most: max(
-                    next((i for i, kl in enumerate(kls) if kl > most), 0) - 1, 0
-                )
+                lambda kls, most: max(next((i for i, kl in enumerate(kls) if kl > most), 0) - 1, 0)
             ),
         },
     ),
