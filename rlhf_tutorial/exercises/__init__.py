@@ -18,6 +18,7 @@ from . import (
     human,
     judging,
     log,
+    methods,
     perplexity,
     policy,
     ppo,
@@ -44,6 +45,7 @@ EXERCISES: dict[str, Exercise] = {
         comparison,
         perplexity,
         rivals,
+        methods,
         human,
     )
     for name, exercise in part.EXERCISES.items()
