@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,7 @@ def same_mean(answer: Any) -> Verdict:
                 "(a gain of 0 is half a win).",
             )
     means = [float(gains.mean()) for gains in sets]
-    if not np.isclose(*means):
+    if not math.isclose(means[0], means[1]):
         return Verdict(False, f"Your means are {means[0]:.3g} and {means[1]:.3g}: make them equal.")
     return Verdict(
         True,
