@@ -20,6 +20,7 @@ from .studies import (
     methods_against_kl,
     over_steps,
     proxy_and_gold,
+    seeds_and_controls,
 )
 from .style import STYLE
 from .training import LiveCurve, diagnostics, reward_curve
@@ -53,6 +54,7 @@ __all__ = [
     "race_to_optimum",
     "reward_curve",
     "score_histogram",
+    "seeds_and_controls",
     "tilting",
     "token_heatmap",
 ]
