@@ -155,9 +155,10 @@ def test_before_after_shows_sorted_gains_and_their_mean():
     assert colours == [style.VERMILLION, style.GREY, style.BLUE, style.BLUE]
     assert right.lines[1].get_ydata()[0] == pytest.approx(0.625)
     assert right.get_title(loc="left") == "Gain of each prompt: 2 better, 1 worse, 1 tied"
-    assert [line.get_xdata()[0] for line in left.lines] == [1.5, 2.125]
-    bars = [p for p in left.patches if hasattr(p, "get_height")]
-    assert sum(p.get_height() for p in bars) == 2 * len(table)
+    sorted_scores = [line.get_ydata().tolist() for line in left.lines]
+    assert sorted_scores == [[0, 1, 2, 3], [0.5, 2, 2, 4]]
+    labels = [text.get_text() for text in left.get_legend().get_texts()]
+    assert labels == ["before: mean 1.50", "after: mean 2.12"]
 
 
 def test_before_after_refuses_what_it_cannot_show():
@@ -280,17 +281,19 @@ def test_quantities_along_a_response_stand_above_their_tokens():
 
 def test_score_histogram_has_a_strip_per_group():
     groups = {"good": [1.0, 2.0, 3.0], "bad": [-1.0, 0.0]}
-    fig = figures.score_histogram(groups, title="Check")
+    names = {"title": "Check", "xlabel": "change", "sides": ("worse", "better")}
+    fig = figures.score_histogram(groups, **names)
     assert fig.axes[0].get_title(loc="left") == "Check"
+    assert {text.get_text() for text in fig.axes[0].texts} >= {"worse", "better"}
     for ax, (name, scores) in zip(fig.axes, groups.items(), strict=True):
         assert ax.get_ylabel() == f"{name}\nn = {len(scores)}"
         assert ax.lines[0].get_xdata()[0] == pytest.approx(np.mean(scores))
         assert sum(bar.get_height() for bar in ax.patches) == pytest.approx(1)
     assert fig.axes[0].get_xlim() == fig.axes[1].get_xlim()
     with pytest.raises(DataError, match="no groups"):
-        figures.score_histogram({})
+        figures.score_histogram({}, **names)
     with pytest.raises(DataError, match="'bad'"):
-        figures.score_histogram({"bad": []})
+        figures.score_histogram({"bad": []}, **names)
 
 
 def test_margins_are_sorted_and_the_wrong_pairs_are_counted():
@@ -325,6 +328,43 @@ def test_bars_show_value_and_interval():
         figures.bars_with_intervals([{"label": "x", "value": 1.0}], "perplexity")
     with pytest.raises(DataError, match="no rows"):
         figures.bars_with_intervals([], "perplexity")
+
+
+def test_dots_have_intervals_and_groups_share_a_line():
+    def row(label, group, value, **more):
+        return {"label": label, "group": group, "value": value, "low": 1, "high": 3, **more}
+
+    rows = [row("a", "old", 2.0), row("b", "old", 1.5), row("a", "new", 2.5, text="so much")]
+    fig = figures.dots_with_intervals(rows, "wins", even=2, limits=(0, 5))
+    (ax,) = fig.axes
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["a", "b"]
+    assert {text.get_text() for text in ax.texts} == {"2.00", "1.50", "so much"}
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == ["old", "new"]
+    values = {line.get_xdata()[0]: line.get_ydata()[0] for line in ax.lines if line.get_marker()
+              in ("s", "o")}  # fmt: skip
+    assert abs(values[2.0] - values[2.5]) < 0.5 < values[1.5] - values[2.0]
+    assert ax.yaxis_inverted() and ax.get_xlim() == (0, 5)
+    (alone,) = figures.dots_with_intervals([rows[0]], "wins").axes
+    assert not alone.figure.legends and alone.get_xlabel() == "wins; lines: 95% intervals"
+    for bad, told in (
+        ([], "no rows"),
+        ([row("a", "x", 4.0)], "does not hold the value"),
+        ([row("a", group, 2.0) for group in "xyz"], "3 groups"),
+    ):
+        with pytest.raises(DataError, match=told):
+            figures.dots_with_intervals(bad, "wins")
+
+
+def test_blocks_are_as_wide_as_their_share_and_as_high_as_their_grade():
+    fig = figures.ended_and_cut({"Before": (0.4, 2.0, 1.0), "After": (0.9, 2.5, 1.0)})
+    before, after = fig.axes
+    assert before.get_title(loc="left") == "Before: mean 1.40"
+    assert [(p.get_width(), p.get_height()) for p in before.patches] == [(40, 2), (60, 1)]
+    assert [text.get_text() for text in after.texts] == ["ended: 2.50", "cut off:\n1.00"]
+    with pytest.raises(DataError, match="no panels"):
+        figures.ended_and_cut({})
+    with pytest.raises(DataError, match="a share of 40"):
+        figures.ended_and_cut({"Before": (40, 2.0, 1.0)})
 
 
 def test_length_histogram_splits_exactly_at_the_limit():
@@ -413,7 +453,13 @@ DRAW = {
     "tokens": lambda: figures.token_heatmap(["a", "b"], {"KL": [1.0, 2.0]}),
     "layout": lambda: figures.batch_layout(np.ones((2, 5)), np.ones((2, 3))),
     "clip": lambda: figures.clipped_objective([0.9, 1.3], [1.0, -1.0], 0.2),
-    "groups": lambda: figures.score_histogram({"good": [1.0, 2.0], "bad": [0.0]}),
+    "groups": lambda: figures.score_histogram(
+        {"good": [1.0, 2.0], "bad": [0.0]}, "Changes", "nats", ("less", "more")
+    ),
+    "dots": lambda: figures.dots_with_intervals(
+        [dict(label="a", group="b", value=2, low=1, high=3)], "x"
+    ),
+    "blocks": lambda: figures.ended_and_cut({"Before": (0.4, 2.0, 1.0)}),
     "margins": lambda: figures.margins({"near": [1.0, -0.5], "far": [2.0]}),
     "perplexity": lambda: figures.bars_with_intervals(
         [dict(label="a", value=2, low=1, high=3)], "x"
