@@ -8,6 +8,7 @@ from .scores import (
     length_histogram,
     margins,
     score_histogram,
+    shares,
 )
 from .small import credit, gradient_clouds, kl_estimates, race_to_optimum, tilting
 from .step import along_response, batch_layout, clipped_objective, token_heatmap
@@ -49,6 +50,7 @@ __all__ = [
     "race_to_optimum",
     "reward_curve",
     "score_histogram",
+    "shares",
     "tilting",
     "token_heatmap",
 ]

@@ -286,16 +286,31 @@ def test_score_histogram_has_a_strip_per_group():
 def test_margins_are_sorted_and_the_wrong_pairs_are_counted():
     groups = {"near": [0.5, -1.0, 0.25, 0.0], "far": [2.0, 1.0]}
     near, far = figures.margins(groups).axes
-    assert [t.get_text() for t in near.texts] == ["38% wrong", "62% right"]  # a tie counts half
-    assert [t.get_text() for t in far.texts] == ["0% wrong", "100% right"]
+    shares = [[t.get_text().split(":")[0] for t in ax.texts] for ax in (near, far)]
+    assert shares == [["62% right", "38% wrong"], ["100% right", "0% wrong"]]  # a tie counts half
     assert near.get_ylim() == far.get_ylim()
-    below, above = (c.get_paths()[0].vertices[:, 1] for c in near.collections)
+    above, below = (c.get_paths()[0].vertices[:, 1] for c in near.collections)
     assert (below.min(), below.max(), above.min(), above.max()) == (-1, 0, 0, 0.5)
     assert near.get_xlabel() == "% of 4 pairs, by margin"
     with pytest.raises(DataError, match="no groups"):
         figures.margins({})
     with pytest.raises(DataError, match="'empty'"):
         figures.margins({"empty": []})
+
+
+def test_shares_have_a_row_each_and_a_panel_may_lack_one():
+    whole = {"judge": {"value": 0.8, "low": 0.7, "high": 0.9}, "reading": {"value": 0.96}}
+    fig = figures.shares({"all": whole, "some": {"judge": {"value": 0.6}}}, "right", {"coin": 0.5})
+    everything, some = fig.axes
+    assert [t.get_text() for t in everything.get_yticklabels()] == ["judge", "reading"]
+    assert [t.get_text() for t in everything.texts] == [" coin", "80%", "96%"]
+    assert [t.get_text() for t in some.texts] == [" coin", "60%"]
+    coin, interval, dot, *_ = everything.lines
+    assert coin.get_xdata()[0] == 50 and list(interval.get_xdata()) == [70, 90]
+    assert dot.get_xdata()[0] == 80
+    for panels in ({}, {"all": {}}):
+        with pytest.raises(DataError, match="no shares"):
+            figures.shares(panels, "right", {})
 
 
 def test_bars_show_value_and_interval():
@@ -404,6 +419,7 @@ DRAW = {
     "layout": lambda: figures.batch_layout(np.ones((2, 5)), np.ones((2, 3))),
     "clip": lambda: figures.clipped_objective([0.9, 1.3], [1.0, -1.0], 0.2),
     "groups": lambda: figures.score_histogram({"good": [1.0, 2.0], "bad": [0.0]}),
+    "shares": lambda: figures.shares({"all": {"a": {"value": 0.7}}}, "right", {"coin": 0.5}),
     "margins": lambda: figures.margins({"near": [1.0, -0.5], "far": [2.0]}),
     "perplexity": lambda: figures.bars_with_intervals(
         [dict(label="a", value=2, low=1, high=3)], "x"
