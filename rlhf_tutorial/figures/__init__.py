@@ -19,6 +19,7 @@ from .studies import (
     methods_against_kl,
     over_steps,
     proxy_and_gold,
+    seeds_and_controls,
 )
 from .style import STYLE
 from .training import LiveCurve, diagnostics, reward_curve
@@ -50,6 +51,7 @@ __all__ = [
     "race_to_optimum",
     "reward_curve",
     "score_histogram",
+    "seeds_and_controls",
     "shares",
     "tilting",
     "token_heatmap",

@@ -10,7 +10,8 @@ import numpy as np
 from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.ticker import MultipleLocator
 
 from ..errors import DataError
 from .style import (
@@ -183,6 +184,94 @@ def proxy_and_gold(
     handles, labels = axes[0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)))
     return fig
+
+
+@rc_context(STYLE)
+def seeds_and_controls(
+    seeds: Mapping[str, Sequence[Points]],
+    grades: Sequence[Mapping[str, Any]],
+    titles: tuple[str, str],
+    path: str | Path | None = None,
+) -> Figure:
+    """Above, trainings as judges see them on the way; below, what a reader gives in the end.
+
+    Args:
+        seeds: judge to one curve a seed, each of points with "step" and "score". Those of the first
+            judge are drawn thick.
+        grades: a row each, from top to bottom: "label", "value" (a mean grade), and whether it
+            "ppo" trained. The first is what the others are compared with; each of these has also
+            "low" and "high", an interval, and may have "seeds", a grade for each.
+        titles: what one is to see in the two panels.
+        path: a PNG to write as well, 1600 pixels wide.
+
+    Raises:
+        DataError: for a curve without a point, or fewer than two rows.
+    """
+    _check_points(
+        {f"{judge} {n}": run for judge, runs in seeds.items() for n, run in enumerate(runs)},
+        ["step", "score"],
+    )
+    if len(grades) < 2:
+        raise DataError(f"seeds_and_controls got {len(grades)} rows of grades: give two at least")
+    fig = new_figure(6.6, 6.8)
+    # Each with margins of its own: the rows' labels take a third of the width, the curves' none.
+    parts = fig.subfigures(2, 1, height_ratios=(1, 1.25), hspace=0.04)
+    upper, lower = cast(Sequence[SubFigure], parts)
+    upper.suptitle(titles[0], x=0.01, ha="left", fontsize=14)
+    lower.suptitle(titles[1], x=0.01, ha="left", fontsize=14)
+    _judged(upper.add_subplot(), seeds)
+    _graded(lower.add_subplot(), grades)
+    for ax in fig.axes:
+        ax.xaxis.label.set_fontsize(12)
+        ax.yaxis.label.set_fontsize(12)
+        ax.tick_params(labelsize=12)
+    return written(fig, path)
+
+
+def _judged(ax: Axes, seeds: Mapping[str, Sequence[Points]]) -> None:
+    """A curve a seed, and at its end the judge's name."""
+    for n, (judge, runs) in enumerate(seeds.items()):
+        colour, width, line, marker = (GREY, 1.5, "--", "") if n else (BLUE, 2.4, "-", "o")
+        for run in runs:
+            steps, scores = ([float(p[key]) for p in run] for key in ("step", "score"))
+            ax.plot(
+                steps, scores, color=colour, linewidth=width, linestyle=line, marker=marker,
+                markersize=6, zorder=2 - n,
+            )  # fmt: skip
+        last = [run[-1] for run in runs]
+        ax.annotate(
+            judge, (max(p["step"] for p in last), float(np.mean([p["score"] for p in last]))),
+            (12, 0), textcoords="offset points", va="center", color=INK if n else BLUE, fontsize=12,
+        )  # fmt: skip
+    ax.set(xlabel="training steps (0: the untouched policy)", ylabel="mean score")
+    ax.set_xticks(sorted({p["step"] for runs in seeds.values() for run in runs for p in run}))
+
+
+def _graded(ax: Axes, grades: Sequence[Mapping[str, Any]]) -> None:
+    """A row each: its mean, its interval, below it a small dot a seed; dotted, the first row."""
+    ax.axvline(grades[0]["value"], color=INK, linewidth=1.2, linestyle=":")
+    for y, row in enumerate(grades):
+        colour, marker, face = (BLUE, "o", BLUE) if row["ppo"] else (INK, "s", "white")
+        if y:
+            ax.plot([row["low"], row["high"]], [y, y], color=colour, linewidth=1.6)
+        by_seed = row.get("seeds", [])
+        ax.plot(by_seed, [y + 0.3] * len(by_seed), "o", color=colour, markersize=4.5)
+        ax.plot(
+            row["value"], y, marker, markersize=10, color=colour, markerfacecolor=face,
+            markeredgewidth=1.8,
+        )  # fmt: skip
+        ax.annotate(
+            f"{row['value']:.2f}", (row.get("high", row["value"]), y), (9, 0),
+            textcoords="offset points", va="center", color=colour, fontsize=12,
+        )  # fmt: skip
+    ax.set_yticks(range(len(grades)), [row["label"] for row in grades], parse_math=False)
+    for label, row in zip(ax.get_yticklabels(), grades, strict=True):
+        label.set(color=BLUE if row["ppo"] else INK, fontweight="bold" if row["ppo"] else "normal")
+    ax.set_ylim(len(grades) - 0.4, -0.6)
+    ax.set_xlabel("mean grade, 0 to 5")
+    ax.xaxis.set_major_locator(MultipleLocator(0.5))
+    ax.tick_params(axis="y", length=0)
+    ax.grid(axis="y", visible=False)
 
 
 @rc_context(STYLE)

@@ -4,27 +4,14 @@ from __future__ import annotations
 
 import re
 
-import nbformat
 import pytest
 from safetensors import safe_open
 from support import ROOT
+from support.notebooks import outputs_and_prose
 
 from rlhf_tutorial.assets import resolve
 from rlhf_tutorial.exercises import EXERCISES
 from rlhf_tutorial.presets import PRESETS
-
-
-def outputs_and_prose(name: str) -> tuple[dict[str, str], str]:
-    """The text of each code cell's outputs by the cell's id, and all prose."""
-    cells = nbformat.read(ROOT / "notebooks" / name, as_version=4).cells
-    shown = {
-        cell.id: "\n".join(
-            out.get("text") or "\n".join(map(str, out["data"].values())) for out in cell.outputs
-        )
-        for cell in cells
-        if cell.cell_type == "code"
-    }
-    return shown, "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
 
 
 def test_prompts() -> None:

@@ -90,8 +90,12 @@ def test_the_reward_model() -> None:
     low, high = numbers(shown["lead"].splitlines()[1].split("interval")[1])
     assert low < 0 < high and "with the 128 test prompts alone" in prose
 
-    wrong = [float(n) for n in re.findall(r"(\d+) \(", shown["answer-margins"])]
-    assert wrong == sorted(wrong, reverse=True)
+    wrong = re.search(
+        r"(\d+) \(one grade apart\), (\d+) \(two grades\), (\d+) \(three or more\)",
+        shown["answer-margins"],
+    )
+    one, two, three = map(int, wrong.groups())
+    assert one > two > three
     fifth = row(shown["calibration"], "highest")
     assert abs(fifth[0] - fifth[1]) < 0.25 and "In the highest fifth they do." in prose
     others, own = re.findall(r": ([\d.]+)%", shown["live-line"])

@@ -9,6 +9,7 @@ import sys
 import jinja2
 import pytest
 from support import ROOT
+from support.scripts import load_script
 
 from rlhf_tutorial.data import first_prompt
 from rlhf_tutorial.studies.committed import committed_three, widest_swing
@@ -47,6 +48,35 @@ def test_the_four_levers_of_the_readme() -> None:
     head = README.split("## Two commands")[0]
     told = re.findall(r"^\| .+ \| (\d\.\d\d) \|$", head, re.M)
     assert told == [f"{row['grade']:.2f}" for row in facts.levers(reading)]
+
+
+@pytest.mark.slow
+def test_the_picture_and_what_is_said_of_it() -> None:
+    pictures = load_script("make_figures")
+    judged, read = pictures.judged(), pictures.read()
+    assert all(run[-1]["score"] > run[0]["score"] for runs in judged.values() for run in runs)
+    starts, ends = (
+        [[run[at]["score"] for run in runs] for runs in judged.values()] for at in (0, -1)
+    )
+    assert {f"{start:.1f}" for runs in starts for start in runs} == {"1.2", "1.3", "1.4"}
+    assert [{f"{end:.1f}" for end in runs} for runs in ends] == [{"2.0"}, {"1.8"}]
+    (alternative,) = re.findall(r"!\[(.*?)\]\(images/result\.png\)", README)
+    assert re.findall(r"\d\.\d\d", alternative) == [f"{row['value']:.2f}" for row in read]
+    # "A blind reader agrees. Cheap controls come near": each gain's interval is above 0, and one
+    # that needs no training is within that of the default run.
+    untouched, *others = read
+    assert all(row["low"] > untouched["value"] for row in others)
+    by_label = {row["label"]: row for row in read}
+    ppo, picked = by_label["PPO, three seeds"], by_label["… best of 4 by the judge"]
+    assert ppo["low"] < picked["value"] < ppo["value"] and len(ppo["seeds"]) == 3
+    reading = json.loads(
+        (ROOT / "notebooks" / "results" / "smollm2" / "reading.json").read_text(encoding="utf-8")
+    )
+    for row, of in ((ppo, "default"), (by_label["PPO, the long run"], "long")):
+        best = reading["best_temperatures"][of]
+        ends_of = [best["grade_before"] + end for end in best["grade_gain_interval"]]
+        assert [row["low"], row["high"]] == pytest.approx(ends_of)
+        assert row["value"] == pytest.approx(best["grade_after"])
 
 
 def test_the_landing_page_opens_with_the_same_answers() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from itertools import pairwise
@@ -283,3 +284,20 @@ def test_two_texts_have_three_averages(perplexity: Notebook) -> None:
     assert perplexity.shown("first-token").startswith("less.")
     assert perplexity.shown("table-1").startswith("18.1.")
     assert perplexity.shown("sharper-answer").startswith("dearer.")
+
+
+def test_rows_of_colours_that_are_compared_have_one_scale() -> None:
+    several = 0
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        for cell in nbformat.read(path, as_version=4).cells:
+            if cell.cell_type != "code" or "token_heatmap" not in cell.source:
+                continue
+            for call in ast.walk(ast.parse(cell.source)):
+                if isinstance(call, ast.Call) and ast.unparse(call.func).endswith("token_heatmap"):
+                    rows = call.args[1]
+                    if isinstance(rows, ast.Dict) and len(rows.keys) == 1:
+                        continue
+                    several += 1
+                    scaled = len(call.args) > 2 or "scale" in {k.arg for k in call.keywords}
+                    assert scaled, f"{path.name}, cell {cell.id}"
+    assert several == 2, "those of notebooks 04 and 07"

@@ -12,24 +12,23 @@ from . import ROOT
 
 
 def outputs_and_prose(name: str) -> tuple[dict[str, str], str]:
-    """The text of each code cell's outputs by the cell's id, and all prose."""
+    """What each code cell has shown by the cell's id, in every form that is text, and all prose."""
     cells = nbformat.read(ROOT / "notebooks" / name, as_version=4).cells
     shown = {
-        cell.id: "\n".join(_text(output) for output in cell.get("outputs", [])) for cell in cells
+        cell.id: "\n".join(_text(output) for output in cell.outputs)
+        for cell in cells
+        if cell.cell_type == "code"
     }
     return shown, "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
 
 
 def _text(output: Any) -> str:
-    """An output as text; of one that is an object in plain text, what its HTML says."""
+    """An output in every form that it has, and what one reads of its HTML; no pictures."""
     if "text" in output:
         return str(output["text"])
-    data = output.get("data", {})
-    plain = str(data.get("text/markdown", data.get("text/plain", "")))
-    if not plain.startswith("<") or "text/html" not in data:
-        return plain
-    without_style = re.sub(r"<style.*?</style>", "", data["text/html"], flags=re.DOTALL)
-    return unescape(re.sub(r"[ \n]*<[^>]*>[ \n]*", "  ", without_style))
+    forms = {kind: str(form) for kind, form in output["data"].items() if kind.startswith("text/")}
+    html = re.sub(r"<style.*?</style>", "", forms.get("text/html", ""), flags=re.DOTALL)
+    return "\n".join([*forms.values(), unescape(re.sub(r"[ \n]*<[^>]*>[ \n]*", "  ", html))])
 
 
 def row(text: str, label: str) -> list[float]:
