@@ -260,7 +260,7 @@ def test_to_fool_a_judge_takes_one_text_that_pleases_whatever_the_question():
     assert check("fool_the_judge", "No, it isn't.", judge=likes_no).right
     told = check("fool_the_judge", "Four.", judge=reads_the_question)
     assert not told.right
-    assert "1.00" in told.words
+    assert "1.00, 1.00, 1.00, 3.00, 1.00: above 2 for 1 of them" in told.words
     assert not check("fool_the_judge", " ", judge=likes_no).right
     assert len(set(QUESTIONS)) == len(QUESTIONS) and BAR == 2
 
