@@ -97,7 +97,7 @@ def sampled_gradient(
 ) -> Tensor:
     """One answer's estimate of that gradient, for each: (score - baseline) grad log pi(answer).
 
-    Of a softmax grad log pi(y) is 1 at y and 0 elsewhere, less the probabilities. The mean over
+    Of a softmax grad log pi(y) is 1 at y and 0 elsewhere, minus the probabilities. The mean over
     answers that were drawn from pi is right on average, whatever the baseline (Williams 1992,
     "Simple statistical gradient-following algorithms").
 
@@ -132,6 +132,35 @@ def optimum(ref_logprobs: Tensor, scores: Tensor, beta: float) -> Tensor:
     Returns: (K,), log pi*.
     """
     return F.log_softmax(ref_logprobs + scores / beta, dim=-1)
+
+
+def true_values(policy: SmallPolicy, scores: Tensor) -> Tensor:
+    """The expected score of the answers that begin with each prefix: a perfect value head.
+
+    Args: scores: (K,), one for every answer of the policy.
+    Returns: (P,), in the order of the policy's table.
+    """
+    weight = policy.log_probabilities().exp().detach()
+    through = F.one_hot(policy.prefixes(policy.answers), len(policy.logits)).sum(dim=1).to(weight)
+    return (weight * scores) @ through / (weight @ through)
+
+
+def credit_of_first_token(
+    policy: SmallPolicy, scores: Tensor, values: Tensor, lam: float
+) -> tuple[Tensor, Tensor]:
+    """What GAE says of each first token: mean and deviation over the answers that begin with it.
+
+    Args: scores: (K,), the reward of an answer, at its last token. values: (P,), the value head.
+    Returns: two of (V,).
+    """
+    rewards = torch.zeros_like(policy.answers, dtype=scores.dtype)
+    rewards[:, -1] = scores
+    found = gae(rewards, values[policy.prefixes(policy.answers)], gamma=1.0, lam=lam)[:, 0]
+    weight = policy.log_probabilities().exp().detach()
+    begins = F.one_hot(policy.answers[:, 0]).to(weight) * weight[:, None]  # (K, V)
+    share = begins / begins.sum(dim=0)
+    mean = found @ share
+    return mean, ((found[:, None] - mean).square() * share).sum(dim=0).sqrt()
 
 
 # The rivals: each loss is to be minimised --------------------------------------------------------
@@ -285,8 +314,8 @@ def race(
 ) -> list[Tensor]:
     """Train a copy of the reference by one method.
 
-    The learning rate falls to 0 in a straight line; the value table has ten times the policy's, as
-    in the course's default preset.
+    The learning rate falls to 0 in a straight line; the value table has ten times the
+    policy's.
 
     Args:
         batches: how many times answers are drawn. answers: how many each time.

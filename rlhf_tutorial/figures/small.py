@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 def gradient_clouds(
     clouds: Mapping[str, ArrayLike], exact: ArrayLike, labels: tuple[str, str]
 ) -> Figure:
-    """Estimates of a gradient as dots, one panel per kind, and the exact one as an arrow.
+    """Estimates of a gradient as dots, one panel per kind; the exact one is an arrow.
+
+    A cross is the mean of the dots. Arrow and cross are named in the first panel.
 
     Args:
         clouds: title of the panel to (N, 2) estimates, two components of each.
@@ -52,21 +54,34 @@ def gradient_clouds(
     for name, values in dots.items():
         if values.ndim != 2 or values.shape[1] != 2:
             raise DataError(f"gradient_clouds {name!r} has shape {values.shape}: give (N, 2)")
-    reach = 1.05 * max(np.abs(values).max() for values in dots.values())
-    fig = new_figure(3.6 * len(clouds), 4.2)
+    every = np.vstack([*dots.values(), arrow, np.zeros(2)])
+    low, high = every.min(axis=0), every.max(axis=0)
+    margin = 0.06 * (high - low).max()
+    fig = new_figure(3.6 * len(clouds), 3.7)
     axes = np.atleast_1d(fig.subplots(1, len(clouds), sharex=True, sharey=True))
     for ax, (name, values) in zip(axes, dots.items(), strict=True):
         ax.axhline(0, color=GREY, linewidth=0.8)
         ax.axvline(0, color=GREY, linewidth=0.8)
         ax.plot(*values.T, "o", color=SKY, markersize=5, alpha=0.35, mew=0)
-        ax.plot(*values.mean(axis=0), "o", color="none", markersize=12, mec=INK, mew=1.8, zorder=4)
+        mean = values.mean(axis=0)
+        ax.plot(*mean, "x", color=INK, markersize=11, mew=2.2, zorder=6)
         ax.annotate(
             "", xy=tuple(arrow), xytext=(0, 0), zorder=5,
-            arrowprops={"arrowstyle": "-|>", "color": VERMILLION, "linewidth": 2.2,
-                        "shrinkA": 0, "shrinkB": 0},
+            arrowprops={"arrowstyle": "-|>", "color": VERMILLION, "linewidth": 3.2,
+                        "mutation_scale": 20, "shrinkA": 0, "shrinkB": 0},
         )  # fmt: skip
-        ax.set(title=name, xlabel=labels[0], xlim=(-reach, reach), ylim=(-reach, reach))
-        ax.set_box_aspect(1)
+        ax.set(title=name, xlabel=labels[0], aspect="equal")
+        ax.set(xlim=(low[0] - margin, high[0] + margin), ylim=(low[1] - margin, high[1] + margin))
+        if ax is axes[0]:
+            thin = {"arrowstyle": "-", "linewidth": 0.9, "shrinkB": 5}
+            for said, place, at, side, colour in (
+                ("mean of the dots", mean, (0.97, 0.75), "right", INK),
+                ("exact gradient", arrow / 2, (0.03, 0.22), "left", VERMILLION),
+            ):
+                ax.annotate(
+                    said, tuple(place), at, textcoords="axes fraction", color=colour,
+                    ha=side, va="center", arrowprops={**thin, "color": colour},
+                )  # fmt: skip
     axes[0].set_ylabel(labels[1])
     return fig
 
@@ -76,7 +91,8 @@ def kl_estimates(exact: ArrayLike, estimates: Mapping[str, Sequence[ArrayLike]])
     """Distributions of estimates of the KL, one panel per estimator, against the exact KL.
 
     Each violin is one policy, named by its exact KL. What is drawn is the estimate as a multiple of
-    it, so that 1 is right. The dot is the mean of the estimates; the bar holds nine in ten.
+    it, so that 1 is right and below 0, shaded, is impossible. The dot is the mean of the estimates;
+    the bar holds nine in ten.
 
     Args:
         exact: (n,), the KL of n policies, increasing and above 0.
@@ -110,6 +126,13 @@ def kl_estimates(exact: ArrayLike, estimates: Mapping[str, Sequence[ArrayLike]])
         ax.axhline(0, color=GREY, linewidth=0.8)
         ax.set_xticks(x, [two_decimals(place) for place in places])
         ax.set(title=name, xlabel="exact KL (nats)")
+    low, high = axes[0].get_ylim()  # of all panels
+    for ax in axes:
+        if low < 0:
+            ax.axhspan(low, 0, color="#EFEFEF", zorder=0)
+            ax.text(0.97, 0.03, "no KL is below 0", transform=ax.transAxes, ha="right",
+                    color=GREY)  # fmt: skip
+        ax.set_ylim(low, high)
     axes[0].set_ylabel("estimate from one batch / exact KL")
     return fig
 
@@ -117,6 +140,8 @@ def kl_estimates(exact: ArrayLike, estimates: Mapping[str, Sequence[ArrayLike]])
 @rc_context(STYLE)
 def credit(tokens: Sequence[str], advantages: Mapping[str, ArrayLike]) -> Figure:
     """The advantage of each token of one answer, a row of bars for each way to compute it.
+
+    Bars below 0 are hatched.
 
     Args:
         tokens: T tokens.
@@ -133,8 +158,10 @@ def credit(tokens: Sequence[str], advantages: Mapping[str, ArrayLike]) -> Figure
         values = finite_array(given, name)
         if len(values) != len(tokens):
             raise DataError(f"credit row {name!r} has {len(values)} values, not {len(tokens)}")
-        colours = [BLUE if value >= 0 else VERMILLION for value in values]
-        ax.bar(np.arange(len(tokens)), values, 0.6, color=colours)
+        bars = ax.bar(np.arange(len(tokens)), values, 0.6, color=GREEN, edgecolor=GREEN)
+        for bar, value in zip(bars, values, strict=True):
+            if value < 0:
+                bar.set(facecolor="white", hatch="///")
         ax.axhline(0, color=INK, linewidth=0.8)
         ax.grid(False, axis="x")
         for i, value in enumerate(values):

@@ -15,6 +15,7 @@ from rlhf_tutorial.by_hand import (
     by_exact_gradient,
     by_grpo,
     by_reinforce,
+    credit_of_first_token,
     dpo_loss,
     exact_gradient,
     exact_kl,
@@ -25,6 +26,7 @@ from rlhf_tutorial.by_hand import (
     reinforce_loss,
     rloo_loss,
     sampled_gradient,
+    true_values,
 )
 
 
@@ -85,6 +87,45 @@ def test_k3_has_the_exact_kl_as_its_mean_and_is_never_negative():
     kl = sum(math.exp(p) * (p - q) for p, q in zip(log_p.tolist(), log_q.tolist(), strict=True))
     assert (log_p.exp() @ estimates).item() == pytest.approx(kl)
     assert exact_kl(log_p, log_q).item() == pytest.approx(kl)
+
+
+def test_only_k1_as_a_number_in_the_reward_pushes_along_the_gradient_of_the_kl():
+    logits, log_q = normal(6), normal(6, seed=1).log_softmax(-1)
+    z = logits.clone().requires_grad_()
+    exact_kl(z.log_softmax(-1), log_q).backward()
+    log_p = logits.log_softmax(-1)
+
+    def pushed(penalties: torch.Tensor) -> torch.Tensor:
+        return log_p.exp() @ sampled_gradient(logits, torch.arange(6), penalties)
+
+    torch.testing.assert_close(pushed(log_p - log_q), z.grad)
+    assert (pushed(k3(log_p, log_q)) - z.grad).abs().max() > 0.1 * z.grad.abs().max()
+
+
+def test_true_values_are_means_over_the_answers_that_begin_with_the_prefix():
+    policy, scores = SmallPolicy(normal(13, 3), length=3), normal(27, seed=1)
+    weight = policy.log_probabilities().exp().tolist()
+    values = true_values(policy, scores).tolist()
+    prefixes = [(), *itertools.product(range(3)), *itertools.product(range(3), repeat=2)]
+    for prefix, value in zip(prefixes, values, strict=True):
+        of = [i for i, a in enumerate(policy.answers.tolist()) if tuple(a[: len(prefix)]) == prefix]
+        mean = sum(weight[i] * scores[i].item() for i in of) / sum(weight[i] for i in of)
+        assert value == pytest.approx(mean)
+
+
+def test_credit_is_right_at_lambda_1_whatever_the_head_and_at_0_if_the_head_is():
+    policy, scores = SmallPolicy(normal(13, 3), length=3), normal(27, seed=1)
+    perfect = true_values(policy, scores)
+    advantages = perfect[1:4] - perfect[0]
+    mean, spread = credit_of_first_token(policy, scores, perfect, 0.0)
+    torch.testing.assert_close(mean, advantages)
+    torch.testing.assert_close(spread, torch.zeros_like(spread), atol=1e-7, rtol=0)
+    wrong = normal(13, seed=2)
+    mean, spread = credit_of_first_token(policy, scores, wrong, 1.0)
+    torch.testing.assert_close(mean, perfect[1:4] - wrong[0])
+    weight = policy.log_probabilities().exp().detach()[:9]  # the answers that begin with token 0
+    expected = (weight @ (scores[:9] - perfect[1]).square() / weight.sum()).sqrt()
+    torch.testing.assert_close(spread[0], expected)
 
 
 def test_no_policy_earns_more_than_the_optimum_and_there_every_answer_earns_the_same():
