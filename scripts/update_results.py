@@ -59,7 +59,8 @@ def reading_tables(reading: dict[str, Any]) -> str:
         f"A blind reading of {n} test prompts, grades 0 to 5, each answer read once by a language "
         "model that saw neither names nor scores; 95% intervals over prompts and seeds:",
         "",
-        "| trained against untouched | wins | grade | gain | of it by ending | 3 or better | ended |",
+        "| trained against untouched | wins | grade | gain | of it by ending | 3 or better "
+        "| ended |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for label, path in TRAINED:
@@ -100,8 +101,7 @@ def run_table(results: dict[str, Any]) -> str:
         "",
         "| the same prompts, equal temperature | before | after |",
         "| --- | --- | --- |",
-        f"| training judge | {comparison['mean_before']:.2f} | "
-        f"{comparison['mean_after']:.2f} |",
+        f"| training judge | {comparison['mean_before']:.2f} | {comparison['mean_after']:.2f} |",
         f"| evaluating judge | {comparison['second']['mean_before']:.2f} | "
         f"{comparison['second']['mean_after']:.2f} |",
     ]

@@ -84,7 +84,7 @@ def test_policy_and_reference() -> None:
     assert "0.5: 24 of 64, 38%" in shown["how-many-end"] and "At temperature 0.5, 38%" in prose
     assert "35 of 64" in shown["answer-ending"]
     counts = [int(n) for n in re.findall(r": (\d+) of 64", shown["how-many-end"])]
-    assert 0.3 < min(counts) / 64 and max(counts) / 64 < 0.56 and '"a third to a half"' in prose
+    assert min(counts) / 64 > 0.3 and max(counts) / 64 < 0.56 and '"a third to a half"' in prose
     card = (resolve(Bundled("feedback")) / "README.md").read_text(encoding="utf-8")
     assert "| 44.7% |" in card and "as 45% to 56%" in prose
     found = re.findall(r"(SmolLM2|GPT-2) +([\d.]+)% +([\d.]+)%", shown["position-effect"])
