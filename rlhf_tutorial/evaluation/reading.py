@@ -156,52 +156,69 @@ def pair_accuracy(
     Raises:
         DataError: if there is not one score an answer, or no pair.
     """
-    right, pairs = _right_by_prompt(rows, scores)
-    drawn = _drawn_prompts(rows, resamples, seed)
-    resampled = right[drawn].sum(axis=1) / np.maximum(pairs[drawn].sum(axis=1), 1)
-    low, high = np.quantile(resampled, [0.025, 0.975])
+    right, pairs = _right(rows, scores)
+    low, high = _share_interval(right, pairs, resamples, seed)
     return {
         "n": int(pairs.sum()),
         "accuracy": float(right.sum() / pairs.sum()),
-        "low": float(low),
-        "high": float(high),
+        "low": low,
+        "high": high,
     }
 
 
 def lead(
     rows: Sequence[Row],
-    one: Sequence[float],
+    scores: Sequence[float],
     other: Sequence[float],
     *,
     resamples: int = 10_000,
     seed: int = 0,
 ) -> dict[str, float]:
-    """How many more of the pairs one judge orders right than another, both on the same pairs.
-
-    Two accuracies may have intervals that overlap, and yet differ for certain: both judges meet the
-    same easy and hard pairs, and in the difference these drop out.
+    """In how many more of the pairs one judge is right than another: both see the same pairs.
 
     Args:
-        rows: graded answers. one, other: a score of each judge for each answer, prompt by prompt.
+        rows, scores: as of `pair_accuracy`. other: the other judge's scores of the same answers.
 
     Returns:
-        `n` pairs, the `lead` (a difference of two shares), and `low` and `high`, 95% of a bootstrap
-        over prompts.
+        `lead`, the difference of the accuracies, and `low` and `high`, 95% of a bootstrap over
+        prompts.
 
     Raises:
         DataError: as of `pair_accuracy`.
     """
-    (right, pairs), (right_of_other, _) = (_right_by_prompt(rows, s) for s in (one, other))
-    gains = right - right_of_other
-    drawn = _drawn_prompts(rows, resamples, seed)
-    resampled = gains[drawn].sum(axis=1) / np.maximum(pairs[drawn].sum(axis=1), 1)
+    (right, pairs), (other_right, _) = _right(rows, scores), _right(rows, other)
+    ahead = right - other_right
+    low, high = _share_interval(ahead, pairs, resamples, seed)
+    return {"lead": float(ahead.sum() / pairs.sum()), "low": low, "high": high}
+
+
+def _right(rows: Sequence[Row], scores: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Of each prompt: how many pairs of different grade are ordered right, and how many it has."""
+    count = sum(len(row["answers"]) for row in rows)
+    if len(scores) != count:
+        raise DataError(f"{len(scores)} scores for {count} answers: give one for each")
+    given = iter(checked_scores(scores, count))
+    right, pairs = np.zeros(len(rows)), np.zeros(len(rows))
+    for i, row in enumerate(rows):
+        graded = [(answer["grade"], next(given)) for answer in row["answers"]]
+        for (grade, score), (other_grade, other_score) in combinations(graded, 2):
+            if grade != other_grade:
+                pairs[i] += 1
+                right[i] += (np.sign(grade - other_grade) * np.sign(score - other_score) + 1) / 2
+    if not pairs.any():
+        raise DataError("no two answers to a prompt have different grades: there is no pair")
+    return right, pairs
+
+
+def _share_interval(
+    right: np.ndarray, pairs: np.ndarray, resamples: int, seed: int
+) -> tuple[float, float]:
+    """95% of the sum of `right` over that of `pairs`, when prompts are drawn with replacement."""
+    rng = np.random.default_rng(seed)
+    drawn = rng.integers(len(pairs), size=(resamples, len(pairs)))
+    resampled = right[drawn].sum(axis=1) / np.maximum(pairs[drawn].sum(axis=1), 1)
     low, high = np.quantile(resampled, [0.025, 0.975])
-    return {
-        "n": int(pairs.sum()),
-        "lead": float(gains.sum() / pairs.sum()),
-        "low": float(low),
-        "high": float(high),
-    }
+    return float(low), float(high)
 
 
 def agreement(first: Sequence[Row], second: Sequence[Row]) -> dict[str, float]:
@@ -258,29 +275,3 @@ def _values(chosen: list[list[dict[str, Any]]], key: str) -> np.ndarray:
 def _won(answer: dict[str, Any], other: dict[str, Any]) -> float:
     mine, its = ((a["grade"], -a["rank"]) for a in (answer, other))
     return 0.5 if mine == its else float(mine > its)
-
-
-def _right_by_prompt(rows: Sequence[Row], scores: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """Of each prompt the pairs of different grade that the scores order right, and all such pairs.
-
-    Both (prompts,); equal scores count half.
-    """
-    count = sum(len(row["answers"]) for row in rows)
-    if len(scores) != count:
-        raise DataError(f"{len(scores)} scores for {count} answers: give one for each")
-    given = iter(checked_scores(scores, count))
-    right, pairs = np.zeros(len(rows)), np.zeros(len(rows))
-    for i, row in enumerate(rows):
-        graded = [(answer["grade"], next(given)) for answer in row["answers"]]
-        for (grade, score), (other_grade, other_score) in combinations(graded, 2):
-            if grade != other_grade:
-                pairs[i] += 1
-                right[i] += (np.sign(grade - other_grade) * np.sign(score - other_score) + 1) / 2
-    if not pairs.any():
-        raise DataError("no two answers to a prompt have different grades: there is no pair")
-    return right, pairs
-
-
-def _drawn_prompts(rows: Sequence[Row], resamples: int, seed: int) -> np.ndarray:
-    """For each resample as many prompts as there are, drawn with replacement."""
-    return np.random.default_rng(seed).integers(len(rows), size=(resamples, len(rows)))

@@ -17,6 +17,8 @@ from .studies import (
     beside_healthy,
     gains_of_seeds,
     methods_against_kl,
+    over_looks,
+    over_steps,
     proxy_and_gold,
     seeds_and_controls,
 )
@@ -43,6 +45,8 @@ __all__ = [
     "length_histogram",
     "margins",
     "methods_against_kl",
+    "over_looks",
+    "over_steps",
     "plan_diagram",
     "policy_and_reference",
     "proxy_and_gold",

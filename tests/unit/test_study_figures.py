@@ -32,14 +32,17 @@ def lines(figure: Figure) -> list[dict[str, tuple[list[float], list[float]]]]:
 
 
 def test_curves_against_kl() -> None:
-    figure = figures.against_kl(CURVES, {"a": "A", "b": "B"})
+    figure = figures.against_kl(
+        CURVES, {"a": "A", "b": "B"}, marked={"chosen": {"kl": 2.0, "a": 0.5, "b": 1.2}}
+    )
     left, right = lines(figure)
     assert left["β = 0"] == ([0.0, 9.0], [0.0, 2.0])
     assert right["β = 1"] == ([0.0, 4.0], [1.0, 1.5])
+    assert left["chosen"][1][0] == 0.5 and right["chosen"][1][0] == 1.2
     ax = figure.axes[0]
     place = ax.transData.transform([(0, 0), (4, 0), (9, 0)])[:, 0]
     assert (place[2] - place[0]) / (place[1] - place[0]) == pytest.approx(3 / 2), "square roots"
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == [*CURVES]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [*CURVES, "chosen"]
     assert ax.containers, "the last point of the first curve has its error"
     assert not figure.axes[1].containers
 
@@ -78,6 +81,26 @@ def test_the_proxy_is_dashed_and_the_gold_solid_in_every_panel() -> None:
         figures.proxy_and_gold({"Best of n": {"50": few}, "PPO": {"800": many}})
 
 
+def test_looks_are_drawn_for_every_training_and_named_once() -> None:
+    points = [{"step": 0, "a": 1.0, "b": 3.0}, {"step": 9, "a": 2.0, "b": 5.0, "a_error": 0.5}]
+    groups = {"long": [points], "short": [points, points[:1]]}
+    left, right = figures.over_looks(groups, {"a": "A", "b": "B"}).axes
+    drawn = [list(np.asarray(line.get_ydata())) for line in left.get_lines()]
+    assert drawn.count([1.0, 2.0]) == 2 and drawn.count([1.0]) == 1
+    assert len(left.containers) == 2 and not right.containers, "errors where they are known"
+    assert [text.get_text() for text in left.texts] == ["long", "short"] and not right.texts
+    with pytest.raises(DataError, match="has no 'c'"):
+        figures.over_looks(groups, {"c": "C"})
+
+
+def test_curves_over_steps_are_running_means() -> None:
+    points = [{"kl": float(i), "kl_coef": 0.1} for i in range(6)]
+    (left, right) = lines(figures.over_steps({"x": points}, {"kl": "KL", "kl_coef": "β"}, 2))
+    assert left["x"][0] == [1, 2, 3, 4, 5, 6]
+    assert left["x"][1] == [0.0, 0.5, 1.5, 2.5, 3.5, 4.5]
+    assert right["x"][1] == pytest.approx([0.1] * 6)
+
+
 def test_a_patient_stands_before_the_healthy_one_in_every_panel() -> None:
     healthy = {"kl": [0.0, 1.0, 2.0], "score": [1.0, 1.1, 1.2]}
     patient = {"kl": [0.0, 9.0], "score": [1.0, 0.2], "other": [5.0]}
@@ -88,6 +111,12 @@ def test_a_patient_stands_before_the_healthy_one_in_every_panel() -> None:
     behind, before = figure.axes[0].get_lines()
     assert behind.get_color() != before.get_color() and behind.get_linewidth() > 2
     assert [ax.get_title(loc="left") for ax in figure.axes] == ["Score", "KL"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["healthy", "patient A"]
+    nothing = {"off": [0.0, 0.0]}
+    assert [
+        t.get_text()
+        for t in figures.beside_healthy("A", nothing, nothing, {"off": ""}).axes[0].texts
+    ] == ["0 in both"]
     four = {key: key for key in "abcd"}
     many = {key: [1.0, 2.0] for key in four}
     shown = [ax.get_visible() for ax in figures.beside_healthy("A", many, many, four).axes]
@@ -113,6 +142,7 @@ def test_gains_of_seeds_show_every_training_and_the_interval() -> None:
         (lambda: figures.against_kl({}, {"a": "A"}), "nothing to draw"),
         (lambda: figures.against_kl({"x": []}, {"a": "A"}), "nothing to draw"),
         (lambda: figures.against_kl({"x": [{"kl": 1.0}]}, {"a": "A"}), "'x' has no 'a'"),
+        (lambda: figures.over_steps({"x": [{"a": 1.0}]}, {"kl": "KL"}), "'x' has no 'kl'"),
         (lambda: figures.gains_of_seeds({}), "no judges"),
     ],
 )
