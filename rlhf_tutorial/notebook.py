@@ -66,11 +66,12 @@ def _verdict(guess: Any, answer: Any, within: float | None) -> str:
     if not (isinstance(guess, Real) and isinstance(answer, Real)):
         said, right = (str(word).strip().removesuffix(".").lower() for word in (guess, answer))
         return "the run agrees" if said == right else "the run disagrees"
+    said_number, right_number = float(guess), float(answer)
     if within is None:
         whole = isinstance(answer, Integral)
-        share = not whole and 0 <= answer <= 1 and 0 <= guess <= 1
-        within = max(abs(float(answer)) / 5, 0.05 if share else 0.5 if whole else 0.0)
-    off = abs(float(guess) - float(answer)) - 1e-9  # or 0.3 would be too far from 0.25
+        share = not whole and 0 <= right_number <= 1 and 0 <= said_number <= 1
+        within = max(abs(right_number) / 5, 0.05 if share else 0.5 if whole else 0.0)
+    off = abs(said_number - right_number) - 1e-9  # or 0.3 would be too far from 0.25
     if off <= within:
         return "the run agrees"
     return "that is close" if off <= 2 * within else "the run disagrees"

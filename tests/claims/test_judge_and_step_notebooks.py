@@ -55,7 +55,7 @@ def test_the_reward_model() -> None:
     low = sorted(replies, key=lambda name: replies[name])[:2]
     assert set(low) == {"the same, broken off", "refusing"}
     assert max(replies, key=lambda name: replies[name]) != "helpful"
-    assert "It isn't the helpful answer." in prose and "far lower scores than the rest" in prose
+    assert "far lower scores than the rest" in prose
     for margin, cost in ((0, "0.69"), (2, "0.13"), (4, "0.02"), (-1, "1.31")):
         assert f"{math.log(1 + math.exp(-margin)):.2f}" == cost and cost in prose
 
@@ -92,7 +92,7 @@ def test_the_reward_model() -> None:
     assert abs(fifths["highest"][0] - fifths["highest"][1]) < 0.2 and "within 0.2" in prose
     assert fifths["third"][:2] == [1.22, 0.89] and "(1.22 for a grade of 0.89)" in prose
     assert 1.25 < 1.22 / 0.89 < 1.45 and "a third too much" in prose
-    best, *_ = re.findall(r"mean grade is ([\d.]+)", shown["answer-scale"])
+    best, *_ = re.findall(r"mean grade is (\d\.\d+)", shown["answer-scale"])
     assert 4 < float(best) < 4.2 and "mean grade is a little above 4" in prose
 
     lead = numbers(shown["by-pairs"].split("comparisons: ")[-1])
