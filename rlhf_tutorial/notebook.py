@@ -109,7 +109,7 @@ def copy_notebooks(folder: Path) -> list[Path]:
 
 
 def headline(results: dict[str, Any]) -> str:
-    """The numbers to remember: mean reward before and after, and what the other judge says."""
+    """The numbers to remember: mean score before and after, and what the evaluating judge says."""
     if "comparison" not in results:
         return "No comparison yet: notebook 06 makes it."
     c = results["comparison"]
@@ -117,11 +117,11 @@ def headline(results: dict[str, Any]) -> str:
     second = c["second"]
     low, high = second["mean_gain_interval"]
     return (
-        f"Mean reward on {c['n']} held-out prompts: {c['mean_before']:.2f} before, "
+        f"Mean score on {c['n']} held-out prompts: {c['mean_before']:.2f} before, "
         f"{c['mean_after']:.2f} after; gain {c['mean_gain']:.2f} "
         f"(95% interval {gain[0]:.2f} to {gain[1]:.2f}).\n"
         f"Win rate of the trained policy: {c['win_rate']:.1%} "
         f"(95% interval {win[0]:.1%} to {win[1]:.1%}).\n"
-        f"Under the second judge, which PPO does not see: gain {second['mean_gain']:.2f} "
+        f"By the evaluating judge, which PPO doesn't see: gain {second['mean_gain']:.2f} "
         f"({low:.2f} to {high:.2f}), win rate {second['win_rate']:.1%}."
     )

@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import DataError
 from ..feedback import Row
 from ..scores import checked_scores
-from .intervals import two_way_interval
+from .intervals import bootstrap_interval, two_way_interval
 
 ACCEPTABLE = 3
 """From this grade on an answer is acceptable."""
@@ -139,6 +139,40 @@ def gain_by_ending(
         # A draw in which every answer ended has no cut one to compare: it is left out.
         result[f"{name}_interval"] = np.nanquantile(values, [0.025, 0.975]).tolist()
     return result
+
+
+def gain_where_both_ended(
+    rows: Sequence[Row], before: str, after: Sequence[str], key: str = "grade"
+) -> dict[str, Any]:
+    """The gain on those prompts alone where the answers of both sides ended.
+
+    What "by content" of `gain_by_ending` estimates, without its flaw: a policy may finish its
+    answers to the easier prompts, and then answers to other prompts are compared.
+
+    Args:
+        rows, before, after, key: as of `gains_of`. Of several seeds those whose answer ended count,
+            and a prompt's gain is their mean.
+
+    Returns:
+        `n` prompts; `mean_gain`, and its 95% interval `mean_gain_interval` over these prompts.
+
+    Raises:
+        DataError: as of `compare_sources`, or without such a prompt.
+    """
+    chosen = _chosen(rows, before, after)
+    values, ended = _values(chosen, key), _values(chosen, "ended").astype(bool)
+    gains = [
+        (value[1:][kept[1:]] - value[0]).mean()
+        for value, kept in zip(values, ended, strict=True)
+        if kept[0] and kept[1:].any()
+    ]
+    if not gains:
+        raise DataError("there is no prompt to which both sides' answers ended")
+    return {
+        "n": len(gains),
+        "mean_gain": float(np.mean(gains)),
+        "mean_gain_interval": list(bootstrap_interval(gains)),
+    }
 
 
 def pair_accuracy(

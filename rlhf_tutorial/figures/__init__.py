@@ -5,6 +5,8 @@ from .plan import plan_diagram, policy_and_reference
 from .scores import (
     bars_with_intervals,
     before_after,
+    dots_with_intervals,
+    ended_and_cut,
     length_histogram,
     margins,
     score_histogram,
@@ -39,6 +41,8 @@ __all__ = [
     "credit",
     "curves_of_tastes",
     "diagnostics",
+    "dots_with_intervals",
+    "ended_and_cut",
     "gains_of_seeds",
     "gradient_clouds",
     "kl_estimates",

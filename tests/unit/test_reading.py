@@ -11,6 +11,7 @@ from rlhf_tutorial.evaluation.intervals import bootstrap_interval
 from rlhf_tutorial.evaluation.reading import (
     compare_sources,
     gain_by_ending,
+    gain_where_both_ended,
     gains_of,
     lead,
     pair_accuracy,
@@ -100,6 +101,27 @@ def test_the_gain_is_split_into_ending_and_content():
         row["answers"][0]["ended"] = True
     with pytest.raises(DataError, match="some not"):
         gain_by_ending(rows, "old", ["new"])
+
+
+def test_where_both_ended_answers_that_were_cut_off_on_either_side_are_left_out():
+    """Of three prompts two count; of one of these only the seed whose answer ended."""
+    rows = [
+        {"prompt": "a", "answers": [answer("old", 1, 3), answer("x", 3, 1), answer("y", 2, 2)]},
+        {
+            "prompt": "b",
+            "answers": [answer("old", 2, 2), answer("x", 5, 1), answer("y", 0, 3, ended=False)],
+        },
+        {
+            "prompt": "c",
+            "answers": [answer("old", 0, 3, ended=False), answer("x", 5, 1), answer("y", 5, 2)],
+        },
+    ]
+    found = gain_where_both_ended(rows, "old", ["x", "y"])
+    assert found["n"] == 2 and found["mean_gain"] == pytest.approx((1.5 + 3) / 2)
+    assert found["mean_gain_interval"] == pytest.approx(bootstrap_interval([1.5, 3.0]))
+    with pytest.raises(DataError, match="no prompt to which both") as error:
+        gain_where_both_ended(rows[2:], "old", ["x", "y"])
+    one_line(error)
 
 
 def test_seeds_that_differ_widen_the_interval():
