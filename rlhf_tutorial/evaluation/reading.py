@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import DataError
 from ..feedback import Row
 from ..scores import checked_scores
-from .intervals import bootstrap_interval
+from .intervals import bootstrap_interval, two_way_interval
 
 ACCEPTABLE = 3
 """From this grade on an answer is acceptable."""
@@ -52,10 +52,10 @@ def compare_sources(
         "seeds": len(after),
         "win_rate": float(wins.mean()),
         "win_rate_by_seed": wins.mean(axis=0).tolist(),
-        "win_rate_interval": _two_way_interval(wins, resamples, seed),
+        "win_rate_interval": list(two_way_interval(wins, resamples=resamples, seed=seed)),
         "grade_before": float(grades[:, 0].mean()),
         "grade_after": float(grades[:, 1:].mean()),
-        "grade_gain_interval": _two_way_interval(gains, resamples, seed),
+        "grade_gain_interval": list(two_way_interval(gains, resamples=resamples, seed=seed)),
         "acceptable_before": float((grades[:, 0] >= ACCEPTABLE).mean()),
         "acceptable_after": float((grades[:, 1:] >= ACCEPTABLE).mean()),
         "ended_before": float(ended[:, 0].mean()),
@@ -79,7 +79,7 @@ def gains_of(
     gains = values[:, 1:] - values[:, :1]
     return {
         "mean_gain": float(gains.mean()),
-        "mean_gain_interval": _two_way_interval(gains, resamples=10_000, seed=0),
+        "mean_gain_interval": list(two_way_interval(gains)),
         "gain_by_seed": gains.mean(axis=0).tolist(),
     }
 
@@ -309,15 +309,3 @@ def _values(chosen: list[list[dict[str, Any]]], key: str) -> np.ndarray:
 def _won(answer: dict[str, Any], other: dict[str, Any]) -> float:
     mine, its = ((a["grade"], -a["rank"]) for a in (answer, other))
     return 0.5 if mine == its else float(mine > its)
-
-
-def _two_way_interval(values: np.ndarray, resamples: int, seed: int) -> list[float]:
-    """95% of the mean of (prompts, seeds) when both are drawn anew, with replacement."""
-    rng = np.random.default_rng(seed)
-    prompts, seeds = values.shape
-    means = np.empty(resamples)
-    for i in range(resamples):
-        columns = values[:, rng.integers(seeds, size=seeds)].mean(axis=1)
-        means[i] = columns[rng.integers(prompts, size=prompts)].mean()
-    low, high = np.quantile(means, [0.025, 0.975])
-    return [float(low), float(high)]

@@ -10,6 +10,7 @@ from .scores import (
     length_histogram,
     margins,
     score_histogram,
+    shares,
 )
 from .small import credit, gradient_clouds, kl_estimates, race_to_optimum, tilting
 from .step import along_response, batch_layout, clipped_objective, token_heatmap
@@ -57,6 +58,7 @@ __all__ = [
     "reward_curve",
     "score_histogram",
     "seeds_and_controls",
+    "shares",
     "tilting",
     "token_heatmap",
 ]

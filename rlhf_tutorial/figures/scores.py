@@ -128,10 +128,10 @@ def score_histogram(
 
 @rc_context(STYLE)
 def margins(groups: Mapping[str, ArrayLike]) -> Figure:
-    """The margin of each pair, score of the better answer less that of the other, sorted.
+    """The margin of each pair, score of the better answer minus that of the other, sorted.
 
-    A panel per group, all on one scale. Pairs in the wrong order have a margin below 0 and are red;
-    how many of each hundred they are is said in the panel.
+    A panel per group, all on one scale. Pairs in the wrong order have a margin below 0 and are
+    hatched; how many of each hundred they are is said there.
 
     Args:
         groups: title of the panel to the margins of its pairs, (n,).
@@ -147,20 +147,63 @@ def margins(groups: Mapping[str, ArrayLike]) -> Figure:
         sizes = np.sort(finite_array(values, f"group {title!r}"))
         share = 100 * (np.arange(len(sizes)) + 0.5) / len(sizes)
         wrong = 100 * (np.mean(sizes < 0) + np.mean(sizes == 0) / 2)
-        ax.fill_between(share, sizes.clip(max=0), color=VERMILLION, alpha=0.65, linewidth=0)
         ax.fill_between(share, sizes.clip(min=0), color=BLUE, alpha=0.65, linewidth=0)
+        ax.fill_between(
+            share, sizes.clip(max=0), facecolor="white", edgecolor=VERMILLION, hatch="////",
+            linewidth=1,
+        )  # fmt: skip
         ax.axhline(0, color=INK, linewidth=0.8)
-        ax.axvline(wrong, color=INK, linewidth=0.8, linestyle=":")
         ax.set(xlim=(0, 100), xlabel=f"% of {len(sizes)} pairs, by margin", title=title)
-        for x, y, text, colour, side in (
-            (0.03, 0.72, f"{wrong:.0f}% wrong", VERMILLION, "left"),
-            (0.97, 0.08, f"{100 - wrong:.0f}% right", BLUE, "right"),
+        for x, y, text, colour in (
+            (0.03, 0.73, f"{100 - wrong:.0f}% right:\nbetter answer\nscored higher", BLUE),
+            (0.32, 0.06, f"{wrong:.0f}% wrong:\nworse answer\nscored higher", VERMILLION),
         ):
             ground = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
-            ax.text(
-                x, y, text, transform=ax.transAxes, color=colour, ha=side, fontsize=12, bbox=ground
-            )
-    axes[0].set_ylabel("margin, in points of the score")
+            ax.text(x, y, text, transform=ax.transAxes, color=colour, fontsize=10, bbox=ground)
+    axes[0].set_ylabel("score of the better answer\nminus score of the worse")
+    return fig
+
+
+@rc_context(STYLE)
+def shares(
+    panels: Mapping[str, Mapping[str, Mapping[str, float]]],
+    xlabel: str,
+    lines: Mapping[str, float],
+) -> Figure:
+    """A dot with its interval for each share, by name from top to bottom, in a panel or more.
+
+    Args:
+        panels: title to name to {"value"} and, where there is an interval, {"low", "high"}. The
+            first panel has all names.
+        xlabel: what the shares are.
+        lines: shares to compare with, by label; a vertical line in each panel.
+
+    Raises:
+        DataError: without a panel, or with one that has no share.
+    """
+    if not panels or not all(panels.values()):
+        raise DataError("no shares given: there is nothing to plot")
+    names = list(next(iter(panels.values())))
+    fig = new_figure(3.2 + 3.6 * len(panels), 1.0 + 0.38 * len(names))
+    axes = np.atleast_1d(fig.subplots(1, len(panels), sharex=True, sharey=True))
+    for ax, (title, rows) in zip(axes, panels.items(), strict=True):
+        for label, share in lines.items():
+            ax.axvline(100 * share, color=GREY, linestyle="--", linewidth=1.2)
+            ax.text(100 * share, len(names) - 0.45, f" {label}", color=GREY, va="bottom")
+        for y, name in enumerate(names):
+            if name not in rows:
+                continue
+            value = 100 * rows[name]["value"]
+            low, high = (100 * rows[name].get(end, rows[name]["value"]) for end in ("low", "high"))
+            ax.plot([low, high], [y, y], color=BLUE, linewidth=1.6)
+            ax.plot(value, y, "o", color=BLUE, markersize=6)
+            ax.annotate(
+                f"{value:.0f}%", (value, y), (0, 5), textcoords="offset points", ha="center",
+                va="bottom", fontsize=9,
+            )  # fmt: skip
+        ax.set(title=title, xlabel=xlabel, xlim=(-3, 103), ylim=(len(names) - 0.4, -0.7))
+        ax.tick_params(axis="y", length=0)
+    axes[0].set_yticks(range(len(names)), names, parse_math=False)
     return fig
 
 

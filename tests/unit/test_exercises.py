@@ -184,9 +184,8 @@ def kept_before(before, after):
         ("training_bytes", lambda n, t: 8 * n + 12 * t, "shares what is frozen"),
         ("at_temperature", lambda z, t: z.softmax(-1).log() / t, "sum to 1"),
         ("positions", lambda m: m.cumsum(-1), "at 0, not at 1"),
-        ("answer_tokens", lambda g, n, eos: g[n:][g[n:] != eos], "end token is missing"),
-        ("answer_tokens", lambda g, n, eos: g[-3:], "3 entries in place of 1"),
-        ("answer_tokens", lambda g, n, eos: g[n:].unsqueeze(0), "Along which dimension"),
+        ("ridge", lambda z, g, k: (z.T @ g)[:2], "2 entries in place of 3"),
+        ("positions", lambda mask: mask.cumsum(1).T, "Along which dimension"),
         ("bradley_terry_loss", lambda c, r: -torch.sigmoid(r - c).log().mean(), "swapped"),
         ("bradley_terry_loss", lambda c, r: -torch.log(torch.sigmoid(c - r)), "mean missing"),
         ("bradley_terry_loss", lambda c, r: -torch.sigmoid(c - r).mean(), "logarithm is missing"),
@@ -263,7 +262,7 @@ def test_to_fool_a_judge_takes_one_text_that_pleases_whatever_the_question():
     assert check("fool_the_judge", "No, it isn't.", judge=likes_no).right
     told = check("fool_the_judge", "Four.", judge=reads_the_question)
     assert not told.right
-    assert "1.00" in told.words
+    assert "1.00, 1.00, 1.00, 3.00, 1.00: above 2 for 1 of them" in told.words
     assert not check("fool_the_judge", " ", judge=likes_no).right
     assert len(set(QUESTIONS)) == len(QUESTIONS) and BAR == 2
 

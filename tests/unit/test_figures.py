@@ -321,16 +321,31 @@ def test_score_histogram_has_a_strip_per_group():
 def test_margins_are_sorted_and_the_wrong_pairs_are_counted():
     groups = {"near": [0.5, -1.0, 0.25, 0.0], "far": [2.0, 1.0]}
     near, far = figures.margins(groups).axes
-    assert [t.get_text() for t in near.texts] == ["38% wrong", "62% right"]  # a tie counts half
-    assert [t.get_text() for t in far.texts] == ["0% wrong", "100% right"]
+    shares = [[t.get_text().split(":")[0] for t in ax.texts] for ax in (near, far)]
+    assert shares == [["62% right", "38% wrong"], ["100% right", "0% wrong"]]  # a tie counts half
     assert near.get_ylim() == far.get_ylim()
-    below, above = (c.get_paths()[0].vertices[:, 1] for c in near.collections)
+    above, below = (c.get_paths()[0].vertices[:, 1] for c in near.collections)
     assert (below.min(), below.max(), above.min(), above.max()) == (-1, 0, 0, 0.5)
     assert near.get_xlabel() == "% of 4 pairs, by margin"
     with pytest.raises(DataError, match="no groups"):
         figures.margins({})
     with pytest.raises(DataError, match="'empty'"):
         figures.margins({"empty": []})
+
+
+def test_shares_have_a_row_each_and_a_panel_may_lack_one():
+    whole = {"judge": {"value": 0.8, "low": 0.7, "high": 0.9}, "reading": {"value": 0.96}}
+    fig = figures.shares({"all": whole, "some": {"judge": {"value": 0.6}}}, "right", {"coin": 0.5})
+    everything, some = fig.axes
+    assert [t.get_text() for t in everything.get_yticklabels()] == ["judge", "reading"]
+    assert [t.get_text() for t in everything.texts] == [" coin", "80%", "96%"]
+    assert [t.get_text() for t in some.texts] == [" coin", "60%"]
+    coin, interval, dot, *_ = everything.lines
+    assert coin.get_xdata()[0] == 50 and list(interval.get_xdata()) == [70, 90]
+    assert dot.get_xdata()[0] == 80
+    for panels in ({}, {"all": {}}):
+        with pytest.raises(DataError, match="no shares"):
+            figures.shares(panels, "right", {})
 
 
 def test_bars_show_value_and_interval():
@@ -436,9 +451,9 @@ def test_the_plan_names_every_part_inside_the_picture():
         "Policy",
         "Value head",
         "Reference",
-        "Responses",
+        "Answers",
         "KL",
-        "Reward\nmodel",
+        "Judge",
     } <= texts
     assert {"Reward", "PPO update", "generate", "score", "step", "1", "2", "3"} <= texts
     boxes = [t.get_window_extent() for t in ax.texts if t.get_text()]
@@ -459,10 +474,10 @@ def test_the_forms_of_a_reference_show_what_is_shared_and_add_up():
     texts = {text.get_text() for text in drawing.texts}
     assert {"layers 19 to 30", "Trunk", "Value head", "$V$"} <= texts
     assert any("layers 1 to 18" in text for text in texts)
-    assert [text.get_text() for text in bars.texts] == [" 16 MB", " 8 MB"]
+    said = [text.get_text().replace("\n", " ") for text in bars.texts]
+    assert said == [*KINDS, " 16 MB", " 8 MB"], "the first bar's parts have their names"
     widths = [patch.get_width() for patch in bars.patches]
     assert widths == [*whole.values(), *KINDS.values()]
-    assert [text.get_text() for text in fig.legends[0].get_texts()] == list(KINDS)
 
 
 DRAW = {
@@ -482,6 +497,7 @@ DRAW = {
         [dict(label="a", group="b", value=2, low=1, high=3)], "x"
     ),
     "blocks": lambda: figures.ended_and_cut({"Before": (0.4, 2.0, 1.0)}),
+    "shares": lambda: figures.shares({"all": {"a": {"value": 0.7}}}, "right", {"coin": 0.5}),
     "margins": lambda: figures.margins({"near": [1.0, -0.5], "far": [2.0]}),
     "perplexity": lambda: figures.bars_with_intervals(
         [dict(label="a", value=2, low=1, high=3)], "x"
