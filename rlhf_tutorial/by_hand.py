@@ -177,14 +177,14 @@ def reinforce_loss(logprobs: Tensor, rewards: Tensor, baseline: float | Tensor =
 def rloo_loss(logprobs: Tensor, rewards: Tensor) -> Tensor:
     """REINFORCE with the mean reward of the other answers as the baseline of each.
 
-    Ahmadian et al. 2024, "Back to Basics", eq. 7. Args: logprobs: (N, T). rewards: (N,).
+    Ahmadian et al. 2024, "Back to Basics". Args: logprobs: (N, T). rewards: (N,).
     """
     others = (rewards.sum() - rewards) / (len(rewards) - 1)
     return reinforce_loss(logprobs, rewards, others)
 
 
 def grpo_loss(logprobs: Tensor, ref_logprobs: Tensor, scores: Tensor, beta: float) -> Tensor:
-    """Scores less their mean, over their spread; the KL is k3, and stands in the loss.
+    """Scores minus their mean, over their spread; the KL is in the loss, k3 of each token.
 
     Shao et al. 2024, "DeepSeekMath", eq. 3, for the first update on a group: the ratio is 1 then.
     Args: logprobs, ref_logprobs: (N, T). scores: (N,).
@@ -263,7 +263,7 @@ def by_rloo(problem: Problem, policy: SmallPolicy, count: int, random: torch.Gen
 
 
 def by_grpo(problem: Problem, policy: SmallPolicy, count: int, random: torch.Generator) -> Losses:
-    """The KL stands in the loss, beside advantages that were scaled."""
+    """The KL is in the loss, next to advantages that were scaled."""
     answers, _, ref_logprobs, scores = _sampled(problem, policy, count, random)
     yield grpo_loss(policy(answers), ref_logprobs, scores, problem.beta)
 
@@ -284,7 +284,7 @@ def by_ppo(problem: Problem, policy: SmallPolicy, count: int, random: torch.Gene
 
 
 def by_dpo(problem: Problem, policy: SmallPolicy, count: int, random: torch.Generator) -> Losses:
-    """Pairs of the reference's answers; the judge chooses as Bradley and Terry have it."""
+    """Fresh pairs of the reference's answers; the judge chooses as Bradley and Terry have it."""
     first, second = problem.reference.sample(2 * (count // 2), random).chunk(2)
     preferred = torch.sigmoid(problem.scores[first] - problem.scores[second])
     wins = torch.rand(len(first), generator=random, dtype=preferred.dtype) < preferred

@@ -196,9 +196,12 @@ def table(candidates: list[dict[str, Any]]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in candidates:
-        note = (
-            "**chosen**" if row is taken else f"out: {', '.join(row['out'])}" if row["out"] else ""
-        )
+        if row["out"]:
+            note = f"out: {', '.join(row['out'])}"
+        elif len(candidates) == 1:  # nothing was chosen: there was no other
+            note = "keeps all limits"
+        else:
+            note = "**chosen**" if row is taken else ""
         lines.append(
             f"| {row['arm']} | {row['seeds']} | {row['seconds']:.0f} | "
             f"{row['gain']:.2f} ± {row['error']:.2f} | "

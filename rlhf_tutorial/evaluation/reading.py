@@ -190,6 +190,44 @@ def pair_accuracy(
     Raises:
         DataError: if there is not one score an answer, or no pair.
     """
+    right, pairs = _right(rows, scores)
+    low, high = _share_interval(right, pairs, resamples, seed)
+    return {
+        "n": int(pairs.sum()),
+        "accuracy": float(right.sum() / pairs.sum()),
+        "low": low,
+        "high": high,
+    }
+
+
+def lead(
+    rows: Sequence[Row],
+    scores: Sequence[float],
+    other: Sequence[float],
+    *,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> dict[str, float]:
+    """In how many more of the pairs one judge is right than another: both see the same pairs.
+
+    Args:
+        rows, scores: as of `pair_accuracy`. other: the other judge's scores of the same answers.
+
+    Returns:
+        `lead`, the difference of the accuracies, and `low` and `high`, 95% of a bootstrap over
+        prompts.
+
+    Raises:
+        DataError: as of `pair_accuracy`.
+    """
+    (right, pairs), (other_right, _) = _right(rows, scores), _right(rows, other)
+    ahead = right - other_right
+    low, high = _share_interval(ahead, pairs, resamples, seed)
+    return {"lead": float(ahead.sum() / pairs.sum()), "low": low, "high": high}
+
+
+def _right(rows: Sequence[Row], scores: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Of each prompt: how many pairs of different grade are ordered right, and how many it has."""
     count = sum(len(row["answers"]) for row in rows)
     if len(scores) != count:
         raise DataError(f"{len(scores)} scores for {count} answers: give one for each")
@@ -203,16 +241,18 @@ def pair_accuracy(
                 right[i] += (np.sign(grade - other_grade) * np.sign(score - other_score) + 1) / 2
     if not pairs.any():
         raise DataError("no two answers to a prompt have different grades: there is no pair")
+    return right, pairs
+
+
+def _share_interval(
+    right: np.ndarray, pairs: np.ndarray, resamples: int, seed: int
+) -> tuple[float, float]:
+    """95% of the sum of `right` over that of `pairs`, when prompts are drawn with replacement."""
     rng = np.random.default_rng(seed)
-    drawn = rng.integers(len(rows), size=(resamples, len(rows)))
+    drawn = rng.integers(len(pairs), size=(resamples, len(pairs)))
     resampled = right[drawn].sum(axis=1) / np.maximum(pairs[drawn].sum(axis=1), 1)
     low, high = np.quantile(resampled, [0.025, 0.975])
-    return {
-        "n": int(pairs.sum()),
-        "accuracy": float(right.sum() / pairs.sum()),
-        "low": float(low),
-        "high": float(high),
-    }
+    return float(low), float(high)
 
 
 def agreement(first: Sequence[Row], second: Sequence[Row]) -> dict[str, float]:

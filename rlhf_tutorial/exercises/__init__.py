@@ -18,6 +18,7 @@ from . import (
     human,
     judging,
     log,
+    overoptimisation,
     perplexity,
     policy,
     ppo,
@@ -43,6 +44,7 @@ EXERCISES: dict[str, Exercise] = {
         clinic,
         comparison,
         perplexity,
+        overoptimisation,
         rivals,
         human,
     )

@@ -131,7 +131,7 @@ def _compare(exercise: Exercise, results: list[tuple[Any, Any, Any, Any]]) -> Ve
     if gradients and exercise.learned:
         return Verdict(
             True,
-            "The value is another than the package's, but the gradient is the same, "
+            "The value differs from the package's, but the gradient is the same, "
             "and an optimiser looks at nothing else.",
         )
     if values and all(given is None or not given.any() for _, _, given, _ in results):

@@ -196,29 +196,36 @@ def tilting(
 
     Args:
         betas: (n,), falling.
-        shares: kind of answer to its (n,) probabilities; drawn as layers that add up.
+        shares: kind of answer to its (n,) probabilities; drawn as layers that add up, each named
+            at its left end, or at its right one if it begins thin.
         means: quantity to its (n,) expectations, a line each in the second panel.
 
     Raises:
         DataError: for values that are not finite.
     """
     x = finite_array(betas, "betas")
-    fig = new_figure(10.0, 4.2)
+    fig = new_figure(10.0, 3.9)
     layers, lines = fig.subplots(1, 2)
     colours = ("#D9D9D9", BLUE, GREEN, VERMILLION)
     heights = [finite_array(values, name) for name, values in shares.items()]
     layers.stackplot(x, heights, colors=colours, alpha=0.8, linewidth=0)
     layers.set(ylim=(0, 1), ylabel="probability under π*", title="what π* says")
-    layers.legend(list(shares), loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
-    for colour, (name, values) in zip((VERMILLION, BLUE), means.items(), strict=False):
-        y = finite_array(values, name)
+    upper = np.cumsum(heights, axis=0)
+    for n, (name, height) in enumerate(zip(shares, heights, strict=True)):
+        at, side, inwards = (0, "left", 8) if height[0] > 0.1 else (-1, "right", -8)
+        layers.annotate(  # a layer has more room below on the left, and above on the right
+            name, (x[at], upper[n][at] - (0.7 if at == 0 else 0.25) * height[at]), (inwards, 0),
+            textcoords="offset points", ha=side, va="center", color="white" if n else INK,
+        )  # fmt: skip
+    for n, (name, values) in enumerate(means.items()):
+        y, colour = finite_array(values, name), (VERMILLION, BLUE)[n % 2]
         lines.plot(x, y, color=colour, linewidth=2.2)
         top = int(y.argmax())
-        lines.plot(x[top], y[top], "o", color=colour, markersize=8, mec=INK)
-        middle = len(x) // 2
-        lines.annotate(
-            name, (x[middle], y[middle]), (0, 8), textcoords="offset points", ha="right",
-            color=colour,
+        lines.plot(x[top], y[top], "o", color=colour, markersize=8, mec=INK, clip_on=False)
+        third = len(x) // 3
+        lines.annotate(  # the first above its line, the next below its own
+            name, (x[third], y[third]), (0, (14, -26)[n % 2]), textcoords="offset points",
+            ha=("right", "center")[n % 2], color=colour,
         )  # fmt: skip
     lines.set(ylabel="expectation (points)", title="what it earns")
     for ax in (layers, lines):

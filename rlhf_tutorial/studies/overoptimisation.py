@@ -71,3 +71,26 @@ def best_of_n_curve(
             seen[name] = float(gains.mean())
         rows.append(seen | {"gold_error": float(gains.std(ddof=1) / len(gains) ** 0.5)})
     return rows
+
+
+def last_within(kls: Sequence[float], most: float) -> int:
+    """Where to stop: the last checkpoint before the first that is farther away than `most`.
+
+    Args:
+        kls: of the checkpoints in order, the first at the start.
+
+    Returns:
+        Its index, 0 if already the second is too far.
+    """
+    beyond = next((i for i, kl in enumerate(kls) if kl > most), len(kls))
+    return max(beyond - 1, 0)
+
+
+def paired_difference(one: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
+    """The mean of `one` minus `other`, prompt by prompt, and its standard error.
+
+    Args:
+        one, other: (n,) numbers of the same n prompts, n at least 2.
+    """
+    apart = np.subtract(one, other)
+    return float(apart.mean()), float(apart.std(ddof=1) / len(apart) ** 0.5)

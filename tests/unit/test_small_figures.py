@@ -57,7 +57,9 @@ def test_tilting_stacks_shares_and_marks_the_top_of_each_mean():
     means = {"judge": [1, 2, 3], "reader": [1, 2, 0.5]}
     fig = figures.tilting([2.0, 1.0, 0.5], shares, means)
     layers, lines = fig.axes
-    assert [t.get_text() for t in layers.get_legend().get_texts()] == list(shares)
+    assert [t.get_text() for t in layers.texts] == list(shares)
+    assert [t.xy[0] for t in layers.texts] == [2.0, 2.0], "each is thick enough at its left end"
+    assert [t.get_text() for t in lines.texts] == list(means)
     tops = [line.get_xydata()[0].tolist() for line in lines.lines[1::2]]
     assert tops == [[0.5, 3.0], [1.0, 2.0]]
     assert layers.get_xlim() == (2.0, 0.5), "beta falls to the right"
