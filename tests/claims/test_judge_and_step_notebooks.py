@@ -147,14 +147,22 @@ def test_one_step() -> None:
     shown, prose = outputs_and_prose("04_ppo_by_hand.ipynb")
     by_kind = row(shown["kl"], "mean per answer")
     assert "1.81 and 1.83 nats per answer" in prose
-    assert [f"{by_kind[0]:.2f}", f"{by_kind[3]:.2f}"] == ["1.81", "1.83"]
+    assert [f"{n:.2f}" for n in by_kind] == ["1.81", "1.83"]
+    sampled, exact = row(shown["kl"], "smallest")
+    assert sampled < -1 and exact == 0 and "the sampled one even falls below 0" in prose
+    off, error = numbers(shown["kl-verdict"].split("tokens:")[1])[:2]
+    assert abs(off) < error
+    best, worst = (numbers(line) for line in shown["70f0a4d6"].splitlines()[:2])
+    assert min(best) > 0 > max(worst)
+    assert "Every token of the best answer is praised, and every token of the worst" in prose
+    assert "score +2.83" in shown["chosen"] and "it would be flat, near 2.8" in prose
     assert "'For' with probability 0.15%" in shown["first-token"]
     assert '"For" had a probability of 0.15%' in prose
     reference, policy = numbers(shown["first-token"].split("last token")[1])
     assert 18 < reference < 22 and policy > 90 and "one of five cases" in prose
-    mean, _ = row(shown["whiten"], "mean")
+    mean, _ = numbers(shown["whiten"].splitlines()[0])
     assert f"{mean:.2f}" == "0.29" and "had the mean 0.29" in prose
-    assert "only at 1" in shown["shift-test"]
+    assert "a lot" in shown["shift-test"]
 
     second = row(shown["update"], "2")
     low, high, clipped = second[2], second[3], second[4]
@@ -162,11 +170,9 @@ def test_one_step() -> None:
     assert f"{clipped:.0%}" == "17%" and "17% at the second pass" in prose and second[0] < 0
     assert "' it', probability 11%, ratio 8.2" in shown["show-moved"]
     assert "a probability of 11%, and is now eight times as likely" in prose
-    moved = shown["moved-table"]
-    kl = numbers(moved.split("(full):")[1])
-    assert "3.30 nats, after 1.83" in prose and [f"{n:.2f}" for n in kl[:2]] == ["1.83", "3.30"]
+    explained, kl = (numbers(line) for line in shown["moved-table"].splitlines())
+    assert "3.30 nats, after 1.83" in prose and [f"{n:.2f}" for n in kl] == ["1.83", "3.30"]
     assert kl[0] * 0.7 < kl[1] - kl[0] < kl[0] and "nearly as far as the three before it" in prose
-    explained = numbers(moved.split("head:")[1])
     assert [f"{n:.2f}" for n in explained] == ["-0.79", "-0.14"]
     assert "from -0.79 to -0.14" in prose
 

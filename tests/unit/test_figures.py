@@ -191,6 +191,8 @@ def test_token_heatmap_prints_each_value_and_colours_around_0():
     red, blue = cells[0, 2], cells[0, 0]
     assert red[0] > red[2]
     assert blue[2] > blue[0]
+    corners = [corner.get_xy()[0].tolist() for corner in ax.patches]
+    assert corners == [[2.0, 1.0]], "in grey, too, one sees which cells are below 0"
     # Each row has its own scale: its largest distance from 0 gets the same full colour.
     np.testing.assert_allclose(cells[1, 1], blue)
     assert cells[1, 2].tolist() == [1, 1, 1, 1]
@@ -237,7 +239,11 @@ def test_batch_layout_shows_padding_query_and_response():
     fig = figures.batch_layout(attention, mask)
     (mesh,) = fig.axes[0].collections
     assert mesh.get_array().tolist() == [[0, 1, 2, 3, 2], [1, 1, 2, 2, 0]]
-    assert fig.axes[0].lines[0].get_xdata()[0] == 2  # where the responses start
+    assert fig.axes[0].lines[0].get_xdata()[0] == 2  # where the answers start
+    zones = [(t.get_text().strip(), t.xy[0]) for t in fig.axes[0].texts]
+    assert zones == [("padding", 0), ("prompts", 2), ("answers", 2), ("padding", 5)]
+    (unused,) = fig.legends[0].get_texts()
+    assert unused.get_text() == "answer, read but not trained on"
     with pytest.raises(DataError, match="shapes"):
         figures.batch_layout(attention, mask[:1])
 
@@ -257,6 +263,15 @@ def test_clipped_objective_puts_each_token_on_the_loss_that_training_uses():
             loss = policy_loss(one * float(np.log(x)), 0 * one, sign * one, one, 0.2)[0]
             assert y == pytest.approx(loss.item(), abs=1e-6)
     assert fig.axes[0].lines[3].get_xdata() == [1.5] and fig.axes[1].lines[3].get_xdata() == [0.6]
+    assert [ax.texts[0].xy[0] for ax in fig.axes] == [0.5, 1.4], "those that went the wrong way"
+    far = figures.clipped_objective([1.1, 8.0, 9.04, 0.7, 1.3], [1, 1, 1, 1, -1], 0.2)
+    good, bad = far.axes
+    assert good.get_xlim() == (0, 2.5)
+    assert [t.get_text() for t in good.texts] == [
+        "2 more, up to 9.0 →",
+        "went the wrong way:\nis pulled back",
+    ]
+    assert [t.xy[0] for t in (*good.texts[1:], *bad.texts)] == [0.7, 1.3]
     with pytest.raises(DataError, match="6 ratios but 5"):
         figures.clipped_objective(ratio, advantages[:5], 0.2)
 
@@ -270,6 +285,13 @@ def test_quantities_along_a_response_stand_above_their_tokens():
     for line, name in zip(ax.lines[1:], lines, strict=True):
         assert names[name].xy == (2, line.get_ydata()[-1])
         assert names[name].get_color() == line.get_color()
+    value, returned = ax.lines[1:]
+    again = {"value after": [0.1], "value before": [0.2], "advantage": [0.0], "return": [0.3]}
+    (other,) = figures.along_response(["To"], again).axes
+    after, before, advantage, same = other.lines[1:]
+    assert value.get_color() == after.get_color() == before.get_color() != advantage.get_color()
+    assert after.get_linestyle() != before.get_linestyle(), "told apart in grey"
+    assert same.get_color() == returned.get_color() != value.get_color()
     (close,) = figures.along_response(["a"], {"one": [1.0], "two": [1.0], "far": [9.0]}).axes
     one, two, _ = sorted(t.xy[1] for t in close.texts)
     assert two - one > 0.5  # names of lines that end together stand apart
