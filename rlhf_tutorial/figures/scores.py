@@ -291,7 +291,7 @@ def dots_with_intervals(
             y = labels.index(str(row["label"])) + (several and 0.36 * groups.index(name) - 0.18)
             ax.plot([low, high], [y, y], color=colour, linewidth=1.6)
             ax.plot(
-                value, y, marker, markersize=7, color=colour, markerfacecolor=face,
+                value, y, marker, markersize=6, color=colour, markerfacecolor=face,
                 markeredgewidth=1.8, label=name,
             )  # fmt: skip
             ax.annotate(

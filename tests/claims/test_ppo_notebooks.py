@@ -26,7 +26,7 @@ from rlhf_tutorial.evaluation.reading import (
 from rlhf_tutorial.exercises import EXERCISES
 from rlhf_tutorial.feedback import load_feedback
 from rlhf_tutorial.presets import PRESETS
-from rlhf_tutorial.studies.committed import committed_trainings
+from rlhf_tutorial.studies.committed import committed_overoptimisation, committed_trainings
 from rlhf_tutorial.studies.looks import levels
 
 RESULTS = ROOT / "notebooks" / "results" / "smollm2"
@@ -239,8 +239,8 @@ def test_the_two_gains_of_one_policy_are_reconciled(comparison: Notebook) -> Non
     assert "48%" in training.shown("signs-table")
     ended = TABLE["response_before"].map(ends_in_sentence).mean()
     assert comparison.says(
-        "gained 0.82 (0.68 to 0.97), on 96 *validation* prompts",
-        f"happened to end, 48% against {ended:.0%} here",
+        "0.82 (0.68 to 0.97), on 96 *validation* prompts",
+        f"48% of the untouched policy's answers happened to end, and {ended:.0%} here",
     )
 
 
@@ -398,44 +398,37 @@ def perplexity() -> Notebook:
 PERPLEXITY = json.loads((RESULTS / "perplexity.json").read_text("utf-8"))
 
 
-def averages(when: str, measure: str) -> tuple[float, float, float]:
-    """Of a measure's perplexities: mean over texts, pooled, geometric mean."""
+def pooled(when: str, measure: str) -> float:
     values = np.array(PERPLEXITY[when][measure]["perplexities"])
     tokens = np.array(PERPLEXITY[when][measure]["tokens"])
-    logs = np.log(values)
-    return values.mean(), np.exp((tokens * logs).sum() / tokens.sum()), np.exp(logs.mean())
+    return float(np.exp((tokens * np.log(values)).sum() / tokens.sum()))
 
 
 def test_every_perplexity_rose_by_what_is_said(perplexity: Notebook) -> None:
     rises = {
-        measure: [
-            after / before - 1
-            for before, after in zip(
-                averages("before", measure), averages("after", measure), strict=True
-            )
-        ]
+        measure: pooled("after", measure) / pooled("before", measure) - 1
         for measure in PERPLEXITY["before"]
     }
-    said = {"whole_text": (0.11, 0.11), "last_reply": (0.25, 0.28)}
-    said["last_reply_as_sampled"] = (0.79, 1.03)
-    assert {m: (round(min(r), 2), round(max(r), 2)) for m, r in rises.items()} == said
+    whole, reply, sampled = rises.values()
     assert perplexity.says(
-        "rises by 25% (pooled)", "Whole texts rose by 11%, replies by 25% to 28%"
+        f"whole texts by {whole:.0%}, replies by {reply:.0%}, replies as sampled by {sampled:.0%}",
+        f"a predictor of decent answers: {reply:.0%} on replies at temperature 1",
+        f"What's left of the {reply:.0%} then",
     )
-    assert perplexity.says("as sampled by 79% to 103%", "cost 25% on replies at temperature 1")
     before, after = (
         np.array(PERPLEXITY[when]["last_reply"]["perplexities"]) for when in ("before", "after")
     )
     assert perplexity.shown("better").startswith(f"{(after < before).sum()}. Of {len(before)}.")
-    mean, pooled, _ = averages("before", "last_reply")
-    keep = np.argsort(before)[:-4]
-    tokens = np.array(PERPLEXITY["before"]["last_reply"]["tokens"])[keep]
-    fewer = before[keep].mean()
-    pool = np.exp((tokens * np.log(before[keep])).sum() / tokens.sum())
+    shown = perplexity.shown("table")
+    assert shown.startswith("up. 47.5 → 59.3, +25%, with an interval of +23.0% to +26.6%")
     assert perplexity.says(
-        f"from {mean:.1f} to {fewer:.1f}, the pooled one from {pooled:.1f} to {pool:.1f}",
-        f"carried {1 - fewer / mean:.0%} of the mean and {1 - pool / pooled:.0%} of the pool",
+        "one of 2 tokens with a perplexity of 1,000 and one of 98 tokens with 10"
     )
+    values, tokens = np.array([1000.0, 10.0]), np.array([2, 98])
+    one = np.exp((tokens * np.log(values)).sum() / 100)
+    assert perplexity.says(f"texts is {values.mean():.0f}, the pooled perplexity {one:.0f}.")
+    assert perplexity.shown("first-token").startswith("less.")
+    assert perplexity.shown("sharper-answer").startswith("more expensive.")
 
 
 def test_where_the_change_sits_and_how_high_the_bar_is(perplexity: Notebook) -> None:
@@ -454,23 +447,15 @@ def test_where_the_change_sits_and_how_high_the_bar_is(perplexity: Notebook) -> 
     next_one, whole = summed["the token after it"], sum(summed.values())
     assert perplexity.says(f"it's {next_one:.0f} of {whole:.0f} nats, a sixth")
     assert 1 / 6.5 < next_one / whole < 1 / 5.5
-    scores = TABLE["score_before"].to_numpy()
-    bar = 0.05 * np.log(np.mean(np.exp(scores / 0.05)))
-    assert perplexity.shown("above-bar").startswith(f"{(scores > bar).sum()}. Of 128. The bar is")
-    assert f"The bar is at {bar:.2f}" in perplexity.shown("above-bar")
-    assert "1.43 before, 1.99 after" in perplexity.shown("headline")
-
-
-def test_two_texts_have_three_averages(perplexity: Notebook) -> None:
-    values, tokens = np.array([1000.0, 10.0]), np.array([2, 98])
-    pooled = np.exp((tokens * np.log(values)).sum() / 100)
+    scores = committed_overoptimisation()[0]["gold"]
+    bars = 0.05 * np.log(np.exp(scores / 0.05).mean(axis=1, keepdims=True))
+    above = scores > bars
     assert perplexity.says(
-        f"the mean over texts is {values.mean():.0f}, the geometric mean "
-        f"{np.exp(np.log(values).mean()):.0f}, the pooled perplexity {pooled:.0f}."
+        f"{scores.shape[1]} answers of the untouched policy to each of {len(scores)}"
     )
-    assert perplexity.shown("first-token").startswith("less.")
-    assert perplexity.shown("table-1").startswith("18.1.")
-    assert perplexity.shown("sharper-answer").startswith("dearer.")
+    assert perplexity.shown("above-bar").startswith(
+        f"{100 * above.mean():.1f}. At {(above.sum(axis=1) == 1).sum()} of the {len(scores)} "
+    )
 
 
 def test_rows_of_colours_that_are_compared_have_one_scale() -> None:
