@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import takewhile
@@ -89,6 +90,21 @@ class BoundTemplate:
         ids = self.tokenizer(self.render(turns), add_special_tokens=False)["input_ids"]
         start = [] if self.template.text is None else self._start_ids
         return list(ids) if ids[: len(start)] == start else [*start, *ids]
+
+    def plain(self, text: str) -> str:
+        """The text with a space inside each special token that it spells out: read as text, too.
+
+        `decode` leaves special tokens out, but a policy can spell one in ordinary tokens, letter by
+        letter, and so can whoever writes a prompt.
+        """
+        return self._spelled_out.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
+
+    @cached_property
+    def _spelled_out(self) -> re.Pattern[str]:
+        """Finds the text of any special token."""
+        tokens = self.tokenizer.convert_ids_to_tokens(sorted(_special_ids(self.tokenizer)))
+        longest_first = sorted((token for token in tokens if token), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
     @cached_property
     def eos_token_ids(self) -> list[int]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from rlhf_tutorial import AutoModelForCausalLMWithValueHead, Run, load_preset
 from rlhf_tutorial.evaluation.intervals import bootstrap_interval
@@ -57,9 +58,8 @@ def pool(split: str) -> list[Pair]:
 
 def make_features() -> None:
     """Read all answers, fit the projection on the training prompts' alone, and keep both."""
-    features = Features.fit(
-        state_reader(Run(load_preset("smollm2"), RUNS / "reader")), pool("train")
-    )
+    run = Run(load_preset("smollm2"), RUNS / "reader")
+    features = Features.fit(state_reader(run, progress=tqdm), pool("train"))
     features.differences(pool("test"))
     features.save(RUNS / "features")
 

@@ -563,7 +563,7 @@ scores {helpful:.2f}, a refusing one {refusing:.2f}.
 - On real human preferences, mostly between two replies that both answer, it is only a little better
   than chance, as the table says. A gain under this judge is not yet "people like it better".
 - English, short single requests. It knows nothing of harmlessness.
-- A policy optimised hard against it will find answers that it overrates; notebook 06 counts some.
+- A policy optimised hard against it finds answers that it overrates (docs/first-edition.md).
 - Accuracy falls on cut answers.
 """
 )

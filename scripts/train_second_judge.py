@@ -295,7 +295,7 @@ judges' margins.
 - It is small, and on human preferences between two replies that both answer it is little better
   than chance, as the table says.
 - It likes answers that use the request's words, more than the first judge does, and is taken in by
-  a request said back (docs/first-edition.md has how much, notebook 08 a policy that does it).
+  a request said back (docs/first-edition.md has how much).
 - English, short single requests, helpfulness alone.
 - A gain under both judges is better evidence than under one. It is still not a person's word.
 """

@@ -9,13 +9,18 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
-WORDS_A_MINUTE = 180
+WORDS_A_MINUTE, LINES_A_MINUTE = 200, 20
+MINUTES_A_LOOK, MINUTES_AN_EXERCISE = 2 / 3, 5
+"""For a picture, and for a guess; and for an exercise. By two readers of the course, measured on
+none: whoever is new to it takes longer, and whoever skips the code, less."""
 REPOSITORY = "https://github.com/rlhf-tutorial/rlhf-tutorial"
 COLAB = "https://colab.research.google.com/github/rlhf-tutorial/rlhf-tutorial/blob/main/notebooks"
 
 _ROW = re.compile(r"^\| \[(\S+) [^\]]*\]\(notebooks/(\S+)\.ipynb\) \| (.+?) \| (.+?) \|$", re.M)
 _FORMULA = re.compile(r"(?<![\\$])\$(?!\s)[^$\n]+?(?<!\s)\$(?!\d)|\$\$.+?\$\$", re.DOTALL)
 # Text in italics from the first letter on. In formulas a star is a star.
+# A line of code that one reads: no import, comment or closing bracket.
+_READ = re.compile(r"\s*(?!from |import |#|[)\]}])\S")
 _CAPTION = re.compile(r"\*(?!\*)((?:\$[^$]*\$|\*\*[^*]+\*\*|[^*$])+)\*(?!\*)")
 
 
@@ -44,9 +49,25 @@ class Lesson:
 
     @property
     def minutes(self) -> int:
-        """To read it, code included, at `WORDS_A_MINUTE`."""
-        words = sum(len(re.findall(r"\w+", cell.source)) for cell in self.notebook.cells)
-        return max(1, round(words / WORDS_A_MINUTE))
+        """To read it, its code included, in fives; without the exercises."""
+        total = 0.0
+        for cell in self.notebook.cells:
+            if cell.cell_type == "markdown":
+                total += len(cell.source.split()) / WORDS_A_MINUTE
+            elif not is_solution(cell):
+                lines = [line for line in cell.source.splitlines() if _READ.match(line)]
+                total += len(lines) / LINES_A_MINUTE
+            if cell.cell_type == "code":
+                pictures = sum("image/png" in output.get("data", {}) for output in cell.outputs)
+                total += (pictures + cell.source.startswith("guess = None")) * MINUTES_A_LOOK
+        return max(5, 5 * round(total / 5))
+
+    @property
+    def exercise_minutes(self) -> int:
+        """What its exercises take on top."""
+        return MINUTES_AN_EXERCISE * sum(
+            cell.source.count("**Exercise") for cell in self.notebook.cells
+        )
 
     @property
     def has_solutions(self) -> bool:

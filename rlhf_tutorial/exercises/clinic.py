@@ -1,4 +1,4 @@
-"""Notebook 05b: where a mask ends, and two tests that a sound step passes; and a diagnosis."""
+"""Notebook 05b: what goes into a step, and two tests that a sound one passes; and a diagnosis."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from .checking import Exercise, Verdict
 from .inputs import MASK, logprobs, normal
 
 _random = torch.Generator().manual_seed(5)
-_ENDED = torch.tensor([[5, 7, 2, 0, 0], [8, 2, 0, 0, 0], [4, 9, 6, 3, 5]])
-"""Token 2 is the end and 0 the padding; the last one was cut off."""
+_PROMPT = torch.tensor([1, 5, 2, 7])
+"""With an end token, 2, in it: a chat template has one after each turn."""
 
 
 def named(examine: Any) -> Verdict:
@@ -40,28 +40,58 @@ def _tokens(rows: int, columns: int, vocabulary: int) -> Tensor:
     return torch.randint(vocabulary, (rows, columns), generator=_random)
 
 
-def _mask_to_end(tokens: Tensor, end: int) -> Tensor:
-    ended = (tokens == end).long()
-    return (ended.cumsum(dim=1) - ended == 0).double()
+def _inspected(query: Tensor, response: Tensor, end: int) -> str:
+    if torch.equal(response[: len(query)], query):
+        return "prompt"
+    return "padding" if (response[:-1] == end).any() else "fine"
 
 
 EXERCISES: dict[str, Exercise] = {
-    "mask_to_end": Exercise(
-        _mask_to_end,
-        [(_ENDED, 2), (_ENDED.masked_fill(_ENDED == 0, 2), 2)],
+    "inspected": Exercise(
+        _inspected,
+        [
+            (_PROMPT, torch.tensor(response), 2)
+            for response in (
+                [5, 8, 2],
+                [5, 8, 6, 4, 9],
+                [1, 5, 2, 7, 8, 9],
+                [5, 8, 2, 2, 2],
+                [8, 2, 0, 0, 0],
+                [1, 9, 2],
+                [1, 5],
+            )
+        ],
         {
-            "The end itself is left out. The policy has chosen it, so it counts.": (
-                lambda t, end: ((t == end).cumsum(1) == 0).double()
+            "You look at the length. An answer may be longer than its prompt.": lambda q, r, end: (
+                "prompt" if len(r) > len(q) else _inspected(q, r, end)
             ),
-            "Only the end tokens are left out: what stands behind the first of them counts, and "
-            "it does not.": lambda t, end: (t != end).double(),
-            "Everything counts, the padding too.": lambda t, end: torch.ones(t.shape),
-            "You go to the last end token. Where padding is the end token, that is all of it: "
-            "stop at the first.": lambda t, end: (
-                ((t == end).flip(1).cumsum(1).flip(1) > 0) | (t != end).all(1, keepdim=True)
-            ).double(),
-            "The mask is turned: 1 is for tokens that count.": (
-                lambda t, end: 1 - _mask_to_end(t, end)
+            "You compare the first token only. An answer may begin as its prompt does.": (
+                lambda q, r, end: "prompt" if q[0] == r[0] else _inspected(q, r, end)
+            ),
+            "An answer that is the beginning of its prompt isn't the prompt: compare all of it.": (
+                lambda q, r, end: (
+                    "prompt" if (q[: len(r)] == r[: len(q)]).all() else _inspected(q, r, end)
+                )
+            ),
+            "The end token of an answer is its own: padding is what comes after it.": (
+                lambda q, r, end: (
+                    "padding"
+                    if _inspected(q, r, end) == "fine" and r[-1] == end
+                    else _inspected(q, r, end)
+                )
+            ),
+            "Padding needn't be the end token: whatever comes after the first end is padding.": (
+                lambda q, r, end: (
+                    "fine"
+                    if r[-1] != end and _inspected(q, r, end) == "padding"
+                    else _inspected(q, r, end)
+                )
+            ),
+            "A chat template has end tokens inside the prompt: look for the prompt first.": (
+                lambda q, r, end: "padding" if (r[:-1] == end).any() else _inspected(q, r, end)
+            ),
+            "An answer without an end token was cut off at the limit, and that's fine.": (
+                lambda q, r, end: "padding" if not (r == end).any() else _inspected(q, r, end)
             ),
         },
     ),
@@ -97,10 +127,10 @@ EXERCISES: dict[str, Exercise] = {
             "The mask is forgotten: padding counts in your mean.": lambda z, t, m: (
                 -logprobs_from_logits(z, t) - entropy_from_logits(z)
             ).mean(),
-            "That is the surprise alone: the entropy is to be taken off.": lambda z, t, m: (
-                masked_mean(-logprobs_from_logits(z, t), m)
+            "That is the surprise alone: subtract the entropy.": lambda z, t, m: masked_mean(
+                -logprobs_from_logits(z, t), m
             ),
-            "You take the entropy less the surprise: the other way round.": lambda z, t, m: (
+            "You take the entropy minus the surprise: the other way round.": lambda z, t, m: (
                 masked_mean(logprobs_from_logits(z, t) + entropy_from_logits(z), m)
             ),
             "A surprise is minus the log-probability: the minus is missing.": lambda z, t, m: (

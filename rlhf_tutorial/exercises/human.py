@@ -1,4 +1,4 @@
-"""Notebook 10: what choices say of a judge's weights, and which choice would say most."""
+"""Notebook 10: how often a hand slips, what choices say of a judge, and which would say most."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ from torch import Tensor
 
 from .checking import Exercise
 from .inputs import normal
+
+
+def slip(agreement: Tensor) -> Tensor:
+    """How often a choice goes wrong, of how often two choices on the same pair agree; both (N,)."""
+    return (1 - (2 * agreement - 1).sqrt()) / 2
 
 
 def log_posterior(w: Tensor, d: Tensor, y: Tensor, variance: float) -> Tensor:
@@ -35,6 +40,21 @@ def _mean_fit(w: Tensor, d: Tensor, y: Tensor, variance: float) -> Tensor:
 _CHOICES = torch.tensor([1.0, 0.0, 0.5, 1.0, 0.0], dtype=torch.float64)
 
 EXERCISES: dict[str, Exercise] = {
+    "slip": Exercise(
+        slip,
+        [(torch.tensor([0.82, 0.98, 0.68, 1.0], dtype=torch.float64),)],
+        {
+            "A pair of choices disagrees where either of the two has slipped: that's about twice "
+            "as often as one slips.": lambda p: 1 - p,
+            "Two slips agree, too: put s^2 + (1 - s)^2 for the agreement, and solve for s.": (
+                lambda p: (1 - p) / 2
+            ),
+            "Two choices agree where neither has slipped, and also where both have: s^2 is "
+            "missing.": lambda p: 1 - p.sqrt(),
+            "The equation has two roots. Yours is a reader who slips more often than not: take the "
+            "one below a half.": lambda p: (1 + (2 * p - 1).sqrt()) / 2,
+        },
+    ),
     "log_posterior": Exercise(
         log_posterior,
         [(normal(3), normal(5, 3), _CHOICES, 0.5), (normal(2), normal(4, 2), _CHOICES[1:], 3.0)],
@@ -47,7 +67,7 @@ EXERCISES: dict[str, Exercise] = {
             "What says that b was chosen is missing: (1 - y) log sigma(-m).": (
                 lambda w, d, y, v: (y * F.logsigmoid(d @ w)).sum() - w.square().sum() / (2 * v)
             ),
-            "The differences are a less b, and you read them as b less a.": (
+            "The differences are a minus b, and you read them as b less a.": (
                 lambda w, d, y, v: log_posterior(w, -d, y, v)
             ),
             "The variance belongs below the squares: a wide prior holds back less.": (

@@ -6,17 +6,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..figures.style import moving_mean
 from ..ppo.math import masked_mean, masked_var, policy_loss
 from .checking import Exercise
 from .inputs import MASK, logprobs, normal
 
-_SCORES = np.random.default_rng(5).normal(2, 0.5, size=12)
 _SPREADS = np.random.default_rng(6).uniform(0.4, 1.0, size=8)
 
 
 def _error_of_mean(stds: np.ndarray, batch_size: int) -> float:
     return float(np.sqrt((stds**2 / batch_size).sum()) / len(stds))
+
+
+def _done_after(means: np.ndarray, errors: np.ndarray) -> int:
+    for i in range(len(means)):
+        lead, error = means[i:] - means[i], np.hypot(errors[i:], errors[i])
+        if not (lead > 2 * error).any():
+            return i
+    raise AssertionError("nothing comes after the last block")
 
 
 def _explained(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
@@ -28,26 +34,6 @@ def _outside(ratio: Tensor, cliprange: float) -> Tensor:
 
 
 EXERCISES: dict[str, Exercise] = {
-    "moving_mean": Exercise(
-        moving_mean,
-        [(_SCORES, 3), (_SCORES[:7], 5)],
-        {
-            "At the start there are fewer values than the window is long: divide by how many "
-            "there are.": lambda x, w: [
-                x[max(0, i + 1 - w) : i + 1].sum() / w for i in range(len(x))
-            ],
-            "That is the mean of all so far: an old value is to drop out of the window.": (
-                lambda x, w: np.cumsum(x) / np.arange(1, len(x) + 1)
-            ),
-            "Your window holds one value too many.": lambda x, w: moving_mean(x, w + 1),
-            "The value of the step itself is missing from its window.": (
-                lambda x, w: [x[max(0, i - w) : max(i, 1)].mean() for i in range(len(x))]
-            ),
-            "Your window looks ahead. While a training runs, the future isn't there yet.": (
-                lambda x, w: moving_mean(x[::-1], w)[::-1]
-            ),
-        },
-    ),
     "error_of_mean": Exercise(
         _error_of_mean,
         [(_SPREADS, 16), (_SPREADS[:5], 4)],
@@ -67,6 +53,36 @@ EXERCISES: dict[str, Exercise] = {
             "The number of batches is missing: the sum's error isn't the mean's.": (
                 lambda s, n: _error_of_mean(s, n) * len(s)
             ),
+        },
+    ),
+    "done_after": Exercise(
+        _done_after,
+        [
+            (np.array([1.6, 1.94, 2.0, 2.02]), np.full(4, 0.06)),
+            (np.array([1.0, 1.1, 1.2, 1.3, 1.31]), np.full(5, 0.06)),
+            (np.array([1.0, 1.05, 0.95]), np.array([0.02, 0.04, 0.03])),
+            (np.array([2.0, 1.0]), np.array([0.1, 0.1])),
+        ],
+        {
+            "You look at the next block only: many small rises add up to a large one.": (
+                lambda m, e: next(
+                    (
+                        i
+                        for i in range(len(m) - 1)
+                        if m[i + 1] - m[i] <= 2 * np.hypot(e[i], e[i + 1])
+                    ),
+                    len(m) - 1,
+                )
+            ),
+            "You take the best block. Its lead may be noise: ask which one nothing beats by more "
+            "than two standard errors.": lambda m, e: int(np.argmax(m)),
+            "One standard error is little: chance gets that far often. Take two.": (
+                lambda m, e: _done_after(m, e / 2)
+            ),
+            "Standard errors don't add up: their squares do.": lambda m, e: next(
+                i for i in range(len(m)) if not (m[i:] - m[i] > 2 * (e[i:] + e[i])).any()
+            ),
+            "Blocks are counted from 0.": lambda m, e: _done_after(m, e) + 1,
         },
     ),
     "explained_variance": Exercise(

@@ -16,6 +16,7 @@ from matplotlib.ticker import MultipleLocator
 from ..errors import DataError
 from .style import (
     BLUE,
+    CYCLE,
     GREY,
     INK,
     STYLE,
@@ -195,6 +196,43 @@ def proxy_and_gold(panels: Mapping[str, Sequence[Points]], ylabel: str) -> Figur
 
 
 @rc_context(STYLE)
+def over_looks(groups: Mapping[str, Sequence[Points]], panels: Mapping[str, str]) -> Figure:
+    """One panel per quantity, one curve per training through its looks; groups have their names.
+
+    Args:
+        groups: name to its trainings, each of points with "step" and the panels' keys, in order.
+            If a last point also has `<key>_error`, it gets an error bar of that length up and down.
+        panels: key to title, from left to right.
+
+    Raises:
+        DataError: without a point, or for a point that lacks a key.
+    """
+    runs = {f"{name} {n}": run for name, of in groups.items() for n, run in enumerate(of)}
+    _check_points(runs, ["step", *panels])
+    last_step = max(float(run[-1]["step"]) for run in runs.values())
+    fig = new_figure(4.8 * len(panels) + 0.4, 4.0)
+    axes = np.atleast_1d(fig.subplots(1, len(panels), sharey=True))
+    for ax, (key, title) in zip(axes, panels.items(), strict=True):
+        for colour, marker, (name, of) in zip(CYCLE, "os^Dv", groups.items(), strict=False):
+            for n, run in enumerate(of):
+                steps, values = ([float(p[k]) for p in run] for k in ("step", key))
+                ax.plot(steps, values, color=colour, marker=marker, markersize=5, linewidth=1.8)
+                # One beside the other, so that no bar hides the next one.
+                x = steps[-1] + 0.015 * last_step * (n + 1)
+                if (error := run[-1].get(f"{key}_error")) is not None:
+                    ax.errorbar(x, values[-1], yerr=error, color=colour, capsize=2, linewidth=1.2)
+            if ax is axes[0]:
+                ends = [float(run[-1][key]) for run in of]
+                ax.annotate(
+                    name, (last_step, float(np.mean(ends))), (16, 0), textcoords="offset points",
+                    color=colour, va="center",
+                )  # fmt: skip
+        ax.set(title=title, xlabel="step")
+        ax.set_xticks(sorted({float(p["step"]) for run in runs.values() for p in run}))
+    return fig
+
+
+@rc_context(STYLE)
 def seeds_and_controls(
     seeds: Mapping[str, Sequence[Points]],
     grades: Sequence[Mapping[str, Any]],
@@ -319,8 +357,9 @@ def beside_healthy(
     """One small panel per quantity: a training in colour, and a healthy one in grey behind it.
 
     Args:
-        name: of the training, beside its line in the first panel.
-        patient, healthy: quantity to its numbers from 1 on; they may differ in how many.
+        name: of the training, in the legend.
+        patient, healthy: quantity to its numbers from 1 on; they may differ in how many. Where both
+            are 0 throughout, a panel says so.
         panels: key to title, three in a row.
 
     Raises:
@@ -340,12 +379,16 @@ def beside_healthy(
             ax.plot(np.arange(1, len(values) + 1), values, color=colour, label=whose, **line)
         ax.set_title(title)
         ax.margins(y=0.12)
+        if not np.any(patient[key]) and not np.any(healthy[key]):
+            ax.set_yticks([0])
+            ax.text(0.5, 0.6, "0 in both", ha="center", color=VERMILLION, transform=ax.transAxes)
     for ax in axes[len(panels) :]:
         ax.set_visible(False)
     for ax in axes[max(len(panels) - columns, 0) : len(panels)]:
         ax.set_xlabel(xlabel)
         ax.tick_params(labelbottom=True)
-    axes[0].legend(labelcolor="linecolor", handlelength=0.9, fontsize=10)
+    handles, labels = axes[0].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside upper left", ncols=2, labelcolor="linecolor")
     return fig
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
 
@@ -21,6 +20,7 @@ from .style import (
     BLUE,
     GREEN,
     GREY,
+    INK,
     SKY,
     STYLE,
     VERMILLION,
@@ -30,26 +30,36 @@ from .style import (
     new_figure,
     png_bytes,
     two_decimals,
-    written,
 )
 
 SCORE_KEY, STD_KEY, KL_KEY = "ppo/mean_scores", "ppo/std_scores", "objective/kl"
+LENGTH_KEY = "tokens/responses_len_mean"
 
 KL_COEF_KEY = "objective/kl_coef"
 OBJECTIVE = "mean_scores − kl_coef × kl"
 
 DIAGNOSTICS = (
     (OBJECTIVE, "What PPO maximises: score − β KL"),
-    (KL_KEY, "KL from the reference (nats per response)"),
+    (KL_KEY, "KL from the reference (nats per answer)"),
     ("ppo/policy/entropy", "Entropy of the policy (nats per token)"),
     ("ppo/policy/clipfrac", "Share of tokens where the clip acted"),
     ("ppo/val/var_explained", "Value head: share of variance explained"),
-    ("tokens/responses_len_mean", "Response length (tokens)"),
+    (LENGTH_KEY, "Answer length (tokens)"),
 )
 """Keys of the stats and their titles: the panels of `diagnostics`. The first is of three keys."""
 
-HEALTHY = {"ppo/policy/clipfrac": (0.0, 0.2), "ppo/val/var_explained": (0.0, 1.0)}
-"""Where a rule of thumb has a sound run (docs/metrics.md): the shaded bands of `diagnostics`."""
+HEALTHY = {
+    KL_KEY: (0.0, 10.0),
+    "ppo/policy/clipfrac": (0.0, 0.2),
+    "ppo/val/var_explained": (0.0, 1.0),
+}
+"""Where a rule of thumb has a sound run (docs/metrics.md): the shaded bands of `diagnostics`.
+
+That of the KL is for answers of a sentence or so.
+"""
+
+TOO_LARGE = {"ppo/policy/clipfrac": 1 / 3}
+"""From where on the same page calls a number too large: the hatched zones."""
 
 
 class LiveCurve:
@@ -144,59 +154,67 @@ class LiveCurve:
 def reward_curve(
     stats: Stats,
     window: int = 10,
-    path: str | Path | None = None,
     batch_size: int | None = None,
 ) -> Figure:
-    """Figure 2: the mean score of each batch and the mean over the last `window` batches.
+    """Each batch's mean score, and the mean of the first and of the last `window` batches.
 
     Args:
         stats: what `PPOTrainer.step` returned, a mapping per step, or a DataFrame of the same.
-        window: batches in the moving mean.
-        path: a PNG to write as well, 1600 pixels wide.
-        batch_size: responses per step. If given, a band of plus and minus one standard error,
-            std / sqrt(batch_size), is drawn around each batch's mean: a rise smaller than the band
-            can be chance.
+        window: batches at each end; half of them, if there are fewer than twice as many.
+        batch_size: answers per step. If given, every mean has its standard error: a bar for a
+            batch, std / sqrt(batch_size), and a band for the two ends.
 
     Raises:
         DataError: for no steps, steps without the scores (or, with `batch_size`, without their
             standard deviation), or a window or batch size below 1.
     """
+    if window < 1:
+        raise DataError(f"reward_curve got window={window}: use 1 or more")
+    if batch_size is not None and batch_size < 1:
+        raise DataError(f"reward_curve got batch_size={batch_size}: use 1 or more")
     keys = (SCORE_KEY,) if batch_size is None else (SCORE_KEY, STD_KEY)
     columns = columns_of(stats, keys)
     scores = columns[SCORE_KEY]
-    smooth = moving_mean(scores, window)
     steps = np.arange(1, len(scores) + 1)
+    errors = columns[STD_KEY] / np.sqrt(batch_size) if batch_size else np.zeros(len(scores))
     fig = new_figure(8.0, 4.2)
     ax = fig.add_subplot()
-    if batch_size is not None:
-        if batch_size < 1:
-            raise DataError(f"reward_curve got batch_size={batch_size}: use 1 or more")
-        error = columns[STD_KEY] / np.sqrt(batch_size)
-        ax.fill_between(
-            steps,
-            scores - error,
-            scores + error,
-            color=SKY,
-            alpha=0.28,
-            linewidth=0,
-            label="± 1 standard error of the batch mean",
-        )
-    _score_lines(ax, steps, scores, smooth, window)
-    ax.set(xlabel="step", ylabel="mean score by the reward model")
+    ax.plot(steps, scores, "o", color=SKY, markersize=5)
+    if batch_size:
+        ax.vlines(steps, scores - errors, scores + errors, color=SKY, linewidth=1.2)
+    size = min(window, max(1, len(scores) // 2))
+    for which, end, ha in (
+        ("first", slice(0, size), "left"),
+        ("last", slice(-size, None), "right"),
+    ):
+        mean, error = scores[end].mean(), np.sqrt((errors[end] ** 2).sum()) / size
+        x = steps[end][0] - 0.4, steps[end][-1] + 0.4
+        ax.plot(x, (mean, mean), color=BLUE, linewidth=2.8)
+        label = f"{which} {size}: {two_decimals(mean)}"
+        if batch_size:
+            ax.fill_between(x, mean - error, mean + error, color=BLUE, alpha=0.25, linewidth=0)
+            label += f" ± {two_decimals(error)}"
+        # At the height that no batch reaches, so that no dot is under the words.
+        at = x[0] if ha == "left" else x[1]
+        top = ax.get_xaxis_transform()
+        ax.text(at, 0.97, label, color=BLUE, ha=ha, va="top", fontsize=12, transform=top)
+    low, high = (scores - errors).min(), (scores + errors).max()
+    ax.set_ylim(low - 0.05 * (high - low + 0.1), high + 0.15 * (high - low + 0.1))
+    ax.set(xlabel="step", ylabel="mean score by the training judge")
     _step_axis(ax, len(scores))
-    ax.legend(loc="lower right")
-    return written(fig, path)
+    return fig
 
 
 @rc_context(STYLE)
-def diagnostics(stats: Stats, window: int = 10) -> Figure:
+def diagnostics(stats: Stats, window: int = 10, limit: int | None = None) -> Figure:
     """Six panels by which to tell a good run from a failing one, each with its key in `stats`.
 
-    A green band is `HEALTHY`.
+    A green band is `HEALTHY`, a hatched zone `TOO_LARGE`.
 
     Args:
         stats: as in `reward_curve`.
         window: batches in the moving mean, drawn thick.
+        limit: the most tokens that an answer may have, drawn as a line.
 
     Raises:
         DataError: for no steps, a step that lacks one of the numbers, or a window below 1.
@@ -222,6 +240,19 @@ def diagnostics(stats: Stats, window: int = 10) -> Figure:
             _explained_axis(ax, values)
         if key in HEALTHY:
             ax.axhspan(*HEALTHY[key], color=GREEN, alpha=0.12, linewidth=0)
+        if key in TOO_LARGE:
+            low = TOO_LARGE[key]
+            ax.set_ylim(None, max(1.2 * low, ax.get_ylim()[1]))
+            ax.axhspan(
+                low, 1, facecolor="none", edgecolor=VERMILLION, hatch="////", alpha=0.5, linewidth=0
+            )
+            ax.text(1, low, "too large", fontsize=9, color=VERMILLION, va="top")
+        if key == LENGTH_KEY and limit is not None:
+            ax.axhline(limit, color=INK, linewidth=1.2, linestyle="--")
+            ax.annotate(
+                f"limit: {limit}", (len(values), limit), (0, -3), textcoords="offset points",
+                ha="right", va="top", fontsize=9,
+            )  # fmt: skip
     return fig
 
 

@@ -70,7 +70,11 @@ class Features:
         prompts, a, b = _columns(pairs)
         if a == b:
             raise DataError("there are no pairs of different answers: give some dozens at least")
-        states = reader(prompts + prompts, a + b)
+        keys = list(zip(prompts + prompts, a + b, strict=True))
+        place = {key: n for n, key in enumerate(dict.fromkeys(keys))}  # an answer is in many pairs
+        asked, answers = map(list, zip(*place, strict=True))
+        read = reader(asked, answers)
+        states = read[[place[key] for key in keys]]
         differences = (states[: len(pairs)] - states[len(pairs) :]).double()
         scale = differences.square().mean(dim=0).sqrt() + 1e-6
         _, sizes, directions = torch.linalg.svd(differences / scale, full_matrices=False)
@@ -78,7 +82,7 @@ class Features:
         matrix = directions[:kept].T / scale[:, None] * (len(pairs) ** 0.5 / sizes[0])
         centre, spread = states.double().mean(dim=0) @ matrix, (sizes[:kept] / sizes[0]) ** 2
         features = cls(reader, matrix, centre, spread)
-        features._remember(prompts + prompts, a + b, states)
+        features._remember(asked, answers, read)
         return features
 
     def __call__(self, queries: list[str], responses: list[str]) -> Tensor:

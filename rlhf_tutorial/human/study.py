@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import combinations
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..assets import Bundled, resolve
 from ..evaluation.intervals import bootstrap_interval
 from ..feedback import Row
 from .judge import Agreement, BayesianJudge, Features, agreement_of, choice_values
 from .labels import Label, NextPair, Pair
 from .readers import TASTES, SimulatedReader, preferred
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 EPOCH = datetime.fromtimestamp(0, UTC).isoformat()
 """The time of a label that nobody gave."""
@@ -100,3 +105,49 @@ def win_rate(
         "win_rate_interval": list(bootstrap_interval(wins)),
         "ties": int((wins == 0.5).sum()),
     }
+
+
+Curves = dict[str, list[list[dict[str, float]]]]
+"""By the way of choosing a learning curve for each seed, as `learning_curve` gives it."""
+
+
+def committed_curves() -> dict[str, Curves]:
+    """The learning curves that `scripts/human.py labels` left in the package, by taste."""
+    return {result["taste"]: result["curves"] for result in _committed("labels")}
+
+
+def committed_steering() -> pd.DataFrame:
+    """What `scripts/human.py steer` left in the package: a row a taste, seeds taken together.
+
+    Returns:
+        "seeds"; "agreement" of the judges with the taste, on held-out pairs; "win_rate" with its
+        95% interval "low" to "high", a bootstrap over trainings; "kl" in nats per answer; and the
+        shares of answers that end, "ended_before" and "ended_after".
+    """
+    import pandas as pd
+
+    rows = {}
+    for taste in TASTES:
+        if found := [result for result in _committed("steer") if result["taste"] == taste]:
+            rates = [result["win_rate"] for result in found]
+            low, high = bootstrap_interval(rates)
+            ended = {
+                f"ended_{when}": np.mean([result[when]["measures"]["ended"] for result in found])
+                for when in ("before", "after")
+            }
+            rows[taste] = {
+                "seeds": len(found),
+                "agreement": np.mean([np.divide(*result["agreement"]) for result in found]),
+                "win_rate": np.mean(rates),
+                "low": low,
+                "high": high,
+                "kl": np.mean([np.mean(result["after"]["kl"]) for result in found]),
+                **ended,
+            }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _committed(what: str) -> list[dict[str, Any]]:
+    """The results in the package, in the order of their names."""
+    paths = sorted(resolve(Bundled("human")).glob(f"{what}_*.json"))
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]

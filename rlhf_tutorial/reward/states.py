@@ -33,7 +33,7 @@ class StateReader:
 
     Query and answer are read as turns of the model's own chat template, without a system message,
     and the end token after the answer: what the model makes of *that* tells whether something could
-    end here.
+    end here. Special tokens are the template's alone: one that a text spells out is read as text.
     """
 
     def __init__(
@@ -110,10 +110,11 @@ class StateReader:
         tokenizer, end = self.template.tokenizer, self.template.eos_token_ids[0]
         rows = []
         for query, response in zip(queries, responses, strict=True):
-            answer = tokenizer(response, add_special_tokens=False)["input_ids"]
+            text = self.template.plain(response)
+            answer = tokenizer(text, add_special_tokens=False)["input_ids"]
             # Too long for the model, the query loses its beginning; only then the answer its end.
             ended = [*answer[: self.max_length - 2], end]
-            asked = self.template.encode(query)
+            asked = self.template.encode(self.template.plain(query))
             rows.append((asked[max(0, len(asked) + len(ended) - self.max_length) :], ended))
         # Sorted by length, so that the rows of a batch need little padding.
         order = sorted(range(len(rows)), key=lambda i: sum(map(len, rows[i])))

@@ -22,6 +22,7 @@ from ..training import batches_of, train
 from .looks import look
 
 if TYPE_CHECKING:
+    import pandas as pd
     from datasets import Dataset
 
 EXAMPLES = 6
@@ -199,6 +200,25 @@ def by_position(stats: Mapping[str, Any]) -> dict[str, list[float]]:
         name: [_short(value) for value in row]
         for name, row in {"responses": counted, **means}.items()
     }
+
+
+def farthest(
+    patient: pd.DataFrame, healthy: pd.DataFrame, panels: Mapping[str, str], number: int = 3
+) -> str:
+    """The panels in which a training's mean is farthest from the healthy one's, in words.
+
+    Args:
+        patient, healthy: a column per quantity, a row per step.
+        panels: quantity to its title.
+        number: how many are named; distance is counted in the healthy one's standard deviations.
+    """
+    own, other = patient[list(panels)], healthy[list(panels)]
+    far = ((own.mean() - other.mean()) / other.std().clip(lower=1e-3)).abs()
+    told = (
+        f"{panels[key]}: {own[key].mean():.3g} (healthy: {other[key].mean():.3g})"
+        for key in far.nlargest(number).index
+    )
+    return f"Farthest from the healthy run, in the mean of all steps: {'; '.join(told)}."
 
 
 @contextmanager

@@ -121,6 +121,23 @@ def progress(result: Mapping[str, Any]) -> list[dict[str, float]]:
     return rows
 
 
+def levels(result: Mapping[str, Any]) -> list[dict[str, float]]:
+    """A row per look: the mean scores themselves, where `progress` has what was gained.
+
+    Returns:
+        "step", "kl" (its mean), and for each judge `<judge>` (its mean score) and `<judge>_error`
+        (the standard error over prompts).
+    """
+    rows = []
+    for at in result["looks"]:
+        row = {"step": at["step"], "kl": float(np.mean(at["kl"]))}
+        for judge, scores in at["scores"].items():
+            row[judge] = float(np.mean(scores))
+            row[f"{judge}_error"] = float(np.std(scores, ddof=1) / len(scores) ** 0.5)
+        rows.append(row)
+    return rows
+
+
 def look(
     trainer: PPOTrainer,
     run: Run,

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 
 import nbformat
 import numpy as np
 import pytest
 from support import ROOT
+from support.notebooks import outputs_and_prose
 
 from rlhf_tutorial.exercises import check
 from rlhf_tutorial.studies.clinic import PATIENTS
-from rlhf_tutorial.studies.committed import committed_patients
+from rlhf_tutorial.studies.committed import committed_patients, committed_trainings
 
 Stats = dict[str, np.ndarray]
 NOTEBOOK = nbformat.read(ROOT / "notebooks" / "05b_clinic.ipynb", as_version=4)
 LOGS = committed_patients()
+DEFAULT = ROOT / "notebooks" / "results" / "smollm2" / "stats.jsonl"
 STATS = {
     name: {key: np.array(column) for key, column in log["stats"].items()}
     for name, log in LOGS.items()
@@ -24,7 +27,7 @@ STATS = {
 
 
 def gap(s: Stats) -> np.ndarray:
-    """Surprise less entropy, nats a token."""
+    """Surprise minus entropy, nats per token."""
     return s["objective/entropy"] / s["tokens/responses_len_mean"] - s["ppo/policy/entropy"]
 
 
@@ -74,8 +77,7 @@ def solution() -> Callable[[Stats], str]:
 def test_the_doctor_knows_all_patients_and_finds_the_default_run_healthy() -> None:
     examine = solution()
     assert check("examine", examine).right
-    path = ROOT / "notebooks" / "results" / "smollm2" / "stats.jsonl"
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in DEFAULT.read_text(encoding="utf-8").splitlines()]
     default = {key: np.array([row[key] for row in rows]) for key in rows[0]}
     assert examine(default | {"first_ratio": np.zeros(len(rows))}) == "healthy"
 
@@ -115,6 +117,12 @@ def test_what_is_told_of_the_first_round() -> None:
     assert abs(last("learning-rate", "ppo/mean_scores") - last("healthy", "ppo/mean_scores")) < 0.1
     opened = [text.startswith("Yes") for text in LOGS["learning-rate"]["after"]["answers"]]
     assert opened == [True] * 5 + [False] and said("Five of six begin with *Yes*")
+    default = json.loads(DEFAULT.read_text(encoding="utf-8").splitlines()[0])
+    assert f"{default['ppo/policy/approxkl']:.3f}" == "0.014" and said("the default run had 0.014")
+    assert said("stays below 1 in the first steps; later it should be below 0.1")
+    assert (
+        HEALTHY["ppo/policy/approxkl"].max() < 1 and HEALTHY["ppo/policy/approxkl"][2:].max() < 0.1
+    )
     moved = [s["ppo/policy/approxkl"][0] for s in (rate, HEALTHY)]
     assert [f"{x:.2g}" for x in moved] == ["21", "0.22"]
     assert said("`ppo/policy/approxkl` is 21 in the first step, where the healthy run has 0.22")
@@ -147,8 +155,14 @@ def test_what_is_told_of_the_second_round() -> None:
         "F, who has the top-k, never had a negative KL"
     )
     assert (gap(top_k) < 0).all() and f"{gap(top_k).mean():.2f}" == "-0.14"
-    assert said("in every one of the 16 steps, by 0.14 nats a token")
+    assert said("in every one of the 16 steps, by 0.14 nats per token")
     assert all(gap(STATS[name]).min() > 0 for name in ("padding", "prompt", "dropout"))
+    errors = [
+        abs(gap(STATS[n]).mean()) / (gap(STATS[n]).std(ddof=1) / 4)
+        for n in ("learning-rate", "no-kl")
+    ]
+    assert 3.5 < errors[0] < 4.5 and 2.5 < errors[1] < 3.5
+    assert said("A and G are a few hundredths off, by three to four standard errors")
     for name in ("dead-value-head", "healthy", "no-kl"):
         assert f"{last(name, 'ppo/mean_scores'):.1f}" == "1.8"
     assert dead["ppo/val/error"].mean() < 1.25 * HEALTHY["ppo/val/error"].mean()
@@ -158,9 +172,14 @@ def test_what_is_told_of_the_third_round_and_the_ends() -> None:
     sign = STATS["sign"]
     kl = [f"{last(name, 'objective/kl'):.1f}" for name in ("no-kl", "healthy")]
     assert kl == ["4.9", "4.7"] and said("a KL of 4.9 nats, the healthy run's 1.8 and 4.7")
-    for name in ("sign", "healthy"):
-        rise = last(name, "ppo/mean_scores") - STATS[name]["ppo/mean_scores"][0]
-        assert f"{rise:.1f}" == "0.5", "half a point"
+    rises = [
+        last(name, "ppo/mean_scores") - STATS[name]["ppo/mean_scores"][:4].mean()
+        for name in ("sign", "healthy")
+    ]
+    assert [f"{rise:.2f}" for rise in rises] == ["0.24", "0.32"]
+    assert said("the score rises by 0.24 (the healthy run's by 0.32)")
+    cut = [LOGS["sign"][when]["ended"][:6].count(False) for when in ("after", "before")]
+    assert cut == [6, 4] and said("all six are cut off after the training, where four were before")
     assert f"{sign['ppo/mean_scores'][0]:.2f}" == "-1.30" and said("The score starts at −1.30")
     assert (sign["tokens/responses_len_mean"][6:] == 32).all()
     assert not sign["tokens/responses_len_std"][6:].any()
@@ -168,4 +187,35 @@ def test_what_is_told_of_the_third_round_and_the_ends() -> None:
     assert said("only three drew a word from the trainer")
     held_out = {name: float(np.mean(log["after"]["kl"])) for name, log in LOGS.items()}
     assert max(held_out, key=lambda name: held_out[name]) == "learning-rate"
+    assert held_out["learning-rate"] > 8 * sorted(held_out.values())[-2]
     assert last("dropout", "objective/kl") < 0 < held_out["dropout"]
+    larger = [last(name, "objective/kl") > held_out[name] for name in LOGS]
+    assert sum(larger) > len(larger) / 2 and larger[list(LOGS).index("healthy")]
+    log = [json.loads(line) for line in DEFAULT.read_text(encoding="utf-8").splitlines()]
+    kl = np.mean([row["objective/kl"] for row in log[-10:]])
+    shown = outputs_and_prose("05_ppo_training.ipynb")[0]["signs-table"]
+    assert f"{kl:.1f}" == "5.9" and re.search(r"KL \(nats per answer\) +0\.0 +5\.6", shown)
+    assert said("log and prompts agree, 5.9 and 5.6 nats")
+
+
+def test_other_healthy_trainings_are_as_far_from_this_one_as_is_said() -> None:
+    assert said("In the last four steps this run has a mean score of 1.82 and a KL of 4.7 nats")
+    own = last("healthy", "ppo/mean_scores"), last("healthy", "objective/kl")
+    assert [f"{own[0]:.2f}", f"{own[1]:.1f}"] == ["1.82", "4.7"]
+    trainings = [committed_trainings()[f"default, seed {seed}"]["steps"] for seed in range(3)]
+    scores, kls = (
+        [np.mean([step[key] for step in steps[12:16]]) for steps in trainings]
+        for key in ("score", "kl")
+    )
+    assert said("scores of {:.2f}, {:.2f} and {:.2f}".format(*scores))
+    assert said("KLs of {:.1f}, {:.1f} and {:.1f} nats in the same steps 13 to 16".format(*kls))
+
+
+def test_what_one_update_would_have_caught_is_certain_or_far_from_any_healthy_run() -> None:
+    certain = ("dropout", "padding", "prompt", "no-kl")
+    assert said("would have caught four of the eight for certain, and two more by a wide margin")
+    first = {name: {key: of[:1] for key, of in s.items()} for name, s in STATS.items()}
+    no_price = {"no-kl": lambda s: not s["objective/kl_coef"].any()}  # at the first step KL is 0
+    for name in (*certain, "sign", "learning-rate"):
+        shows = (SIGNATURES | no_price)[name]
+        assert shows(first[name]) and not shows(first["healthy"]), name

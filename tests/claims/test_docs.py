@@ -7,6 +7,7 @@ compared with its source. To bring the pages up to date: python scripts/update_d
 from __future__ import annotations
 
 import ast
+import json
 import logging
 import math
 import re
@@ -21,6 +22,8 @@ from support.lookalikes import preferences
 from support.scripts import load_script
 
 from rlhf_tutorial import PPOConfig, PPOTrainer
+from rlhf_tutorial.presets import PRESETS
+from rlhf_tutorial.studies.committed import committed_patients
 
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 update_docs = load_script("update_docs")
@@ -39,6 +42,28 @@ def test_the_figures_of_the_run_are_the_committed_logs() -> None:
     page = read(METRICS)
     assert len(update_docs.RUN.findall(page)) > 25
     assert update_docs.with_run_figures(page, update_docs.committed_log()) == page, MEND
+
+
+def test_what_the_page_says_of_the_run_and_of_the_clinic_by_hand() -> None:
+    page, preset = read(METRICS), PRESETS["smollm2"]
+    epochs = preset.ppo["ppo_epochs"]
+    assert f"one mini-batch, {epochs} PPO epochs" in page and "(a half for the run)" in page
+    assert 1 - 1 / epochs == 0.5
+    log = update_docs.committed_log()
+    assert all(row["objective/kl"] < 10 for row in log), "the rule of thumb holds for the run"
+    assert all(row["ppo/policy/approxkl"] < 0.1 for row in log)
+    moved = {
+        name: committed_patients()[name]["stats"]["ppo/policy/approxkl"]
+        for name in ("healthy", "learning-rate")
+    }
+    assert f"begins at {moved['healthy'][0]:.2f}" in page and max(moved["healthy"][2:]) < 0.1
+    assert f"`learning-rate`, {moved['learning-rate'][0]:.0f} in its first step" in page
+    update, rest = (
+        sum(row[f"time/ppo/{part}"] for row in log) for part in ("optimize_step", "total")
+    )
+    results = json.loads((ROOT / "notebooks/results/smollm2/results.json").read_text("utf-8"))
+    assert update / rest > 0.5 and 0.3 < update / results["training"]["seconds"] < 0.36
+    assert "most of `time/ppo/total`" in page and "a third of the run's whole step" in page
 
 
 def test_figures_that_are_not_the_logs_are_noticed() -> None:

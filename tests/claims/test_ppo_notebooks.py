@@ -18,7 +18,11 @@ from rlhf_tutorial.assets import Bundled, resolve
 from rlhf_tutorial.evaluation.compare import load_table
 from rlhf_tutorial.evaluation.measures import ends_in_sentence, words
 from rlhf_tutorial.evaluation.reading import compare_sources, gain_by_ending
+from rlhf_tutorial.exercises import EXERCISES
 from rlhf_tutorial.feedback import load_feedback
+from rlhf_tutorial.presets import PRESETS
+from rlhf_tutorial.studies.committed import committed_trainings
+from rlhf_tutorial.studies.looks import levels
 
 RESULTS = ROOT / "notebooks" / "results" / "smollm2"
 LOG = pd.DataFrame(
@@ -84,14 +88,20 @@ def test_the_training_rose_and_paid(training: Notebook) -> None:
     assert rise / np.hypot(of_ten[0], of_ten[-1]) > 4
     assert training.says(f"The rise of {rise:.2f} is more than four times its standard error")
     left = [score - 0.05 * nats for score, nats in zip(scores, kl, strict=True)]
-    assert training.says("Read the last line: " + ", ".join(f"{x:.2f}" for x in left) + ".")
+    assert training.says("Read the last row: " + ", ".join(f"{x:.2f}" for x in left) + ".")
     assert scores[3] - scores[1] == pytest.approx(0.08, abs=0.005)
     assert kl[3] - kl[1] == pytest.approx(0.7, abs=0.05)
     late = left[3] - left[1]
     assert f"{late:.2f}" == "0.05" and late < np.hypot(of_ten[1], of_ten[3])
-    assert training.says("0.08 of score for 0.7 nats, and what's left, 0.05, is less than its")
+    assert training.says(
+        "0.08 of score for 0.7 nats. What's left of that, 0.05, is less than its standard error"
+    )
+    done = EXERCISES["done_after"].solution(np.array(left), of_ten)
+    assert done == 1 and training.shown("done").startswith("Done after steps 11 to 20: 1.68")
     assert f"{left[1] - left[0]:.2f}" == "0.17"
-    assert 45 < 100 * 0.05 * (kl[-1] - kl[0]) / rise < 55 and training.says("here half of it was")
+    assert 45 < 100 * 0.05 * (kl[-1] - kl[0]) / rise < 55 and training.says(
+        "half of the rise was paid back as KL penalty"
+    )
     falls = int((np.diff(LOG["ppo/mean_scores"]) < 0).sum())
     assert training.shown("falls").startswith(f"{falls}. Of 39.")
 
@@ -100,7 +110,7 @@ def test_the_training_is_as_healthy_as_the_table_says(training: Notebook) -> Non
     late = LOG["objective/kl"][15:]
     assert training.says(f"between {late.min():.1f} and {late.max():.1f} from step 16 on")
     for key, form in (
-        ("ppo/policy/entropy", "{0:.2f} → {1:.2f} nats."),
+        ("ppo/policy/entropy", "{0:.2f} → {1:.2f} nats per token."),
         ("ppo/policy/clipfrac", "{0:.0%} → {1:.0%}: as"),
         ("tokens/responses_len_mean", "{0:.1f} → {1:.1f} tokens"),
     ):
@@ -109,6 +119,10 @@ def test_the_training_is_as_healthy_as_the_table_says(training: Notebook) -> Non
     explained = tens("ppo/val/var_explained")
     assert [x < 0 for x in explained] == [False, True, False, False]
     assert f"{explained[-1]:.2f}" in ("0.14", "0.15") and training.says("0.15 at the end")
+    smooth = LOG["ppo/val/var_explained"].rolling(10, min_periods=1).mean()
+    assert training.shown("weak").startswith(
+        f"value head. Steps outside the band, of 40: KL 0, clip 0, value head {(smooth < 0).sum()}."
+    )
     lag = np.array(tens("ppo/returns/mean")) - tens("ppo/val/mean")
     assert lag.argmax() == 1 and training.says("the scores ran ahead of the head")
 
@@ -119,11 +133,58 @@ def test_the_run_on_new_prompts_is_as_its_tables_have_it(training: Notebook) -> 
     assert row["ends in a sentence"] == "93%" and "48%" in signs
     assert training.says("48 end in a sentence", "one in fourteen", "shorter by nine words")
     assert training.says("15 answers in 100 before and 20 after", "no two words open more than 4")
-    gains = re.findall(r"\+(0\.\d\d) \(", training.shown("prediction"))
-    assert gains == ["0.82", "0.61"]
+    assert training.says("50% instead of 42%") and "42%           50%" in signs
+    found = re.findall(r"(\d\.\d\d) +\d\.\d\d +\+(0\.\d\d) \(", training.shown("prediction"))
+    assert found == [("1.28", "0.82"), ("1.21", "0.61")]
     assert training.says("0.82 grades by the judge that trained it, and 0.61 by a judge")
     assert training.says("0.6 to 0.8 grades better")
-    assert training.shown("long-answer").startswith("1.33.")
+
+
+def test_the_six_answers_are_as_they_are_spoken_of(training: Notebook) -> None:
+    (table,) = (
+        out.data["text/html"] for c in training.cells if c.id == "samples" for out in c.outputs
+    )
+    rows = re.findall(r"<td[^>]*>([^<]*)</td>", table)
+    scores = [(float(rows[i + 2]), float(rows[i + 4])) for i in range(0, len(rows), 5)]
+    rises = [after - before for before, after in scores]
+    assert scores[int(np.argmax(rises))] == (-0.04, 2.57) and "analogy" in rows[5 * 5]
+    assert (0.87, 2.73) in scores and "Yes, use heat." in rows
+    assert training.says("from −0.04 to 2.57", '"Yes, use heat." goes from 0.87 to 2.73')
+
+
+def test_draws_and_seeds_are_as_far_apart_as_is_said(training: Notebook) -> None:
+    default = PRESETS["smollm2"]
+    assert default.value_head_learning_rate == 5 * default.ppo["learning_rate"]
+    assert training.says("**Value head**: five times the policy's rate")
+    trainings = committed_trainings()
+    seeds = [trainings[f"default, seed {seed}"] for seed in range(3)]
+    runs = [levels(of) for of in (*seeds, trainings["long, seed 0"])]
+    before, ends = ([f"{run[i]['first']:.2f}" for run in runs] for i in (0, -1))
+    assert before == ["1.28", "1.34", "1.41", "1.28"] and training.says("1.28, 1.34 and 1.41")
+    gains = [f"{run[-1]['first'] - run[0]['first']:.2f}" for run in runs[:3]]
+    assert training.says(f"These three gain {gains[0]}, {gains[1]} and {gains[2]}")
+    mean = np.mean([run[-1]["first"] for run in runs[:3]])
+    assert f"{mean:.2f}" == "2.01" and training.says("end at a mean score of 2.01")
+    more = runs[3][-1]["first"] - mean
+    assert 1 / 7.5 < more < 1 / 6.5
+    told = training.shown("long-answer")
+    assert told.startswith(f"{more:.3g}. {ends[3]} against {', '.join(ends[:3])}.")
+    lead = np.subtract(
+        *(t["looks"][-1]["scores"]["first"] for t in (trainings["long, seed 0"], seeds[0]))
+    )
+    assert f"{lead.mean():.2f}" == "0.13" and 1.7 < lead.mean() / (lead.std(ddof=1) / 96**0.5) < 2.3
+    assert training.says("only 0.13 above the best seed, about two standard errors")
+    assert training.says(
+        f"the untouched policy has {TABLE['score_before'].mean():.2f}, the run above gains "
+        f"{TABLE['gain'].mean():.2f} (notebook 06)"
+    )
+    assert training.says(f"with other prompts, and finds {TABLE['gain'].mean():.2f}")
+    twin = [step["score"] for step in seeds[0]["steps"][:3]]
+    same = [
+        round(score, 3) == round(own, 3)
+        for score, own in zip(twin, LOG["ppo/mean_scores"], strict=False)
+    ]
+    assert same == [True, True, False] and training.says("the same first two batches")
 
 
 @pytest.fixture(scope="module")

@@ -122,7 +122,11 @@ def test_lessons_have_readmes_words_and_a_time_that_grows_with_the_text() -> Non
     assert len(by_number["03b"].goals) == 5 and by_number["03b"].has_solutions
     for number in ("01", "02"):
         assert len(by_number[number].goals) == 4 and by_number[number].has_solutions
-    assert by_number["03b"].minutes > by_number["02"].minutes / 2 > 2
+    for lesson in course:
+        head, more = lesson.notebook.cells[0].source, lesson.exercise_minutes
+        assert f"{lesson.minutes} minutes to read" in head, f"{lesson.number}: {lesson.minutes}"
+        assert not more or f"{more} more for the exercises" in head, f"{lesson.number}: {more}"
+        assert lesson.minutes <= 40, f"{lesson.number} is too long for one sitting"
     with pytest.raises(ValueError, match=r"01_prompts.ipynb has no row"):
         lessons.read_lessons(ROOT / "notebooks", "")
 

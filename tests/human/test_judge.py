@@ -154,11 +154,12 @@ def test_an_answer_is_read_once():
         return read(queries, responses)
 
     pairs = pairs_of(10)
+    pairs += [Pair(p.prompt, p.b, "a third answer, in many pairs") for p in pairs]
     features = Features.fit(reader, pairs)
-    assert len(seen) == 20
+    assert len(seen) == 30
     features.differences(pairs)
     features(["new", "new"], ["same", "same"])
-    assert len(seen) == 21
+    assert len(seen) == 31
 
 
 def test_pairs_that_say_nothing_are_refused():

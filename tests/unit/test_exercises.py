@@ -47,8 +47,8 @@ def test_a_mask_may_be_of_booleans():
             seen = seen | (column == end)
         return torch.stack(columns, dim=1)
 
-    assert check("mask_to_end", right).right
-    wrong = check("mask_to_end", lambda tokens, end: tokens > 4)
+    assert check("response_mask", right).right
+    wrong = check("response_mask", lambda tokens, end: tokens > 4)
     assert wrong.words == "At [0, 2] you have 0, and 1 is right."
 
 
@@ -171,6 +171,7 @@ def kept_before(before, after):
         ("leave_one_out", lambda r: r.mean() + 0 * r, "own reward"),
         ("log_posterior", penalised_in_the_mean, "sum them"),
         ("log_posterior", lambda w, d, y, v: (d @ w).sigmoid(), "shape"),
+        ("slip", lambda p: (1 - p) / 2, "Two slips agree, too"),
         ("choice_information", lambda p: p.var(0), "At [0]"),
         ("choice_information", entropy_of_the_mean, "coin toss"),
         ("kept_prompts", lambda d, n: [t for t in d if len(t) < n], "is right"),
@@ -201,8 +202,10 @@ def kept_before(before, after):
         ("value_loss", lambda v, o, r, m, c: ((v - r) ** 2).mean(), "You have"),
         ("gae", lambda r, v, g, lam: None, "`return`"),
         ("gae", lambda r, v, g, lam: 1.0, "gives a float"),
-        ("moving_mean", lambda x, w: np.convolve(x, np.ones(w) / w, "same"), "At ["),
-        ("moving_mean", lambda x, w: np.convolve(x, np.ones(w) / w)[: len(x)], "how many"),
+        ("done_after", lambda m, e: int(np.diff(m).argmax()), "You have"),
+        ("done_after", lambda m, e: m.argmax(), "Its lead may be noise"),
+        ("inspected", lambda q, r, end: "padding" if 0 in r else "fine", "'prompt' is right"),
+        ("inspected", lambda q, r, end: end in r[:-1], "gives a bool"),
         ("error_of_mean", lambda s, n: np.mean(s) / n**0.5, "errors partly cancel"),
         ("explained_variance", mean_of_squares_over_the_spread, "mask is forgotten"),
         ("clip_fraction", outside_the_band, "pushes further out"),
@@ -274,14 +277,13 @@ def test_an_unknown_name_is_refused_in_one_line():
 
 
 def test_numbers_may_come_in_a_list_a_tuple_or_an_array_in_any_order():
-    def backwards(values, window):
-        means = EXERCISES["moving_mean"].solution(values, window)
-        return means[::-1].copy()[::-1]
+    def backwards(values, mask):
+        return EXERCISES["masked_whiten"].solution(values, mask).flip(1).numpy()[:, ::-1]
 
-    assert check("moving_mean", backwards).right
-    assert check("moving_mean", lambda x, w: backwards(x, w).tolist()).right
+    assert check("masked_whiten", backwards).right
+    assert check("masked_whiten", lambda v, m: backwards(v, m).tolist()).right
     assert check("split_gain", lambda b, a: list(EXERCISES["split_gain"].solution(b, a))).right
-    assert "gives a dict" in check("moving_mean", lambda x, w: {"mean": 1.0}).words
+    assert "gives a dict" in check("masked_whiten", lambda v, m: {"mean": 1.0}).words
 
 
 def test_what_an_answer_does_to_an_array_stays_with_it():

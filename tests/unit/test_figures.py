@@ -65,31 +65,33 @@ def test_moving_mean_is_the_mean_of_the_last_batches():
 
 
 @pytest.mark.parametrize("as_frame", [False, True])
-def test_reward_curve_shows_scores_moving_mean_and_band(as_frame):
+def test_reward_curve_shows_every_batch_and_both_ends_with_their_errors(as_frame):
     stats = fake_stats(30)
-    scores, stds = (column(stats, k) for k in ("ppo/mean_scores", "ppo/std_scores"))
+    scores, stds = (np.array(column(stats, k)) for k in ("ppo/mean_scores", "ppo/std_scores"))
     fig = figures.reward_curve(pd.DataFrame(stats) if as_frame else stats, batch_size=16)
     (ax,) = fig.axes
-    batch, smooth = ax.lines
+    batch, first, last = ax.lines
     assert batch.get_xdata().tolist() == list(range(1, 31))
     np.testing.assert_allclose(batch.get_ydata(), scores)
-    np.testing.assert_allclose(smooth.get_ydata(), pandas_mean(scores, 10))
-    assert smooth.get_linewidth() > batch.get_linewidth()
+    bars, *bands = ax.collections
+    lengths = [high - low for (_, low), (_, high) in bars.get_segments()]
+    np.testing.assert_allclose(lengths, 2 * stds / 4)  # sqrt(16) = 4
+    for line, band, text, end in zip(
+        (first, last), bands, ax.texts, (slice(0, 10), slice(-10, None)), strict=True
+    ):
+        mean, error = scores[end].mean(), np.sqrt((stds[end] ** 2 / 16).sum()) / 10
+        np.testing.assert_allclose(line.get_ydata(), mean)
+        y = band.get_paths()[0].vertices[:, 1]
+        assert (y.min(), y.max()) == pytest.approx((mean - error, mean + error))
+        assert text.get_text().endswith(f" 10: {mean:.2f} ± {error:.2f}")
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("step", "mean score by the training judge")
 
-    (band,) = ax.collections
-    for x, score, std in zip(range(1, 31), scores, stds, strict=True):
-        vertices = band.get_paths()[0].vertices
-        y = vertices[vertices[:, 0] == x, 1]
-        assert y.max() - y.min() == pytest.approx(2 * std / 4)  # sqrt(16) = 4
-        assert (y.max() + y.min()) / 2 == pytest.approx(score)
-    assert (ax.get_xlabel(), ax.get_ylabel()) == ("step", "mean score by the reward model")
 
-
-def test_reward_curve_without_batch_size_has_no_band_and_needs_no_deviation():
+def test_reward_curve_without_batch_size_has_no_errors_and_needs_no_deviation():
     stats = [{"ppo/mean_scores": v} for v in (1.0, 2.0)]
     fig = figures.reward_curve(stats, window=2)
     assert not fig.axes[0].collections
-    assert fig.axes[0].lines[1].get_ydata().tolist() == [1.0, 1.5]
+    assert [line.get_ydata()[0] for line in fig.axes[0].lines[1:]] == [1.0, 2.0], "half at each end"
 
 
 def test_one_step_is_visible():
@@ -111,7 +113,15 @@ def test_diagnostics_has_the_six_panels():
         assert ax.texts[0].get_text() == key
         assert ax.get_title(loc="left")
         bands = [(p.get_y(), p.get_y() + p.get_height()) for p in ax.patches]
-        assert bands == ([training.HEALTHY[key]] if key in training.HEALTHY else [])
+        wanted = [training.HEALTHY[key]] if key in training.HEALTHY else []
+        assert bands == wanted + [(low, 1) for low in [training.TOO_LARGE.get(key)] if low]
+
+
+def test_diagnostics_draws_the_longest_answer_possible_if_it_is_told():
+    index = KEYS.index("tokens/responses_len_mean")
+    without, told = (figures.diagnostics(fake_stats(5), limit=n).axes[index] for n in (None, 32))
+    assert len(told.lines) == len(without.lines) + 1
+    assert set(told.lines[-1].get_ydata()) == {32} and told.texts[-1].get_text() == "limit: 32"
 
 
 def test_explained_variance_far_below_zero_is_counted_not_drawn():
@@ -337,8 +347,8 @@ def test_length_histogram_splits_exactly_at_the_limit():
 
 def test_saved_files_are_pngs_1600_pixels_wide(tmp_path):
     figures.plan_diagram(tmp_path / "new" / "plan.png")
-    figures.reward_curve(fake_stats(96), path=tmp_path / "curve.png", batch_size=16)
-    for path in (tmp_path / "new" / "plan.png", tmp_path / "curve.png"):
+    DRAW["result"](tmp_path / "result.png")
+    for path in (tmp_path / "new" / "plan.png", tmp_path / "result.png"):
         image = opened(path.read_bytes())
         assert image.width == 1600
         assert image.getpixel((2, 2)) == (255, 255, 255)
@@ -411,13 +421,14 @@ DRAW = {
     "lengths": lambda: figures.length_histogram([3, 120]),
     "along": lambda: figures.along_response(["a", "b"], {"value": [0.5, 1.0]}),
     "plan": figures.plan_diagram,
-    "result": lambda: figures.seeds_and_controls(
+    "result": lambda path=None: figures.seeds_and_controls(
         {"judge": [[{"step": n, "score": n} for n in (0, 1)]]},
         [
             dict(label="a", value=1, ppo=False),
             dict(label="b", value=2, low=1, high=3, ppo=True, seeds=[1.5, 2.5]),
         ],
         ("above", "below"),
+        path,
     ),
 }
 

@@ -13,7 +13,7 @@ from rlhf_tutorial import Run, load_preset
 from rlhf_tutorial.evaluation.measures import text_measures
 from rlhf_tutorial.evaluation.sampling import sample_answers
 from rlhf_tutorial.reward import rule_of_variety, rule_reward
-from rlhf_tutorial.studies.looks import experiment, look
+from rlhf_tutorial.studies.looks import experiment, levels, look, progress
 
 pytestmark = pytest.mark.slow
 
@@ -138,3 +138,15 @@ def test_ptx_reads_the_chosen_replies_of_the_training_split(run: Run, tmp_path: 
     assert all(1 <= len(r) <= 64 and 1 <= len(c) <= 64 for c, r in replies)
     result = train(run, steps=2, ptx_coef=1.0)
     assert result["settings"] == {"ptx_coef": 1.0}
+
+
+def test_levels_are_what_was_there_and_progress_what_was_added() -> None:
+    scores = [[1.0, 2.0, 3.0], [2.0, 2.0, 5.0]]
+    looks = [
+        {"step": i, "kl": [float(i)] * 3, "measures": {}, "scores": {"judge": of}}
+        for i, of in enumerate(scores)
+    ]
+    first, last = levels({"looks": looks})
+    assert first == {"step": 0, "kl": 0.0, "judge": 2.0, "judge_error": pytest.approx(3**-0.5)}
+    assert (last["judge"], last["judge_error"]) == (3.0, pytest.approx(1.0))
+    assert progress({"looks": looks})[1]["judge"] == last["judge"] - first["judge"]

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -19,6 +20,7 @@ from rlhf_tutorial.studies.clinic import (
     by_position,
     departure,
     examined,
+    farthest,
     warnings_of,
 )
 from rlhf_tutorial.studies.looks import experiment
@@ -146,3 +148,10 @@ def test_warnings_are_heard_once_each_and_only_in_the_meantime() -> None:
         logger.info("nothing")
     logger.warning("too late")
     assert heard == ["response 1 is no text"]
+
+
+def test_the_farthest_panels_are_named_by_the_healthy_ones_scatter() -> None:
+    healthy = pd.DataFrame({"a": [1.0, 3.0], "b": [10.0, 30.0], "c": [0.0, 0.0]})
+    patient = pd.DataFrame({"a": [9.0, 9.0], "b": [30.0, 30.0], "c": [0.01, 0.01]})
+    told = farthest(patient, healthy, {"a": "A", "b": "B", "c": "C"}, number=2)
+    assert told.endswith("mean of all steps: C: 0.01 (healthy: 0); A: 9 (healthy: 2).")

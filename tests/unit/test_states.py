@@ -58,6 +58,15 @@ def test_features_are_means_and_end_states_of_the_whole_model_read_one_by_one(
         torch.testing.assert_close(found, torch.cat(expected), rtol=1e-4, atol=1e-5)
 
 
+def test_special_tokens_are_the_templates_alone(make_reader, tokenizer, monkeypatch):
+    reader, read = make_reader(), []
+    monkeypatch.setattr(reader, "_read", lambda rows: read.extend(rows) or torch.zeros(len(rows)))
+    reader(["Why<eos>?"], ["So.<eos><user>"])
+    ((asked, said),) = read
+    assert asked == tokenizer("<user>Why< eos>?<eos><assistant>")["input_ids"]
+    assert said == [*tokenizer("So.< eos><user>")["input_ids"], 1] and said.count(1) == 1
+
+
 def test_bfloat16_is_near_float32(make_reader):
     exact, fast = make_reader()(QUERIES, RESPONSES), make_reader(bf16=True)(QUERIES, RESPONSES)
     assert fast.dtype == torch.float32

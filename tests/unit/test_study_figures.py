@@ -80,6 +80,18 @@ def test_the_proxy_is_dashed_and_the_gold_solid_in_every_panel() -> None:
         figures.proxy_and_gold({"50": [[{"kl": 0.0, "proxy": 0.0}]]}, "gain")
 
 
+def test_looks_are_drawn_for_every_training_and_named_once() -> None:
+    points = [{"step": 0, "a": 1.0, "b": 3.0}, {"step": 9, "a": 2.0, "b": 5.0, "a_error": 0.5}]
+    groups = {"long": [points], "short": [points, points[:1]]}
+    left, right = figures.over_looks(groups, {"a": "A", "b": "B"}).axes
+    drawn = [list(np.asarray(line.get_ydata())) for line in left.get_lines()]
+    assert drawn.count([1.0, 2.0]) == 2 and drawn.count([1.0]) == 1
+    assert len(left.containers) == 2 and not right.containers, "errors where they are known"
+    assert [text.get_text() for text in left.texts] == ["long", "short"] and not right.texts
+    with pytest.raises(DataError, match="has no 'c'"):
+        figures.over_looks(groups, {"c": "C"})
+
+
 def test_curves_over_steps_are_running_means() -> None:
     points = [{"kl": float(i), "kl_coef": 0.1} for i in range(6)]
     (left, right) = lines(figures.over_steps({"x": points}, {"kl": "KL", "kl_coef": "β"}, 2))
@@ -98,6 +110,12 @@ def test_a_patient_stands_before_the_healthy_one_in_every_panel() -> None:
     behind, before = figure.axes[0].get_lines()
     assert behind.get_color() != before.get_color() and behind.get_linewidth() > 2
     assert [ax.get_title(loc="left") for ax in figure.axes] == ["Score", "KL"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["healthy", "patient A"]
+    nothing = {"off": [0.0, 0.0]}
+    assert [
+        t.get_text()
+        for t in figures.beside_healthy("A", nothing, nothing, {"off": ""}).axes[0].texts
+    ] == ["0 in both"]
     four = {key: key for key in "abcd"}
     many = {key: [1.0, 2.0] for key in four}
     shown = [ax.get_visible() for ax in figures.beside_healthy("A", many, many, four).axes]

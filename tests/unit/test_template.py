@@ -124,6 +124,20 @@ def test_answers_are_read_up_to_the_end_key_without_special_tokens(tokenizer):
     assert without.decode(responses) == CHAT.bind(tokenizer).decode(responses)
 
 
+def test_a_special_token_that_a_text_spells_out_is_read_as_text(tokenizer):
+    bound = CHAT.bind(tokenizer)
+    letters = [tokenizer(letter)["input_ids"][0] for letter in "No<eos>"]
+    (answer,) = bound.decode([torch.tensor(letters)])
+    assert answer == "No<eos>", "a policy can write it in ordinary tokens"
+    assert tokenizer.eos_token_id in tokenizer(answer)["input_ids"]
+    specials = set(tokenizer.all_special_ids)
+    for text in (answer, "<eos><pad>", "<e<eos>os>", "a<bos"):
+        assert not specials & set(tokenizer(bound.plain(text))["input_ids"])
+        assert bound.plain(text).replace(" ", "") == text
+    for text in ("", "a < b", "Plain text.", "<eo s>"):
+        assert bound.plain(text) == text
+
+
 # What belongs to all texts, where a turn ends, and what a model thinks -------------------------
 
 
