@@ -1,8 +1,10 @@
 """Over-optimisation against a known gold: what notebook 08 shows (Gao et al. 2022).
 
     python scripts/overoptimisation.py fit          # the gold, and proxies of 50 to 800 grades
+    python scripts/overoptimisation.py measure      # how often each orders answers as the reader
     python scripts/overoptimisation.py best-of-n    # the untouched policy's answers, all proxies
     python scripts/overoptimisation.py ppo 50 0     # PPO against a proxy, without a leash, seed 0
+    python scripts/overoptimisation.py no           # what the judges give to "no", and why
     python scripts/overoptimisation.py rows -o rows.jsonl   # for a reading: feedback.py sheets
 
 The gold judge is fitted to all grades of training prompts that there are, a proxy to those of a few
@@ -27,12 +29,13 @@ from fit_judges import FEEDBACK, LAYERS, flat
 
 from rlhf_tutorial import Run, assets, load_preset
 from rlhf_tutorial.data import prepare_queries
-from rlhf_tutorial.evaluation.reading import pair_accuracy
+from rlhf_tutorial.evaluation.measures import words
+from rlhf_tutorial.evaluation.reading import lead, pair_accuracy
 from rlhf_tutorial.feedback import Row, load_feedback, save_feedback
 from rlhf_tutorial.reward import StateJudge, StateReader, fit_line
 from rlhf_tutorial.studies.committed import committed_overoptimisation
 from rlhf_tutorial.studies.looks import experiment
-from rlhf_tutorial.studies.overoptimisation import best_of_n_curve, load_judge
+from rlhf_tutorial.studies.overoptimisation import best_of_n_curve, known_to, load_judge
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "rlhf_tutorial" / "bundled" / "overoptimisation"
@@ -59,7 +62,7 @@ def fit() -> None:
     features, given = reader(prompts, texts), torch.tensor(grades)
     StateJudge(reader, *fit_line(features, given)).save_pretrained(FOLDER / "gold")
     for seed in SEEDS:
-        order = np.random.default_rng(seed).permutation(len(untouched))
+        order = np.random.default_rng(seed).permutation(len(untouched))  # as `known_to` has it
         for size in SIZES:
             kept = torch.tensor([4 * i + j for i in order for j in range(4)][:size])
             line = fit_line(features[kept], given[kept])
@@ -68,14 +71,27 @@ def fit() -> None:
 
 
 def measure() -> None:
-    """How often each judge orders two answers to a test prompt as the reader does."""
+    """How often each judge orders two answers to a test prompt as the reader does.
+
+    In these pairs, "from_gold" is how far it is ahead of the gold. Beside the judges there is the
+    two-step rule: whole before cut off, then the longer one.
+    """
     rows = load_feedback(FEEDBACK / "test.jsonl")
     prompts, texts, _ = flat(rows)
     features = load_judge("gold").reader(prompts, texts)  # the same for all: their lines differ
-    found = {}
+    scores = {}
     for name in NAMES:
         judge = load_judge(name)
-        found[name] = pair_accuracy(rows, (features @ judge.weights + judge.bias).tolist())
+        scores[name] = (features @ judge.weights + judge.bias).tolist()
+    scores["rule"] = [
+        1000.0 * answer["ended"] + len(answer["text"].split())
+        for row in rows
+        for answer in row["answers"]
+    ]
+    found = {
+        name: {**pair_accuracy(rows, given), "from_gold": lead(rows, given, scores["gold"])}
+        for name, given in scores.items()
+    }
     (FOLDER / "judges.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
@@ -107,6 +123,42 @@ def ppo(size: int, seed: int) -> None:
     )  # fmt: skip
     found = {"size": size, "seed": seed, **result}
     path.write_text(json.dumps(found) + "\n", encoding="utf-8")
+
+
+def no() -> None:
+    """What each judge gives to "no", the answer of one trained policy to every prompt.
+
+    Its proxy is fitted again without the shortest answers that it knows, and without as many others
+    for comparison, five times.
+    """
+    _, trainings = committed_overoptimisation()
+    (told,) = (each for each in trainings if (each["size"], each["seed"]) == (800, 1))
+    reader = load_judge("gold").reader
+    untouched = reader(told["queries"], told["looks"][0]["answers"])
+    always_no = reader(told["queries"], ["no"] * len(told["queries"]))
+
+    def given(weights: torch.Tensor, bias: float) -> dict[str, float]:
+        both = {"no": always_no, "untouched": untouched}
+        return {name: round((z @ weights + bias).mean().item(), 4) for name, z in both.items()}
+
+    judges = {name: load_judge(name) for name in NAMES}
+    found: dict[str, Any] = {name: given(j.weights, j.bias) for name, j in judges.items()}
+    known = known_to(800, 1)
+    states = reader([row["prompt"] for row in known], [row["text"] for row in known])
+    grades = torch.tensor([float(row["grade"]) for row in known])
+    short = np.array([row["ended"] and len(words(row["text"])) <= 3 for row in known])
+
+    def without(left_out: np.ndarray) -> dict[str, float]:
+        kept = torch.tensor(np.setdiff1d(np.arange(len(known)), left_out))
+        return given(*fit_line(states[kept], grades[kept]))
+
+    found["without the short ones"] = without(np.flatnonzero(short))
+    others = np.flatnonzero(~short)
+    found["without as many others"] = [
+        without(np.random.default_rng(seed).choice(others, short.sum(), replace=False))
+        for seed in range(5)
+    ]
+    (FOLDER / "no.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 def best_of_n() -> None:
@@ -154,7 +206,9 @@ def main() -> None:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("fit")
+    commands.add_parser("measure")
     commands.add_parser("best-of-n")
+    commands.add_parser("no")
     training = commands.add_parser("ppo")
     training.add_argument("size", type=int, choices=SIZES)
     training.add_argument("seed", type=int, choices=SEEDS)
@@ -164,6 +218,10 @@ def main() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     if args.command == "fit":
         fit()
+    elif args.command == "measure":
+        measure()
+    elif args.command == "no":
+        no()
     elif args.command == "best-of-n":
         best_of_n()
     elif args.command == "rows":

@@ -147,43 +147,51 @@ def methods_against_kl(
 
 
 @rc_context(STYLE)
-def proxy_and_gold(
-    panels: Mapping[str, Mapping[str, Sequence[Points]]],
-    ylabel: str = "Gain over the untouched policy",
-) -> Figure:
-    """A panel per way of optimising; what the proxy promises is dashed, what the gold sees solid.
+def proxy_and_gold(panels: Mapping[str, Sequence[Points]], ylabel: str) -> Figure:
+    """A small panel per judge: what the proxy promises is dashed, what the gold sees solid.
+
+    Where the two end farthest apart, they have their names.
 
     Args:
-        panels: title to curves, from left to right; curves by name, the same in every panel, each a
-            list of runs, each of points with "kl" (nats per answer), "proxy" and "gold".
+        panels: title to the runs, from left to right, each of points with "kl" (nats per answer),
+            "proxy" and "gold".
 
     Raises:
-        DataError: without a point, for a point that lacks a key, or for panels of other curves.
+        DataError: without a point, or for a point that lacks a key.
     """
-    names = [list(curves) for curves in panels.values()]
-    if not names or any(each != names[0] for each in names):
-        raise DataError(f"each panel is to have the same curves: there are {names}")
-    flat = [run for curves in panels.values() for runs in curves.values() for run in runs]
-    _check_points({str(n): run for n, run in enumerate(flat)}, ["kl", "proxy", "gold"])
-    fig = new_figure(4.9 * len(panels) + 0.4, 4.4)
-    axes = np.atleast_1d(fig.subplots(1, len(panels), sharey=True))
-    for ax, (title, curves) in zip(axes, panels.items(), strict=True):
-        for colour, (name, runs) in zip(_colours(len(curves)), curves.items(), strict=True):
-            for n, run in enumerate(runs):
-                kl, proxy, gold = ([float(p[k]) for p in run] for k in ("kl", "proxy", "gold"))
-                ax.plot(kl, proxy, "--", color=colour, linewidth=1.2, alpha=0.7)
-                ax.plot(
-                    kl, gold, "o-", color=colour, markersize=4, linewidth=1.9,
-                    label=None if n else name,
-                )  # fmt: skip
+    flat = {f"{name}, {n}": run for name, runs in panels.items() for n, run in enumerate(runs)}
+    _check_points(flat, ["kl", "proxy", "gold"])
+    fig = new_figure(max(3.0 * len(panels), 6.0), 3.4)
+    axes = np.atleast_1d(fig.subplots(1, len(panels), sharex=True, sharey=True))
+    farthest, ends = -1.0, (axes[0], {})  # the panel, and what is at which of its ends
+    for ax, (title, runs) in zip(axes, panels.items(), strict=True):
         ax.axhline(0, color=INK, linewidth=0.8)
-        _sqrt_axis(ax, max(float(p["kl"]) for runs in curves.values() for run in runs for p in run))
-        ax.set(title=title, xlabel="KL from the reference (nats per answer, √ scale)")
+        for run in runs:
+            kl, proxy, gold = ([float(p[k]) for p in run] for k in ("kl", "proxy", "gold"))
+            ax.plot(kl, proxy, "--", color=VERMILLION, linewidth=1.6)
+            ax.plot(kl, gold, "o-", color=BLUE, markersize=3.5, linewidth=1.8)
+            if (apart := abs(proxy[-1] - gold[-1])) > farthest:
+                farthest = apart
+                ends = ax, {"proxy": (kl[-1], proxy[-1]), "gold": (kl[-1], gold[-1])}
+        ax.set(title=title)
+    largest = max(float(p["kl"]) for run in flat.values() for p in run)
+    _sqrt_axis(axes[0], largest)  # which all share
+    ticks = [0.0]
+    for tick in axes[0].get_xticks():  # the panels are narrow
+        if tick**0.5 - ticks[-1] ** 0.5 > 0.16 * largest**0.5:
+            ticks.append(float(tick))
+    axes[0].set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax, places = ends
+    higher = max(places, key=lambda name: places[name][1])
+    for name, place in places.items():
+        inside = place[0] > largest / 2
+        shift = (-4 if inside else 7, (12 if name == higher else -16) if inside else 0)
+        ax.annotate(
+            name, place, shift, textcoords="offset points", va="center",
+            ha="right" if inside else "left", color=VERMILLION if name == "proxy" else BLUE,
+        )  # fmt: skip
     axes[0].set_ylabel(ylabel)
-    axes[0].plot([], [], "--", color=INK, linewidth=1.2, label="what the proxy says")
-    axes[0].plot([], [], "o-", color=INK, markersize=4, label="what the gold says")
-    handles, labels = axes[0].get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)))
+    fig.supxlabel("KL from the reference (nats per answer, √ scale)", fontsize=11)
     return fig
 
 

@@ -6,11 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import comb
+from typing import Any
 
 import numpy as np
 
 from ..assets import SMOLLM2, Bundled, resolve
 from ..errors import DataError
+from ..feedback import load_feedback
 from ..reward import StateJudge
 from .rivals import best_of_n_kl
 
@@ -21,6 +23,19 @@ def load_judge(name: str) -> StateJudge:
     A proxy's name tells how many grades it knows (50, 200 or 800) and which draw of them (0 to 2).
     """
     return StateJudge.from_pretrained(resolve(SMOLLM2), resolve(Bundled("overoptimisation")) / name)
+
+
+def known_to(size: int, seed: int) -> list[dict[str, Any]]:
+    """The graded answers that the proxy `proxy-<size>-<seed>` was fitted to.
+
+    Returns:
+        So many of the untouched policy's answers to training prompts, four to a prompt, each with
+        its `prompt`, `text`, `grade`, `rank`, and whether it `ended`.
+    """
+    graded = load_feedback(resolve(Bundled("feedback")) / "train.jsonl")
+    order = np.random.default_rng(seed).permutation(len(graded))
+    rows = [{"prompt": graded[i]["prompt"], **a} for i in order for a in graded[i]["answers"]]
+    return rows[:size]
 
 
 def expected_best_of_n(proxy: np.ndarray, gold: np.ndarray, n: int) -> np.ndarray:

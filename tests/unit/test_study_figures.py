@@ -62,23 +62,22 @@ def test_the_proxy_is_dashed_and_the_gold_solid_in_every_panel() -> None:
     def run(kl: float, proxy: float, gold: float) -> list[dict[str, float]]:
         return [{"kl": 0.0, "proxy": 0.0, "gold": 0.0}, {"kl": kl, "proxy": proxy, "gold": gold}]
 
-    few, many = [run(9, 3, 1), run(16, 4, -1)], [run(9, 3, 2)]
     figure = figures.proxy_and_gold(
-        {"Best of n": {"50": [run(2, 1, 0.5)], "800": [run(2, 1, 0.9)]},
-         "PPO": {"50": few, "800": many}}
-    )  # fmt: skip
+        {"50": [run(9, 3, 1), run(16, 4, -1)], "800": [run(2, 1, 0.9)]}, "gain"
+    )
     left, right = figure.axes
-    solid = [line for line in right.get_lines() if line.get_linestyle() == "-"]
-    dashed = [line for line in right.get_lines() if line.get_linestyle() == "--"]
-    assert [list(line.get_ydata()) for line in dashed] == [[0, 3], [0, 4], [0, 3]]
-    assert [list(line.get_ydata()) for line in solid[:3]] == [[0, 1], [0, -1], [0, 2]]
-    colours = [line.get_color() for line in solid[:3]]
-    assert colours[0] == colours[1] != colours[2]
-    assert left.get_xlim()[1] < 3 < 16 < right.get_xlim()[1] and left.get_ylim() == right.get_ylim()
-    named = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert named == ["50", "800", "what the proxy says", "what the gold says"]
-    with pytest.raises(DataError, match="the same curves"):
-        figures.proxy_and_gold({"Best of n": {"50": few}, "PPO": {"800": many}})
+    solid = [line for line in left.get_lines()[1:] if line.get_linestyle() == "-"]
+    dashed = [line for line in left.get_lines() if line.get_linestyle() == "--"]
+    assert [list(line.get_ydata()) for line in dashed] == [[0, 3], [0, 4]]
+    assert [list(line.get_ydata()) for line in solid] == [[0, 1], [0, -1]]
+    assert {line.get_color() for line in solid}.isdisjoint(line.get_color() for line in dashed)
+    assert left.get_xlim() == right.get_xlim() and left.get_xlim()[1] > 16
+    assert left.get_ylim() == right.get_ylim() and left.get_ylabel() == "gain"
+    assert [text.get_text() for text in left.texts] == ["proxy", "gold"]
+    assert [text.xy for text in left.texts] == [(16, 4), (16, -1)], "farthest apart"
+    assert not right.texts
+    with pytest.raises(DataError, match="'50, 0' has no 'gold'"):
+        figures.proxy_and_gold({"50": [[{"kl": 0.0, "proxy": 0.0}]]}, "gain")
 
 
 def test_looks_are_drawn_for_every_training_and_named_once() -> None:
