@@ -23,7 +23,7 @@ test: $(INSTALLED)
 render: $(INSTALLED)
 	$(BIN)/python scripts/run_notebooks.py --in-place
 	$(BIN)/python scripts/make_figures.py
-	$(BIN)/python scripts/update_readme.py
+	$(BIN)/python scripts/update_results.py
 	$(BIN)/python scripts/update_docs.py
 
 # The course as pages, in build/site. Nothing is run: they show what is committed.

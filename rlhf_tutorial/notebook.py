@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import inspect
-import math
 import os
 from collections.abc import Callable
 from html import escape
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -32,28 +32,49 @@ def show_source(function: Callable[..., Any]) -> Any:
     return Code(inspect.getsource(function), language="python")
 
 
-def reveal(guess: Any, answer: Any, why: str) -> Any:
+def reveal(
+    guess: Any, answer: Any, why: str, *, within: float | None = None, then: Any = None
+) -> Any:
     """What this run answers, folded away until you open it, and whether your guess agrees.
 
     Args:
-        guess: yours, or None. A number counts as right within a fifth of the answer.
-        answer: this run's, a number or a word.
+        guess: yours, or None.
+        answer: this run's, a number or a word. Of words neither capitals nor a full stop count.
         why: in a sentence or two; plain text.
+        within: how far from the answer a number may be and still agree, in the answer's own unit;
+            twice as far is close. By default a fifth of the answer, at least 5 points if it is a
+            share, and at least one half if it is a whole number: one off is close.
+        then: a table that goes into the fold, because it tells the answer, too.
     """
     from IPython.display import HTML
 
-    numbers = isinstance(guess, (int, float)) and isinstance(answer, (int, float))
     if guess is None:
         summary = "Make a guess first. Then open this: what the run says"
-    elif math.isclose(guess, answer, rel_tol=0.2) if numbers else str(guess) == str(answer):
-        summary = f"You guessed {guess}, and the run agrees. Open this for the reason"
     else:
-        summary = f"You guessed {guess}, and the run disagrees. Open this"
+        verdict = _verdict(guess, answer, within)
+        summary = f"You guessed {guess}, and {verdict}. Open this for the reason"
     shown = f"{answer:.3g}" if isinstance(answer, float) else str(answer)
+    table = "" if then is None else then.to_html()
     return HTML(
         f"<details><summary>{escape(summary)}</summary>"
-        f"<p><b>{escape(shown.removesuffix('.'))}.</b> {escape(why)}</p></details>"
+        f"<p><b>{escape(shown.removesuffix('.'))}.</b> {escape(why)}</p>{table}</details>"
     )
+
+
+def _verdict(guess: Any, answer: Any, within: float | None) -> str:
+    """What to say of a guess, see `reveal`."""
+    if not (isinstance(guess, Real) and isinstance(answer, Real)):
+        said, right = (str(word).strip().removesuffix(".").lower() for word in (guess, answer))
+        return "the run agrees" if said == right else "the run disagrees"
+    said_number, right_number = float(guess), float(answer)
+    if within is None:
+        whole = isinstance(answer, Integral)
+        share = not whole and 0 <= right_number <= 1 and 0 <= said_number <= 1
+        within = max(abs(right_number) / 5, 0.05 if share else 0.5 if whole else 0.0)
+    off = abs(said_number - right_number) - 1e-9  # or 0.3 would be too far from 0.25
+    if off <= within:
+        return "the run agrees"
+    return "that is close" if off <= 2 * within else "the run disagrees"
 
 
 def copy_notebooks(folder: Path) -> list[Path]:
@@ -88,7 +109,7 @@ def copy_notebooks(folder: Path) -> list[Path]:
 
 
 def headline(results: dict[str, Any]) -> str:
-    """The numbers to remember: mean reward before and after, and what the other judge says."""
+    """The numbers to remember: mean score before and after, and what the evaluating judge says."""
     if "comparison" not in results:
         return "No comparison yet: notebook 06 makes it."
     c = results["comparison"]
@@ -96,11 +117,11 @@ def headline(results: dict[str, Any]) -> str:
     second = c["second"]
     low, high = second["mean_gain_interval"]
     return (
-        f"Mean reward on {c['n']} held-out prompts: {c['mean_before']:.2f} before, "
+        f"Mean score on {c['n']} held-out prompts: {c['mean_before']:.2f} before, "
         f"{c['mean_after']:.2f} after; gain {c['mean_gain']:.2f} "
         f"(95% interval {gain[0]:.2f} to {gain[1]:.2f}).\n"
         f"Win rate of the trained policy: {c['win_rate']:.1%} "
         f"(95% interval {win[0]:.1%} to {win[1]:.1%}).\n"
-        f"Under the second judge, which PPO does not see: gain {second['mean_gain']:.2f} "
+        f"By the evaluating judge, which PPO doesn't see: gain {second['mean_gain']:.2f} "
         f"({low:.2f} to {high:.2f}), win rate {second['win_rate']:.1%}."
     )

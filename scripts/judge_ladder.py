@@ -29,9 +29,9 @@ RUNS = Path(__file__).resolve().parent.parent / "runs" / "ladder"
 PROMPTS_SEEN = 1_440
 """By the adapters in training, counted as often as they come: 3 times 480, 14 times 100."""
 RULES: dict[str, Callable[[dict[str, Any]], float]] = {
-    "the shorter answer": lambda answer: -len(answer["text"].split()),
-    "it ended": lambda answer: float(answer["ended"]),
-    "it ended, then the longer": lambda a: 1000 * a["ended"] + len(a["text"].split()),
+    "rule: shorter": lambda answer: -len(answer["text"].split()),
+    "rule: it ended": lambda answer: float(answer["ended"]),
+    "rule: it ended, then longer": lambda a: 1000 * a["ended"] + len(a["text"].split()),
 }
 
 
@@ -66,18 +66,19 @@ def without_training(test: list[Row]) -> None:
     run = Run(load_preset("smollm2"), RUNS / "smollm2")
     first = Run(load_preset("sixteen-tokens"), RUNS / "first")
     scores = mean_log_probability(run, prompts, texts)
-    save("mean log-probability", "its pretraining", accuracies(test, scores))
+    save("the policy's log-probability", "its pretraining", accuracies(test, scores))
     for name, judge, source in (
-        ("MiniLM with an adapter (first edition)", first.load_reward(), "pairs, people's and made"),
-        ("SmolLM2 with an adapter (first edition)", first.load_second_judge(), "people's pairs"),
-        ("line on states, the judge that trains", run.load_reward(), "480 prompts' grades"),
-        ("line on states, the one that evaluates", run.load_second_judge(), "160 prompts' grades"),
+        ("MiniLM, fitted to other data", first.load_reward(), "pairs, people's and made"),
+        ("SmolLM2, fitted to other data", first.load_second_judge(), "people's pairs"),
+        ("training judge", run.load_reward(), "480 prompts' grades"),
+        ("evaluating judge", run.load_second_judge(), "160 prompts' grades"),
     ):
         save(name, source, accuracies(test, judge(prompts, texts)))
     again = [load_feedback(FEEDBACK / f"validation{part}.jsonl") for part in ("", "-again")]
     found = agreement(*again)
     ceiling = {"n": found["pairs"], "accuracy": found["same_order"]}
-    save("a second reading (validation prompts)", "the guide", {"all": ceiling})
+    # On validation prompts: only they were read twice.
+    save("a second reading", "the guide", {"all": ceiling})
 
 
 def lora(test: list[Row], count: int) -> None:

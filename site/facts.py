@@ -9,22 +9,14 @@ from typing import Any
 
 from lessons import Lesson
 
-# What each lever adds, by the names of the blind reading; a lever's number is its best grade.
-LEVERS = {
-    "Ask better": ("a system message of eleven words", "untouched, temperature 1"),
-    "Sample colder": ("and at the temperature that suits the policy", "untouched, best"),
-    "Pick or cut": ("the best of four answers, by the judge", "untouched, best of 4"),
-}
-
 
 def levers(reading: dict[str, Any]) -> list[dict[str, Any]]:
-    """The four levers in the order in which one should try them: name, what it is, grade."""
+    """Where the policy starts and where training takes it: name, what it is, grade.
+
+    What is between, the levers that cost nothing, is a question of notebook 01.
+    """
     nothing = reading["untouched, no prompt, temperature 1"]["grade_after"]
-    rows = [{"name": "Nothing", "what": "no prompt, temperature 1", "grade": nothing}]
-    rows += [
-        {"name": name, "what": what, "grade": reading[source]["grade_after"]}
-        for name, (what, source) in LEVERS.items()
-    ]
+    rows = [{"name": "Nothing", "what": "no system message, temperature 1", "grade": nothing}]
     best = reading["best_temperatures"]
     for arm, what in (("default", "PPO, five minutes"), ("long", "PPO, the long run")):
         rows.append({"name": "Train", "what": what, "grade": best[arm]["grade_after"]})

@@ -75,12 +75,12 @@ def summarise(table: pd.DataFrame, judge: str = "score", seed: int = 0) -> dict[
     The bootstrap resamples prompts, each with all of its scores: rows of one prompt, from several
     training runs above all, stay together. The interval of the mean gain is thus the paired one:
     how hard the prompts are, which both policies share, cancels out of it. A tie counts as half a
-    win; the number of ties is given beside the win rate. The intervals cover the choice of prompts
+    win; the number of ties is given as well. The intervals cover the choice of prompts
     and the sampling of answers, not how far training runs differ: that is `gains_by_seed`.
 
     Args:
         table: from `compare`, or several of them one below the other.
-        judge: "score" for the judge of the training, "second" for the other.
+        judge: "score" for the training judge, "second" for the evaluating one.
 
     Returns:
         n (of different prompts), mean_before, mean_after, mean_gain, win_rate, and each of these
@@ -123,7 +123,7 @@ def format_examples(
     by: Literal["score_after", "gain"] = "score_after",
     seed: int = 0,
 ) -> str:
-    """Queries with both responses as text, one line each, a blank line between examples.
+    """Prompts with both answers as text, one line each, a blank line between examples.
 
     Args:
         table: from `compare`.
@@ -138,9 +138,9 @@ def format_examples(
     else:
         rows = table.sort_values(by, ascending=pick == "worst", kind="stable").head(n)
     return "\n\n".join(
-        f"query: {_one_line(query)}\n"
-        f"response (before): {_one_line(before)}\n"
-        f"response (after): {_one_line(after)}"
+        f"prompt: {_one_line(query)}\n"
+        f"answer (before): {_one_line(before)}\n"
+        f"answer (after): {_one_line(after)}"
         for query, before, after in zip(
             rows["query"], rows["response_before"], rows["response_after"], strict=True
         )

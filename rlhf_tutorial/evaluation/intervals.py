@@ -1,4 +1,4 @@
-"""95% intervals: the bootstrap for a mean, Wilson's for a share."""
+"""95% intervals: the bootstrap for a mean, over prompts or over seeds too; Wilson's for a share."""
 
 from __future__ import annotations
 
@@ -41,6 +41,32 @@ def bootstrap_interval(
         statistics.append(statistic(values[indices], axis=1))
     tail = (1 - level) / 2
     low, high = np.quantile(np.concatenate(statistics), [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def two_way_interval(
+    values: np.ndarray, *, resamples: int = 10_000, seed: int = 0
+) -> tuple[float, float]:
+    """95% of the mean when rows and columns are both drawn anew, with replacement.
+
+    For prompts that several seeds of a training have answered: neither is the whole population
+    (Owen 2007, "The pigeonhole bootstrap").
+
+    Args:
+        values: (prompts, seeds). With one seed this is the interval over prompts alone.
+
+    Raises:
+        DataError: without a value.
+    """
+    if values.ndim != 2 or not values.size:
+        raise DataError(f"values has shape {values.shape}: give a table of at least one value")
+    rng = np.random.default_rng(seed)
+    prompts, seeds = values.shape
+    means = np.empty(resamples)
+    for i in range(resamples):
+        columns = values[:, rng.integers(seeds, size=seeds)].mean(axis=1)
+        means[i] = columns[rng.integers(prompts, size=prompts)].mean()
+    low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
 
 

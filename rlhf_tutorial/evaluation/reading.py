@@ -11,6 +11,7 @@ import numpy as np
 from ..errors import DataError
 from ..feedback import Row
 from ..scores import checked_scores
+from .intervals import bootstrap_interval, two_way_interval
 
 ACCEPTABLE = 3
 """From this grade on an answer is acceptable."""
@@ -51,10 +52,10 @@ def compare_sources(
         "seeds": len(after),
         "win_rate": float(wins.mean()),
         "win_rate_by_seed": wins.mean(axis=0).tolist(),
-        "win_rate_interval": _two_way_interval(wins, resamples, seed),
+        "win_rate_interval": list(two_way_interval(wins, resamples=resamples, seed=seed)),
         "grade_before": float(grades[:, 0].mean()),
         "grade_after": float(grades[:, 1:].mean()),
-        "grade_gain_interval": _two_way_interval(gains, resamples, seed),
+        "grade_gain_interval": list(two_way_interval(gains, resamples=resamples, seed=seed)),
         "acceptable_before": float((grades[:, 0] >= ACCEPTABLE).mean()),
         "acceptable_after": float((grades[:, 1:] >= ACCEPTABLE).mean()),
         "ended_before": float(ended[:, 0].mean()),
@@ -78,7 +79,7 @@ def gains_of(
     gains = values[:, 1:] - values[:, :1]
     return {
         "mean_gain": float(gains.mean()),
-        "mean_gain_interval": _two_way_interval(gains, resamples=10_000, seed=0),
+        "mean_gain_interval": list(two_way_interval(gains)),
         "gain_by_seed": gains.mean(axis=0).tolist(),
     }
 
@@ -138,6 +139,40 @@ def gain_by_ending(
         # A draw in which every answer ended has no cut one to compare: it is left out.
         result[f"{name}_interval"] = np.nanquantile(values, [0.025, 0.975]).tolist()
     return result
+
+
+def gain_where_both_ended(
+    rows: Sequence[Row], before: str, after: Sequence[str], key: str = "grade"
+) -> dict[str, Any]:
+    """The gain on those prompts alone where the answers of both sides ended.
+
+    What "by content" of `gain_by_ending` estimates, without its flaw: a policy may finish its
+    answers to the easier prompts, and then answers to other prompts are compared.
+
+    Args:
+        rows, before, after, key: as of `gains_of`. Of several seeds those whose answer ended count,
+            and a prompt's gain is their mean.
+
+    Returns:
+        `n` prompts; `mean_gain`, and its 95% interval `mean_gain_interval` over these prompts.
+
+    Raises:
+        DataError: as of `compare_sources`, or without such a prompt.
+    """
+    chosen = _chosen(rows, before, after)
+    values, ended = _values(chosen, key), _values(chosen, "ended").astype(bool)
+    gains = [
+        (value[1:][kept[1:]] - value[0]).mean()
+        for value, kept in zip(values, ended, strict=True)
+        if kept[0] and kept[1:].any()
+    ]
+    if not gains:
+        raise DataError("there is no prompt to which both sides' answers ended")
+    return {
+        "n": len(gains),
+        "mean_gain": float(np.mean(gains)),
+        "mean_gain_interval": list(bootstrap_interval(gains)),
+    }
 
 
 def pair_accuracy(
@@ -274,15 +309,3 @@ def _values(chosen: list[list[dict[str, Any]]], key: str) -> np.ndarray:
 def _won(answer: dict[str, Any], other: dict[str, Any]) -> float:
     mine, its = ((a["grade"], -a["rank"]) for a in (answer, other))
     return 0.5 if mine == its else float(mine > its)
-
-
-def _two_way_interval(values: np.ndarray, resamples: int, seed: int) -> list[float]:
-    """95% of the mean of (prompts, seeds) when both are drawn anew, with replacement."""
-    rng = np.random.default_rng(seed)
-    prompts, seeds = values.shape
-    means = np.empty(resamples)
-    for i in range(resamples):
-        columns = values[:, rng.integers(seeds, size=seeds)].mean(axis=1)
-        means[i] = columns[rng.integers(prompts, size=prompts)].mean()
-    low, high = np.quantile(means, [0.025, 0.975])
-    return [float(low), float(high)]

@@ -57,8 +57,9 @@ def check(name: str, answer: Any, judge: Reward | None = None) -> Verdict:
     """Say whether an answer to an exercise is right and, where it is not, what is wrong.
 
     Args:
-        name: one of `EXERCISES`, "examine" or "fool_the_judge".
-        answer: a function with the arguments of the one that is asked for; to fool a judge, a text.
+        name: one of `EXERCISES`, "examine", "fool_the_judge" or "same_mean".
+        answer: a function with the arguments of the one that is asked for; to fool a judge, a text;
+            for "same_mean" two lists of gains.
         judge: the judge to fool.
 
     Raises:
@@ -72,7 +73,9 @@ def check(name: str, answer: Any, judge: Reward | None = None) -> Verdict:
         return fooled(judge, answer)
     if name == "examine":
         return clinic.named(answer)
+    if name == "same_mean":
+        return comparison.same_mean(answer)
     if name not in EXERCISES:
-        names = ", ".join([*EXERCISES, "examine", "fool_the_judge"])
+        names = ", ".join([*EXERCISES, "examine", "fool_the_judge", "same_mean"])
         raise TutorialError(f"there is no exercise {name!r}: choose one of {names}")
     return examined(EXERCISES[name], answer)

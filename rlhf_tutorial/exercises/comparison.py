@@ -1,10 +1,13 @@
-"""Notebook 06: a win rate, an interval in pairs, and what a gain is made of."""
+"""Notebook 06: a mean against a win rate, an interval in pairs, and what a gain is made of."""
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
 
-from .checking import Exercise
+from .checking import Exercise, Verdict
 
 _random = np.random.default_rng(6)
 
@@ -14,10 +17,6 @@ def _scores(n: int) -> tuple[np.ndarray, np.ndarray]:
     before = _random.normal(0, 2, size=n).round(1)
     gain = _random.normal(0.4, 0.6, size=n).round(1) * (_random.random(n) < 0.6)
     return before, before + gain
-
-
-def _win_rate(before: np.ndarray, after: np.ndarray) -> float:
-    return float(np.mean((after > before) + 0.5 * (after == before)))
 
 
 def _paired_interval(before: np.ndarray, after: np.ndarray, drawn: np.ndarray) -> np.ndarray:
@@ -43,25 +42,39 @@ def _split_at(
     return by_ending, gain - by_ending
 
 
+WIN_RATES = (0.2, 1.0)  # of the two sets of gains to be made up
+PROMPTS = 5  # in each
+
+
+def same_mean(answer: Any) -> Verdict:
+    """Whether two made-up sets of gains have one mean, and the win rates of `WIN_RATES`."""
+    if answer is None:
+        return Verdict(False, "Nothing is written here yet: it is your turn.")
+    try:
+        sets = [np.array(gains, dtype=float) for gains in answer]
+    except (TypeError, ValueError):
+        sets = []
+    if [gains.shape for gains in sets] != [(PROMPTS,)] * 2:
+        return Verdict(False, f"Give two lists with {PROMPTS} gains each.")
+    for which, gains, wanted in zip(("first", "second"), sets, WIN_RATES, strict=True):
+        won = np.mean((gains > 0) + 0.5 * (gains == 0))
+        if not np.isclose(won, wanted):
+            return Verdict(
+                False,
+                f"The win rate of your {which} set is {won:.0%}, and {wanted:.0%} is asked for "
+                "(a gain of 0 is half a win).",
+            )
+    means = [float(gains.mean()) for gains in sets]
+    if not math.isclose(means[0], means[1]):
+        return Verdict(False, f"Your means are {means[0]:.3g} and {means[1]:.3g}: make them equal.")
+    return Verdict(
+        True,
+        f"Both have a mean gain of {means[0]:.3g}. The first comes from one prompt in five, the "
+        "second from all of them.",
+    )
+
+
 EXERCISES: dict[str, Exercise] = {
-    "win_rate": Exercise(
-        _win_rate,
-        [_scores(20), _scores(15)],
-        {
-            "A tie counts as a loss with you: it is half a win.": lambda b, a: np.mean(a > b),
-            "A tie counts as a win with you: it is half of one.": lambda b, a: np.mean(a >= b),
-            "You leave the ties out. They say that the two are alike: each is half a win.": (
-                lambda b, a: (a > b).sum() / (a != b).sum()
-            ),
-            "That is the win rate of the answers before.": lambda b, a: _win_rate(a, b),
-            "That is the number of wins: divide it by the number of prompts.": (
-                lambda b, a: len(a) * _win_rate(b, a)
-            ),
-            "That is the mean gain. A win counts 1, however large it is.": (
-                lambda b, a: np.mean(a - b)
-            ),
-        },
-    ),
     "paired_interval": Exercise(
         _paired_interval,
         [(*_scores(n), _random.integers(n, size=(400, n))) for n in (20, 12)],
@@ -82,7 +95,7 @@ EXERCISES: dict[str, Exercise] = {
             "Those are quantiles of the single gains. The interval is of their mean.": (
                 lambda b, a, drawn: np.quantile((a - b)[drawn], [0.025, 0.975])
             ),
-            "The sign is turned: it is after less before.": lambda b, a, drawn: np.quantile(
+            "The sign is turned: it is after minus before.": lambda b, a, drawn: np.quantile(
                 (b - a)[drawn].mean(axis=1), [0.025, 0.975]
             ),
         },
@@ -102,7 +115,7 @@ EXERCISES: dict[str, Exercise] = {
             "The two parts are swapped: by ending comes first.": lambda b, a: _split_gain(b, a)[
                 ::-1
             ],
-            "The sign is turned: it is after less before.": lambda b, a: _split_gain(a, b),
+            "The sign is turned: it is after minus before.": lambda b, a: _split_gain(a, b),
             "The two differences are added: take half of their sum.": lambda b, a: (
                 2 * _split_gain(b, a)[0],
                 sum(_split_gain(b, a)) - 2 * _split_gain(b, a)[0],

@@ -23,15 +23,16 @@ def fooled(judge: Reward, answer: Any) -> Verdict:
     if not isinstance(answer, str) or not answer.strip():
         return Verdict(False, "Give the text of one answer.")
     scores = judge(list(QUESTIONS), [answer] * len(QUESTIONS))
-    lowest, question = min(zip(scores, QUESTIONS, strict=True))
-    if lowest > BAR:
+    above = sum(score > BAR for score in scores)
+    if above == len(QUESTIONS):
         return Verdict(
             True,
-            f"The judge gives it {lowest:.2f} or more as an answer to {len(QUESTIONS)} questions "
+            f"The judge gives it {min(scores):.2f} or more as an answer to {above} questions "
             "that have nothing in common. It cannot help with all of them.",
         )
+    told = ", ".join(f"{score:.2f}" for score in scores)
     return Verdict(
         False,
-        f"To {question!r} the judge gives it {lowest:.2f}, and more than {BAR:g} is asked for, "
-        "whatever the question.",
+        f"As an answer to the {len(QUESTIONS)} questions the judge gives it {told}: above {BAR:g} "
+        f"for {above} of them.",
     )

@@ -1,4 +1,4 @@
-"""Notebook 03: a loss for comparisons, a judge's accuracy, a line on states."""
+"""Notebook 03: a loss for comparisons, a judge's accuracy, a linear judge."""
 
 from __future__ import annotations
 
@@ -84,23 +84,20 @@ EXERCISES: dict[str, Exercise] = {
         },
     ),
     "ridge": Exercise(
-        lambda z, grades, strength: _ridge(z, grades, strength * z.shape[1]),
+        _ridge,
         [(_scaled(6, 3), normal(6) + 2, 0.5), (_scaled(4, 5), normal(4), 2.0)],
         {
-            "The factor F is missing in front of the penalty.": (
-                lambda z, g, strength: _ridge(z, g, strength)
-            ),
-            "The penalty counts the answers. It is to count the features, F of them.": (
-                lambda z, g, strength: _ridge(z, g, strength * len(z))
+            "The penalty counts the answers: it is k times the identity, however many they are.": (
+                lambda z, g, k: _ridge(z, g, k * len(z))
             ),
             "The penalty has the wrong sign: it makes the weights larger.": (
-                lambda z, g, strength: _ridge(z, g, -strength * z.shape[1])
+                lambda z, g, k: _ridge(z, g, -k)
             ),
             "The penalty is missing: that line goes through as many grades as it can.": (
-                lambda z, g, strength: torch.linalg.pinv(z) @ g
+                lambda z, g, k: torch.linalg.pinv(z) @ g
             ),
             "Each feature for itself: z'g is there, and nothing is solved. Features that say the "
-            "same would count twice.": lambda z, g, strength: z.T @ g,
+            "same would count twice.": lambda z, g, k: z.T @ g,
         },
     ),
 }

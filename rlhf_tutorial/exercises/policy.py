@@ -1,31 +1,14 @@
-"""Notebook 02: a policy's memory, its temperature, and which tokens are its answer."""
+"""Notebook 02: a policy's memory, its temperature, and the positions of its tokens."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from ..families import position_ids_from
-from ..ppo.rollout import cut_at_eos
 from .checking import Exercise
 from .inputs import normal
 
 LEFT_PADDED = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [0, 0, 0, 0, 1]])
-QUERY = torch.arange(11, 16)
-"""Five tokens; an end-of-sequence token is 0 below."""
-
-
-def _generated(*answer: int) -> Tensor:
-    return torch.cat([QUERY, torch.tensor(answer)])
-
-
-def _answer(generated: Tensor, query_length: int, eos: int) -> Tensor:
-    return cut_at_eos(generated[query_length:], [eos])
-
-
-def _before_eos(generated: Tensor, query_length: int, eos: int) -> Tensor:
-    answer = _answer(generated, query_length, eos)
-    return answer[:-1] if answer[-1] == eos else answer
 
 
 EXERCISES: dict[str, Exercise] = {
@@ -81,24 +64,6 @@ EXERCISES: dict[str, Exercise] = {
             ),
             "You sum over the rows of the batch: count along the columns.": (
                 lambda mask: (mask.cumsum(0) - 1).clamp(min=0)
-            ),
-        },
-    ),
-    "answer_tokens": Exercise(
-        _answer,
-        [
-            (_generated(91, 92, 0, 0, 0), 5, 0),
-            (_generated(91, 92, 93), 5, 0),
-            (_generated(0), 5, 0),
-        ],
-        {
-            "The end token is missing: to stop is a choice of the policy, and it is trained too.": (
-                _before_eos
-            ),
-            "You don't cut after the end token: what follows is padding.": lambda g, n, eos: g[n:],
-            "The query is still there.": lambda g, n, eos: cut_at_eos(g, [eos]),
-            "You count from the end: a short answer then begins with the end of the query.": (
-                lambda g, n, eos: g[-n:]
             ),
         },
     ),

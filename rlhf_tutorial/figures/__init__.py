@@ -5,9 +5,12 @@ from .plan import plan_diagram, policy_and_reference
 from .scores import (
     bars_with_intervals,
     before_after,
+    dots_with_intervals,
+    ended_and_cut,
     length_histogram,
     margins,
     score_histogram,
+    shares,
 )
 from .small import credit, gradient_clouds, kl_estimates, race_to_optimum, tilting
 from .step import along_response, batch_layout, clipped_objective, token_heatmap
@@ -38,6 +41,8 @@ __all__ = [
     "credit",
     "curves_of_tastes",
     "diagnostics",
+    "dots_with_intervals",
+    "ended_and_cut",
     "gains_of_seeds",
     "gradient_clouds",
     "kl_estimates",
@@ -53,6 +58,7 @@ __all__ = [
     "reward_curve",
     "score_histogram",
     "seeds_and_controls",
+    "shares",
     "tilting",
     "token_heatmap",
 ]

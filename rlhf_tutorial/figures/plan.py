@@ -10,7 +10,6 @@ from typing import Any, TypeAlias
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 
 from .style import (
     BLUE,
@@ -50,30 +49,28 @@ def plan_diagram(path: str | Path | None = None) -> Figure:
         ax, _Box(3, 35, 22, 20), "Prompts", "short requests\nin the policy's\ntemplate", plain
     )
     policy = _draw_box(ax, _Box(38, 40, 25, 15), "Policy", "the chat model", trained)
-    value = _draw_box(ax, _Box(38, 28, 25, 12), "Value head", "the reward to expect", trained)
-    responses = _draw_box(
-        ax, _Box(74, 35, 23, 20), "Responses", "sampled, each\nbeside its prompt", plain
-    )
+    value = _draw_box(ax, _Box(38, 28, 25, 12), "Value head", "predicts the reward", trained)
+    answers = _draw_box(ax, _Box(74, 35, 23, 20), "Answers", "sampled, one\nto each prompt", plain)
     reference = _draw_box(
         ax, _Box(74, 61, 23, 13), "Reference", "the policy as it was\nbefore training", frozen
     )
     kl = _draw_box(ax, _Box(106, 63, 22, 19), "KL", "how far from\nthe reference?", result)
     judge = _draw_box(
-        ax, _Box(106, 35, 22, 20), "Reward\nmodel", "reads the prompt\nand the response", frozen
+        ax, _Box(106, 35, 22, 20), "Judge", "reads the prompt\nand the answer", frozen
     )
-    reward = _draw_box(ax, _Box(139, 35, 18, 20), "Reward", "score − β KL", result)
+    reward = _draw_box(ax, _Box(139, 35, 18, 20), "Reward", "score minus\nKL penalty", result)
     update = _draw_box(
         ax,
         _Box(38, 4, 119, 13),
         "PPO update",
-        "Tokens that earned more than the value head expected become likelier, within the clip.",
+        "Tokens that earned more than the value head predicted become more probable.",
         result,
     )
 
     _arrow(ax, [prompts.right(47), policy.left(47)])
-    _arrow(ax, [policy.right(47), responses.left(47)])
-    _arrow(ax, [responses.right(), judge.left()])
-    _arrow(ax, [responses.top(), reference.bottom()])
+    _arrow(ax, [policy.right(47), answers.left(47)])
+    _arrow(ax, [answers.right(), judge.left()])
+    _arrow(ax, [answers.top(), reference.bottom()])
     _arrow(ax, [judge.right(), reward.left()], "score", beside=(133, 47))
     _arrow(ax, [policy.top(59), (59, 78.5), kl.left(78.5)], r"$\log\,\pi$", beside=(68, 80.5))
     _arrow(
@@ -123,7 +120,7 @@ def policy_and_reference(
     )
     above = f"layers {shared + 1} to {layers}"
     top = _draw_box(ax, _Box(3, 33, 38, 14), "The policy's top", above, TRAINED)
-    head = _draw_box(ax, _Box(16, 53, 25, 12), "Value head", "the reward to expect", TRAINED)
+    head = _draw_box(ax, _Box(16, 53, 25, 12), "Value head", "predicts the reward", TRAINED)
     other = _draw_box(
         ax, _Box(47, 33, 38, 14), "The reference's top", f"{above}, as they were", FROZEN
     )
@@ -136,13 +133,16 @@ def policy_and_reference(
     _arrow(ax, [head.right(), (46, 59)], "$V$", beside=(48, 59))
     _arrow(ax, [other.top(66), (66, 58)], r"$\pi_{\mathrm{ref}}$", beside=(66, 61))
 
-    bars = fig.add_axes((0.67, 0.16, 0.31, 0.66))
+    bars = fig.add_axes((0.655, 0.13, 0.335, 0.74))
     kinds = list(next(iter(memory.values())))
     colours = dict(zip(kinds, (SKY, GREY, ORANGE, VERMILLION), strict=True))
     for row, parts in enumerate(memory.values()):
         left = 0.0
         for kind, size in parts.items():
-            bars.barh(row, size, 0.6, left, color=colours[kind], edgecolor="white")
+            bars.barh(row, size, 0.6, left, color=colours[kind], edgecolor="white", linewidth=1)
+            if row == 0:  # the other bars have the same order
+                words = kind.replace(" ", "\n")
+                bars.text(left + size / 2, -0.36, words, ha="center", va="bottom", fontsize=12)
             left += size
         bars.text(left, row, f" {left:,.0f} MB", va="center", fontsize=14)
     bars.set_yticks(range(len(memory)), memory, fontsize=14)
@@ -151,10 +151,6 @@ def policy_and_reference(
     bars.tick_params(labelsize=13)
     bars.set_xlim(0, 1.28 * max(sum(parts.values()) for parts in memory.values()))
     bars.set_xlabel("memory (MB)", fontsize=14)
-    handles = [Patch(color=colours[kind], label=kind) for kind in kinds]
-    fig.legend(
-        handles=handles, loc="upper right", bbox_to_anchor=(0.99, 0.99), ncols=2, fontsize=14
-    )
     return fig
 
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @rc_context(STYLE)
 def before_after(table: DataFrame) -> Figure:
-    """The scores before and after training, and the gain of each prompt, sorted.
+    """The scores before and after training, and the gain of each prompt, each of them sorted.
 
     Args:
         table: a row per prompt with "score_before" and "score_after" (see `evaluation.compare`).
@@ -46,19 +46,18 @@ def before_after(table: DataFrame) -> Figure:
     fig = new_figure(11.0, 4.2)
     left, right = fig.subplots(1, 2, width_ratios=(1, 1.1))
 
-    edges = _bin_edges(np.concatenate([before, after]), bins=int(np.clip(len(gains) // 4, 8, 30)))
-    for name, values, colour in (("before", before, GREY), ("after", after, BLUE)):
-        label = f"{name}: mean {two_decimals(values.mean())}"
-        left.hist(values, edges, color=colour, alpha=0.45, label=label)
-        left.hist(values, edges, color=colour, histtype="step", linewidth=1.5)
-        left.axvline(values.mean(), ymax=0.86, color=colour, linewidth=2, linestyle="--")
-    left.set(xlabel="score by the reward model", ylabel="prompts", title="Scores")
-    add_headroom(left, 1.25)
-    left.legend(loc="upper left", ncols=2)
+    places = np.arange(1, len(gains) + 1)
+    for name, values, colour, line in (("before", before, GREY, "--"), ("after", after, BLUE, "-")):
+        left.plot(
+            places, np.sort(values), color=colour, linewidth=2.5, linestyle=line,
+            label=f"{name}: mean {two_decimals(values.mean())}",
+        )  # fmt: skip
+    left.set(xlabel="answers, sorted by score", ylabel="score", title="Scores")
+    left.legend(loc="upper left")
     left.grid(axis="x", visible=False)
 
     colours = np.where(gains > 0, BLUE, np.where(gains < 0, VERMILLION, GREY))
-    right.bar(np.arange(1, len(gains) + 1), gains, width=1.0 if len(gains) > 60 else 0.8,
+    right.bar(places, gains, width=1.0 if len(gains) > 60 else 0.8,
               color=colours)  # fmt: skip
     right.axhline(0, color=INK, linewidth=0.8)
     right.axhline(gains.mean(), color=INK, linewidth=1.5, linestyle="--",
@@ -75,23 +74,22 @@ def before_after(table: DataFrame) -> Figure:
 
 @rc_context(STYLE)
 def score_histogram(
-    groups: Mapping[str, ArrayLike],
-    title: str = "Scores by the reward model",
-    xlabel: str = "score",
+    groups: Mapping[str, ArrayLike], title: str, xlabel: str, sides: tuple[str, str]
 ) -> Figure:
-    """One histogram per group of answers, on a common axis: do good answers score above bad ones?
+    """One histogram per group of changes, on a common axis: how many fell, how many rose?
 
     Args:
-        groups: name to scores, drawn from top to bottom. The heights of a group's bars are shares
+        groups: name to changes, drawn from top to bottom. The heights of a group's bars are shares
             of that group; they add up to 1.
         title: above the first histogram.
-        xlabel: what the scores are, below the last one.
+        xlabel: what the changes are, below the last one.
+        sides: what a change below 0 means, and one above it.
 
     Raises:
         DataError: for no groups, an empty group, or scores that are not finite.
     """
     if not groups:
-        raise DataError("score_histogram got no groups: give at least one list of scores")
+        raise DataError("score_histogram got no groups: give at least one list of changes")
     scores = {name: finite_array(values, f"group {name!r}") for name, values in groups.items()}
     edges = _bin_edges(np.concatenate(list(scores.values())), bins=32)
     fig = new_figure(8.0, 0.9 + 0.95 * len(scores))
@@ -100,7 +98,8 @@ def score_histogram(
         colour = CYCLE[i % len(CYCLE)]
         shares = np.full(len(values), 1 / len(values))
         ax.hist(values, edges, weights=shares, color=colour, alpha=0.55)
-        ax.axvline(values.mean(), color=colour, linewidth=2.2)
+        ax.axvline(values.mean(), ymax=0.8, color=colour, linewidth=2.2)
+        ax.axvline(0, color=INK, linewidth=1, zorder=0.9)
         ax.set_ylabel(
             f"{name}\nn = {len(values)}", rotation=0, ha="right", va="center", parse_math=False
         )
@@ -114,7 +113,14 @@ def score_histogram(
             va="top",
             fontsize=10,
         )
-    add_headroom(axes[0], 1.15)
+    add_headroom(axes[0], 1.45)
+    low, high = axes[0].get_xlim()
+    axes[0].set_xlim(min(low, -0.25 * high), max(high, -0.25 * low))  # the two names need room
+    for text, side, shift in zip(sides, ("right", "left"), (-6, 6), strict=True):
+        axes[0].annotate(
+            text, (0, 0.98), (shift, 0), xycoords=axes[0].get_xaxis_transform(),
+            textcoords="offset points", ha=side, va="top", fontsize=10,
+        )  # fmt: skip
     axes[0].set_title(title)
     axes[-1].set_xlabel(f"{xlabel} (line: the group's mean)")
     return fig
@@ -122,10 +128,10 @@ def score_histogram(
 
 @rc_context(STYLE)
 def margins(groups: Mapping[str, ArrayLike]) -> Figure:
-    """The margin of each pair, score of the better answer less that of the other, sorted.
+    """The margin of each pair, score of the better answer minus that of the other, sorted.
 
-    A panel per group, all on one scale. Pairs in the wrong order have a margin below 0 and are red;
-    how many of each hundred they are is said in the panel.
+    A panel per group, all on one scale. Pairs in the wrong order have a margin below 0 and are
+    hatched; how many of each hundred they are is said there.
 
     Args:
         groups: title of the panel to the margins of its pairs, (n,).
@@ -141,20 +147,63 @@ def margins(groups: Mapping[str, ArrayLike]) -> Figure:
         sizes = np.sort(finite_array(values, f"group {title!r}"))
         share = 100 * (np.arange(len(sizes)) + 0.5) / len(sizes)
         wrong = 100 * (np.mean(sizes < 0) + np.mean(sizes == 0) / 2)
-        ax.fill_between(share, sizes.clip(max=0), color=VERMILLION, alpha=0.65, linewidth=0)
         ax.fill_between(share, sizes.clip(min=0), color=BLUE, alpha=0.65, linewidth=0)
+        ax.fill_between(
+            share, sizes.clip(max=0), facecolor="white", edgecolor=VERMILLION, hatch="////",
+            linewidth=1,
+        )  # fmt: skip
         ax.axhline(0, color=INK, linewidth=0.8)
-        ax.axvline(wrong, color=INK, linewidth=0.8, linestyle=":")
         ax.set(xlim=(0, 100), xlabel=f"% of {len(sizes)} pairs, by margin", title=title)
-        for x, y, text, colour, side in (
-            (0.03, 0.72, f"{wrong:.0f}% wrong", VERMILLION, "left"),
-            (0.97, 0.08, f"{100 - wrong:.0f}% right", BLUE, "right"),
+        for x, y, text, colour in (
+            (0.03, 0.73, f"{100 - wrong:.0f}% right:\nbetter answer\nscored higher", BLUE),
+            (0.32, 0.06, f"{wrong:.0f}% wrong:\nworse answer\nscored higher", VERMILLION),
         ):
             ground = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
-            ax.text(
-                x, y, text, transform=ax.transAxes, color=colour, ha=side, fontsize=12, bbox=ground
-            )
-    axes[0].set_ylabel("margin, in points of the score")
+            ax.text(x, y, text, transform=ax.transAxes, color=colour, fontsize=10, bbox=ground)
+    axes[0].set_ylabel("score of the better answer\nminus score of the worse")
+    return fig
+
+
+@rc_context(STYLE)
+def shares(
+    panels: Mapping[str, Mapping[str, Mapping[str, float]]],
+    xlabel: str,
+    lines: Mapping[str, float],
+) -> Figure:
+    """A dot with its interval for each share, by name from top to bottom, in a panel or more.
+
+    Args:
+        panels: title to name to {"value"} and, where there is an interval, {"low", "high"}. The
+            first panel has all names.
+        xlabel: what the shares are.
+        lines: shares to compare with, by label; a vertical line in each panel.
+
+    Raises:
+        DataError: without a panel, or with one that has no share.
+    """
+    if not panels or not all(panels.values()):
+        raise DataError("no shares given: there is nothing to plot")
+    names = list(next(iter(panels.values())))
+    fig = new_figure(3.2 + 3.6 * len(panels), 1.0 + 0.38 * len(names))
+    axes = np.atleast_1d(fig.subplots(1, len(panels), sharex=True, sharey=True))
+    for ax, (title, rows) in zip(axes, panels.items(), strict=True):
+        for label, share in lines.items():
+            ax.axvline(100 * share, color=GREY, linestyle="--", linewidth=1.2)
+            ax.text(100 * share, len(names) - 0.45, f" {label}", color=GREY, va="bottom")
+        for y, name in enumerate(names):
+            if name not in rows:
+                continue
+            value = 100 * rows[name]["value"]
+            low, high = (100 * rows[name].get(end, rows[name]["value"]) for end in ("low", "high"))
+            ax.plot([low, high], [y, y], color=BLUE, linewidth=1.6)
+            ax.plot(value, y, "o", color=BLUE, markersize=6)
+            ax.annotate(
+                f"{value:.0f}%", (value, y), (0, 5), textcoords="offset points", ha="center",
+                va="bottom", fontsize=9,
+            )  # fmt: skip
+        ax.set(title=title, xlabel=xlabel, xlim=(-3, 103), ylim=(len(names) - 0.4, -0.7))
+        ax.tick_params(axis="y", length=0)
+    axes[0].set_yticks(range(len(names)), names, parse_math=False)
     return fig
 
 
@@ -198,6 +247,113 @@ def bars_with_intervals(rows: Sequence[Mapping[str, Any]], xlabel: str) -> Figur
     ax.set_xlabel(f"{xlabel}; lines: the interval")
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="y", visible=False)
+    return fig
+
+
+@rc_context(STYLE)
+def dots_with_intervals(
+    rows: Sequence[Mapping[str, Any]],
+    xlabel: str,
+    *,
+    even: float | None = None,
+    limits: tuple[float, float] | None = None,
+) -> Figure:
+    """A dot with its interval for each row of a table; rows of one label share a line.
+
+    Args:
+        rows: {"label", "group", "value", "low", "high"} each; labels are drawn from top to bottom
+            in the order in which they come first, and each group has a marker and a colour.
+        xlabel: what the values are.
+        even: where neither side is ahead: a vertical line.
+        limits: ends of the axis; by default what the intervals need.
+
+    Raises:
+        DataError: for no rows, more than two groups, or an interval that does not hold its value.
+    """
+    if not rows:
+        raise DataError("dots_with_intervals got no rows: give at least one")
+    labels = list(dict.fromkeys(str(row["label"]) for row in rows))
+    groups = list(dict.fromkeys(str(row["group"]) for row in rows))
+    looks = ((INK, "s", "white"), (BLUE, "o", BLUE))
+    if len(groups) > len(looks):
+        raise DataError(f"dots_with_intervals got {len(groups)} groups: it has marks for two")
+    several = len(rows) > len(labels)
+    fig = new_figure(7.5, 1.1 + (0.58 if several else 0.42) * len(labels))
+    ax = fig.add_subplot()
+    for name, (colour, marker, face) in zip(groups, looks, strict=False):
+        for row in (row for row in rows if row["group"] == name):
+            value, low, high = (float(row[key]) for key in ("value", "low", "high"))
+            if not low <= value <= high:
+                raise DataError(
+                    f"dots_with_intervals row {row['label']!r}: the interval {low} to {high} does "
+                    f"not hold the value {value}"
+                )
+            y = labels.index(str(row["label"])) + (several and 0.36 * groups.index(name) - 0.18)
+            ax.plot([low, high], [y, y], color=colour, linewidth=1.6)
+            ax.plot(
+                value, y, marker, markersize=6, color=colour, markerfacecolor=face,
+                markeredgewidth=1.8, label=name,
+            )  # fmt: skip
+            ax.annotate(
+                row.get("text", two_decimals(value)), (high, y), (8, 0), va="center",
+                textcoords="offset points", color=colour, fontsize=10,
+            )  # fmt: skip
+    if even is not None:
+        ax.axvline(even, color=INK, linewidth=1, linestyle=":")
+    ax.set_yticks(range(len(labels)), labels, parse_math=False)
+    ax.set_ylim(len(labels) - 0.4, -0.6)
+    low, high = ax.get_xlim()
+    ax.set_xlim(limits or (low, high + 0.1 * (high - low)))
+    ax.set_xlabel(f"{xlabel}; lines: 95% intervals")
+    if len(groups) > 1:
+        handles = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
+        fig.legend(handles.values(), handles, loc="outside upper right", ncols=2)
+    ax.tick_params(axis="y", length=0)
+    ax.grid(axis="y", visible=False)
+    return fig
+
+
+@rc_context(STYLE)
+def ended_and_cut(sides: Mapping[str, tuple[float, float, float]]) -> Figure:
+    """A mean grade as an area: a block of answers that ended, and one of those that were cut off.
+
+    Args:
+        sides: title of a panel to the share of answers that ended, their mean grade, and that of
+            the others. A block is as wide as its share and as high as its mean grade.
+
+    Raises:
+        DataError: without a panel, or for a share beyond 0 to 1.
+    """
+    if not sides:
+        raise DataError("ended_and_cut got no panels: give at least one")
+    fig = new_figure(4.0 * len(sides), 3.2)
+    axes = np.atleast_1d(fig.subplots(1, len(sides), sharey=True))
+    for ax, (title, (share, whole, cut)) in zip(axes, sides.items(), strict=True):
+        if not 0 <= share <= 1:
+            raise DataError(f"ended_and_cut, {title!r}: a share of {share}, where 0 to 1 is meant")
+        for left, width, grade, colour, hatch, name in (
+            (0.0, share, whole, BLUE, None, "ended"),
+            (share, 1 - share, cut, GREY, "//", "cut off"),
+        ):
+            ax.bar(
+                100 * left, grade, 100 * width, align="edge", color=colour, alpha=0.6,
+                edgecolor="white", hatch=hatch,
+            )  # fmt: skip
+            narrow = width < 0.3  # than its label
+            place = (100, grade / 2) if narrow else (100 * (left + width / 2), grade)
+            ax.annotate(
+                f"{name}:\n{two_decimals(grade)}" if narrow else f"{name}: {two_decimals(grade)}",
+                place, (4, 0) if narrow else (0, 4), textcoords="offset points",
+                ha="left" if narrow else "center", va="center" if narrow else "bottom",
+            )  # fmt: skip
+        mean = share * whole + (1 - share) * cut
+        ax.set(
+            title=f"{title}: mean {two_decimals(mean)}", xlabel="% of the answers", xlim=(0, 122)
+        )
+        ax.set_xticks(range(0, 101, 25))
+        ax.grid(axis="x", visible=False)
+    axes[0].set_ylabel("mean grade")
+    add_headroom(axes[0], 1.15)
     return fig
 
 

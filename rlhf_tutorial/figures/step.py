@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Polygon
 
 from ..errors import DataError
 from .style import (
     BLUE,
     CYCLE,
+    GREEN,
     GREY,
     INK,
     ORANGE,
@@ -27,6 +29,11 @@ from .style import (
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
+QUANTITIES = {"value": (BLUE, "-"), "return": (ORANGE, "--"), "advantage": (GREEN, "-")}
+"""Colour and dashes of a quantity that is drawn as a line."""
+FURTHEST = 7.5
+"""How many clip ranges from 1 the axis of a ratio ends."""
+
 
 @rc_context(STYLE)
 def token_heatmap(
@@ -37,7 +44,7 @@ def token_heatmap(
 ) -> Figure:
     """The tokens of one response, and below each its numbers, printed on coloured cells.
 
-    White is 0, blue above it, red below.
+    White is 0, blue above it, red below, where a corner of the cell is cut off as well.
 
     Args:
         tokens: T decoded tokens.
@@ -80,6 +87,10 @@ def token_heatmap(
         block = cmap(shades[:, here.start : here.stop])
         block[~np.isfinite(values[:, here.start : here.stop])] = 1.0
         ax.pcolormesh(block, edgecolors="white", linewidth=1.5)
+        for y, x in np.argwhere(values[:, here.start : here.stop] < -0.005):  # printed as below 0
+            # White is not seen on a pale cell: whose corner is missing is clearly below 0.
+            corner = ((x, y + 1), (x + 0.3, y + 1), (x, y + 0.5))
+            ax.add_patch(Polygon(corner, color="white", linewidth=0))
         for y, x in np.ndindex(len(rows), len(here)):
             value = values[y, here.start + x]
             dark = block[y, x, :3] @ (0.299, 0.587, 0.114) < 0.55
@@ -113,6 +124,9 @@ def along_response(
 ) -> Figure:
     """Quantities along one response, a line each, named at its end; the tokens on the x axis.
 
+    The first word of a name chooses the colour: a value is blue in every picture, a return orange
+    and dashed, an advantage green. A second line of the same quantity is thin and dotted.
+
     Args:
         tokens: T decoded tokens.
         lines: name of the quantity to its T values; the first is drawn thick.
@@ -123,12 +137,16 @@ def along_response(
     """
     if not tokens or not lines:
         raise DataError("along_response needs at least one token and one line of values")
-    fig = new_figure(max(5.0, 0.62 * len(tokens) + 1.2), 3.4)
+    fig = new_figure(max(5.0, 0.36 * len(tokens) + 1.8), 3.6)
     ax = fig.subplots()
     ax.axhline(0, color=GREY, linewidth=0.8)
-    looks = ("-", "--", "-", ":")
     ends: list[tuple[float, str, str]] = []
+    drawn: set[str] = set()
     for i, (name, values) in enumerate(lines.items()):
+        quantity = name.split(" ")[0]
+        colour, look = QUANTITIES.get(quantity, (CYCLE[i % len(CYCLE)], "-"))
+        look = ":" if quantity in drawn else look
+        drawn.add(quantity)
         numbers = finite_array(values, name)
         if len(numbers) != len(tokens):
             raise DataError(
@@ -137,13 +155,13 @@ def along_response(
             )
         ax.plot(
             numbers,
-            looks[i % len(looks)],
-            color=CYCLE[i % len(CYCLE)],
+            look,
+            color=colour,
             linewidth=2.4 if i == 0 else 1.6,
             marker="o",
             markersize=5 if i == 0 else 3.5,
         )
-        ends.append((numbers[-1], name, CYCLE[i % len(CYCLE)]))
+        ends.append((numbers[-1], name, colour))
     gap, below = (ax.get_ylim()[1] - ax.get_ylim()[0]) / 12, -np.inf
     for end, name, colour in sorted(ends):
         below = max(end, below + gap)
@@ -166,7 +184,7 @@ def along_response(
 
 @rc_context(STYLE)
 def batch_layout(attention_mask: ArrayLike, mask: ArrayLike) -> Figure:
-    """Where queries, responses and padding are in a PPO batch (see `ppo.rollout.collate`).
+    """Where prompts, answers and padding are in a PPO batch (see `ppo.rollout.collate`).
 
     Args:
         attention_mask: (B, Q + T), 1 at real tokens: Q columns of queries, then T of responses.
@@ -186,11 +204,8 @@ def batch_layout(attention_mask: ArrayLike, mask: ArrayLike) -> Figure:
     kinds[:, start:] = np.where(counts > 0, 2, 3 * kinds[:, start:])
 
     from matplotlib.colors import ListedColormap
-    from matplotlib.patches import Patch
 
-    names = ("padding", "query", "response, trained on", "response, read but not trained on")
     colours = ("#ECECEC", SKY, BLUE, ORANGE)
-    present = [kind for kind in range(4) if (kinds == kind).any()]
     fig = new_figure(9.0, 1.2 + 0.2 * len(kinds))
     ax = fig.add_subplot()
     ax.pcolormesh(
@@ -200,12 +215,19 @@ def batch_layout(attention_mask: ArrayLike, mask: ArrayLike) -> Figure:
     ax.set(xlabel="column", ylabel="row", ylim=(len(kinds), 0))
     ax.set_yticks(np.arange(len(kinds))[::5] + 0.5, np.arange(len(kinds))[::5])
     ax.grid(False)
-    ax.legend(
-        handles=[Patch(facecolor=colours[kind], label=names[kind]) for kind in present],
-        loc="lower left",
-        bbox_to_anchor=(0, 1),
-        ncols=len(present),
-    )
+    for said, column, side in (
+        ("padding", 0, "left"),
+        ("prompts ", start, "right"),
+        (" answers", start, "left"),
+        ("padding", attention.shape[1], "right"),
+    ):
+        ax.annotate(
+            said, (column, 0), (0, 4), textcoords="offset points", ha=side, va="bottom",
+            annotation_clip=False,
+        )  # fmt: skip
+    if (kinds == 3).any():
+        patch = Patch(facecolor=ORANGE, label="answer, read but not trained on")
+        fig.legend(handles=[patch], loc="outside upper right")
     return fig
 
 
@@ -214,8 +236,9 @@ def clipped_objective(ratio: ArrayLike, advantages: ArrayLike, cliprange: float)
     """PPO's loss of one token against its probability ratio, and where a batch's tokens lie on it.
 
     One panel is for tokens of positive advantage, one for those of negative; the curves are for an
-    advantage of size 1. Tokens where the clip acts are orange: the curve is flat there, so that
-    they have no gradient.
+    advantage of size 1. Tokens where the clip acts are open circles: the curve is flat there, so
+    that they have no gradient. Tokens that went further than `FURTHEST` clips are counted at the
+    edge. Of those that left the band the wrong way, the one that went furthest is named.
 
     Args:
         ratio: (N,) new over old probability of each response token, padding left out.
@@ -231,10 +254,10 @@ def clipped_objective(ratio: ArrayLike, advantages: ArrayLike, cliprange: float)
         raise DataError(
             f"{len(ratios)} ratios but {len(signs)} advantages: give one of each per token"
         )
-    reach = max(2 * cliprange, 1.05 * np.abs(ratios - 1).max())
+    reach = min(FURTHEST * cliprange, max(2 * cliprange, 1.05 * np.abs(ratios - 1).max()))
     low, high = max(0.0, 1 - reach), 1 + reach
     grid = np.linspace(low, high, 400)
-    fig = new_figure(10.0, 3.8)
+    fig = new_figure(10.0, 4.0)
     panels = ((1, "advantage above 0: make likelier"), (-1, "advantage below 0: make less likely"))
     for ax, (sign, title) in zip(fig.subplots(1, 2), panels, strict=True):
 
@@ -243,18 +266,32 @@ def clipped_objective(ratio: ArrayLike, advantages: ArrayLike, cliprange: float)
 
         here = ratios[signs == sign]
         flat = here > 1 + cliprange if sign > 0 else here < 1 - cliprange
-        ax.axvspan(1 - cliprange, 1 + cliprange, color="#F4F4F4", zorder=0)
+        band = (1 - cliprange, 1 + cliprange)
+        ax.axvspan(*band, color="#ECECEC", zorder=0, label="inside the clip")
         ax.plot(grid, -sign * grid, color=GREY, linewidth=1.2, linestyle="--", label="no clip")
         ax.plot(grid, loss(grid), color=INK, linewidth=1.8, label="clipped")
-        for dots, colour, name in (
-            (here[~flat], BLUE, "with a gradient"),
-            (here[flat], ORANGE, "without"),
+        for dots, face, name in (
+            (here[~flat], BLUE, "still pushed"),
+            (here[flat], "white", "on the flat part: no push"),
         ):
-            label = f"{len(dots)} token{'' if len(dots) == 1 else 's'}, {name}"
-            ax.plot(dots, loss(dots), "o", color=colour, markersize=6, alpha=0.6, mew=0,
-                    label=label)  # fmt: skip
+            label = f"{len(dots)} token{'' if len(dots) == 1 else 's'} {name}"
+            ax.plot(dots, loss(dots), "o", color=BLUE, markerfacecolor=face, markersize=6,
+                    mew=1.1, label=label)  # fmt: skip
+        if beyond := int((here > high).sum()):
+            ax.annotate(
+                f"{beyond} more, up to {here.max():.1f} →", (high, loss(np.array(high))), (-2, 9),
+                textcoords="offset points", ha="right",
+            )  # fmt: skip
+        wrong = here[sign * (here - 1) < -cliprange]
+        if len(wrong):
+            furthest = wrong[np.abs(wrong - 1).argmax()]
+            ax.annotate(
+                "went the wrong way:\nis pulled back", (furthest, loss(furthest)),
+                (0.62, 0.2) if sign < 0 else (0.03, 0.52), textcoords="axes fraction",
+                va="center", arrowprops={"arrowstyle": "->", "color": INK, "shrinkB": 5},
+            )  # fmt: skip
         ax.set(xlabel="ratio, new / old probability", title=title, xlim=(low, high))
-        ax.legend(loc="best", fontsize=9)
+        ax.legend(loc="lower left" if sign > 0 else "upper left", fontsize=9)
         if sign > 0:
             ax.set_ylabel("loss for an advantage of size 1")
     return fig

@@ -7,6 +7,7 @@ from .judge import RewardModel
 from .rules import rule_of_variety, rule_reward
 from .states import LINE_FILE, StateJudge, StateReader, fit_line
 from .training import cut_pair, train_reward_model
+from .tricks import tricks
 
 __all__ = [
     "RewardModel",
@@ -18,6 +19,7 @@ __all__ = [
     "rule_of_variety",
     "rule_reward",
     "train_reward_model",
+    "tricks",
 ]
 
 

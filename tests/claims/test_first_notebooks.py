@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -9,21 +10,41 @@ from safetensors import safe_open
 from support import ROOT
 from support.notebooks import outputs_and_prose
 
-from rlhf_tutorial.assets import resolve
+from rlhf_tutorial.assets import Bundled, resolve
 from rlhf_tutorial.exercises import EXERCISES
 from rlhf_tutorial.presets import PRESETS
+
+RESULTS = ROOT / "notebooks" / "results" / "smollm2"
 
 
 def test_prompts() -> None:
     shown, prose = outputs_and_prose("01_prompts.ipynb")
     assert "better on 80" in shown["answer-pushed"] and "on 80 of them" in prose
     assert "Rowing is not rowing." in shown["three"] and '"Rowing is not rowing."' in prose
-    assert "<b>colder.</b>" in shown["levers"] and "colder +0.94" in shown["levers"]
-    assert "train +0.77" in shown["levers"], "smaller than what the temperature gives"
+    reading, results = (
+        json.loads((RESULTS / name).read_text(encoding="utf-8"))
+        for name in ("reading.json", "results.json")
+    )
+    neither, asked, colder, both, best_of_4 = (
+        reading[f"untouched, {name}"]["grade_after"]
+        for name in ("no prompt, temperature 1", "temperature 1", "no prompt", "best", "best of 4")
+    )
+    assert f"untouched policy's mean grade is {neither:.2f}" in prose
+    assert f"The system message alone makes it {asked:.2f}" in prose
+    assert f"The lower temperature alone (0.3) makes it {colder:.2f}" in prose
+    assert f"<b>{both:.2f}.</b>" in shown["levers"] and reading["temperatures"]["untouched"] == 0.3
+    trained = reading["best_temperatures"]["default"]["grade_after"]
+    assert f"bring {trained:.2f}, where the two free levers bring {both:.2f}" in prose
+    assert trained - both < both - neither, "smaller than what the free levers bring together"
+    assert f"comes near, with {best_of_4:.2f}" in prose
+    assert f"one answer alone has {reading['default']['grade_before']:.2f}" in prose
+    assert "24 of 64, 38%" in outputs_and_prose("02_policy_and_reference.ipynb")[0]["how-many-end"]
+    assert f"{results['comparison']['measures']['before']['ended']:.0%}" == "56%"
+    assert "(you'll meet 38% to 56%, depending on the prompts and the draw)" in prose
     assert "<b>3.</b> 3 prompts from 7 rows" in shown["answer-toy"]
     assert "640 prompts from 640 rows" in shown["prepare"] and "Our own 640 rows all" in prose
     assert "**40 steps**" in shown["steps"] and "Forty steps aren't many" in prose
-    assert PRESETS["smollm2"].ppo["ppo_epochs"] == 2 and "learned from twice" in prose
+    assert PRESETS["smollm2"].ppo["ppo_epochs"] == 2 and "is used for two updates" in prose
 
 
 def test_the_chat_text_of_the_exercise_is_what_the_policy_reads() -> None:
@@ -37,7 +58,7 @@ def test_policy_and_reference() -> None:
     shown, prose = outputs_and_prose("02_policy_and_reference.ipynb")
     assert f"has {134_515_585 * 4 / 1e6:.0f} MB of weights" in prose
     assert "<b>2690.</b> 5.0 times the policy" in shown["full-copy"]
-    assert "five times the memory" in prose
+    assert "several times the memory" in prose
     assert "42,482,305 of 134,515,585" in shown["shared-form"]
     everything, shared, lora = (
         4 * (4 * trained + policy)
@@ -54,14 +75,23 @@ def test_policy_and_reference() -> None:
     preset = PRESETS["smollm2"]
     assert preset.value_head_learning_rate == 5 * preset.ppo["learning_rate"]
     assert "five times the policy's learning rate" in prose
-    assert "mean 0.022, largest 0.24" in shown["kl-zero"] and "0.022 nats a token" in prose
+    assert "mean 0.022, largest 0.24" in shown["kl-zero"] and "0.022 nats per token" in prose
     (share,) = re.findall(r"<b>(0\.\d+)\.</b>", shown["answer-tail"])
     assert 0.25 < float(share) < 0.33 and "more than every fourth" in prose
     assert "<b>negative.</b>" in shown["answer-sign"]
     whole, split = map(int, re.findall(r"passes: (\d+) ms whole, (\d+) ms", shown["timing"])[0])
-    assert 0.4 < 1 - split / whole < 0.5 and "Nearly half of the time is gone" in prose
+    assert 0.4 < 1 - split / whole < 0.5 and "Nearly half of the time is saved" in prose
     assert "0.5: 24 of 64, 38%" in shown["how-many-end"] and "At temperature 0.5, 38%" in prose
     assert "35 of 64" in shown["answer-ending"]
+    counts = [int(n) for n in re.findall(r": (\d+) of 64", shown["how-many-end"])]
+    assert min(counts) / 64 > 0.3 and max(counts) / 64 < 0.56 and '"a third to a half"' in prose
+    card = (resolve(Bundled("feedback")) / "README.md").read_text(encoding="utf-8")
+    assert "| 44.7% |" in card and "as 45% to 56%" in prose
+    found = re.findall(r"(SmolLM2|GPT-2) +([\d.]+)% +([\d.]+)%", shown["position-effect"])
+    real, columns = ({row[0]: float(row[i]) for row in found} for i in (1, 2))
+    assert set(real.values()) == {0.0} and columns["SmolLM2"] == 1e-4 and columns["GPT-2"] > 1
+    assert "(0.0001% is rounding)" in prose
+    assert "<b>10.</b> As many as ended early" in shown["early-eos"]
 
 
 @pytest.mark.weights

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from itertools import pairwise
 
@@ -12,15 +13,11 @@ from support import ROOT
 from support.notebooks import outputs_and_prose, row
 
 from rlhf_tutorial.assets import Bundled, resolve
-from rlhf_tutorial.evaluation.reading import pair_accuracy
 from rlhf_tutorial.feedback import load_feedback
+from rlhf_tutorial.reward.states import LAYERS
 
-OWN_QUESTIONS = (
-    "My laptop is very slow. What can I try first?",
-    "What's a good name for a grey cat?",
-    "How long do I boil an egg so the yolk stays soft?",
-)
-LADDER = json.loads((resolve(Bundled("judge")) / "ladder.json").read_text(encoding="utf-8"))["rows"]
+JUDGE = resolve(Bundled("judge"))
+LADDER = json.loads((JUDGE / "ladder.json").read_text(encoding="utf-8"))["rows"]
 
 
 def numbers(text: str) -> list[float]:
@@ -28,7 +25,7 @@ def numbers(text: str) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    ("name", "guesses", "exercises"), [("03_reward_model", 7, 4), ("04_ppo_by_hand", 4, 4)]
+    ("name", "guesses", "exercises"), [("03_reward_model", 6, 4), ("04_ppo_by_hand", 4, 4)]
 )
 def test_the_reader_predicts_and_writes(name: str, guesses: int, exercises: int) -> None:
     cells = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells
@@ -50,66 +47,73 @@ def test_the_reader_predicts_and_writes(name: str, guesses: int, exercises: int)
 
 def test_the_reward_model() -> None:
     shown, prose = outputs_and_prose("03_reward_model.ipynb")
-    assert "2,304 fitted weights" in shown["load"] and "2,304 weights" in prose
-    test_accuracy, *_ = numbers(shown["judge-test"].split("test prompts:")[1])
-    assert f"{test_accuracy:.0f}%" == "79%" and "79% of the test pairs" in prose
+    assert "2,304 fitted weights" in shown["load"] and "4 · 576 = 2,304" in prose
+    assert LAYERS == (18, 22) and "Of two layers, 18 and 22," in prose
+    found = re.findall(r"<th>(.+?)</th>\s+<td>([\d.]+)</td>", shown["answer-replies"])
+    replies = {name: float(score) for name, score in found}
+    assert len(replies) == 6
+    low = sorted(replies, key=lambda name: replies[name])[:2]
+    assert set(low) == {"the same, broken off", "refusing"}
+    assert max(replies, key=lambda name: replies[name]) != "helpful"
+    assert "far lower scores than the rest" in prose
+    for margin, cost in ((0, "0.69"), (2, "0.13"), (4, "0.02"), (-1, "1.31")):
+        assert f"{math.log(1 + math.exp(-margin)):.2f}" == cost and cost in prose
 
-    scores = {
-        name: row(re.sub(r" {2,}(?=[A-Z]).*", "", shown["meditate"]), name)[0]
-        for name in ("helpful", "the same, broken off", "vague", "refusing", "the question again")
-    }
-    assert scores["the question again"] == max(scores.values())
-    for said, name in (
-        ("at the top with {}", "the question again"),
-        ("the vague answer ({})", "vague"),
-        ("the helpful one ({})", "helpful"),
-        ("breaks off ({})", "the same, broken off"),
-        ("refuses ({})", "refusing"),
-    ):
-        assert said.format(f"{scores[name]:.2f}") in prose
-    margins = sorted(row(shown["own"], question)[-1] for question in OWN_QUESTIONS)
-    assert 0 < margins[0] < 0.1 < margins[1] and "one of them by a hair" in prose
-
-    ceiling = row(shown["agreement"], "same_order")[0]
-    assert f"{ceiling:.1%}" == "95.6%" and "In 95.6% of the pairs" in prose
+    assert row(shown["agreement"], "pairs") == [343, 129]
+    assert "(343 pairs; in 129 both answers ended)" in prose
+    assert re.search(r"same order +96% +94%", shown["agreement"])
+    assert "In 96% of the pairs" in prose
     rungs = {rung["judge"]: rung for rung in LADDER}
     for judge, part, said in (
-        ("it ended, then the longer", "all", "A rule of one line manages 76%"),
-        ("it ended, then the longer", "all", "78.7% against 75.9%"),
-        ("line on states, the judge that trains", "all", "78.7% against 75.9%"),
-        ("line on states, the judge that trains", "whole", "a difference in 72.8%"),
-        ("MiniLM with an adapter (first edition)", "all", "a coin, 56% and 57%"),
-        ("SmolLM2 with an adapter (first edition)", "all", "a coin, 56% and 57%"),
-        ("mean log-probability", "all", "says a little, 61%"),
+        ("training judge", "all", "It puts 79% of the test pairs into the right order"),
+        ("training judge", "all", "The training judge has 79%, the rule 76%"),
+        ("rule: it ended, then longer", "all", "The training judge has 79%, the rule 76%"),
+        ("training judge", "whole", "it still orders 73%"),
+        ("MiniLM, fitted to other data", "all", "a coin, 56% and 57%"),
+        ("SmolLM2, fitted to other data", "all", "a coin, 56% and 57%"),
+        ("the policy's log-probability", "all", "says a little, 61%"),
     ):
-        digits = 1 if "." in said else 0
-        assert said in prose and f"{100 * rungs[judge][part]['accuracy']:.{digits}f}%" in said
-    lead = [numbers(line)[0] for line in shown["lead"].splitlines() if "points" in line]
-    assert "by 4.6 points over all pairs, and by 12.5 among whole answers" in prose
-    assert [f"{points:.1f}" for points in lead[2:]] == ["4.6", "12.5"]
-    low, high = numbers(shown["lead"].splitlines()[1].split("interval")[1])
-    assert low < 0 < high and "with the 128 test prompts alone" in prose
+        assert said in prose and f"{rungs[judge][part]['accuracy']:.0%}" in said
+    rule = rungs["rule: it ended, then longer"]["all"]["accuracy"]
+    assert 0.73 < rule < 0.77 and "three of four pairs" in prose
+    assert rungs["evaluating judge"]["all"]["accuracy"] < rule, "no better than the two-step rule"
+    assert "<b>two-step.</b>" in shown["answer-ladder"]
 
-    wrong = re.search(
-        r"(\d+) \(one grade apart\), (\d+) \(two grades\), (\d+) \(three or more\)",
-        shown["answer-margins"],
+    test, everywhere, ended = (
+        numbers(line.split(":")[1]) for line in shown["lead"].splitlines()[1:4]
     )
-    one, two, three = map(int, wrong.groups())
-    assert one > two > three
-    fifth = row(shown["calibration"], "highest")
-    assert abs(fifth[0] - fifth[1]) < 0.25 and "In the highest fifth they do." in prose
-    others, own = re.findall(r": ([\d.]+)%", shown["live-line"])
-    assert (others, own) == ("76.4", "85.9")
-    assert "85.9% on the answers that the line was fitted to, 76.4% on others" in prose
-    assert row(shown["live-training"], "4")[-1] == 0.925 and "The 0.925 at the end" in prose
-    assert "+6.0 points" in shown["live-compare"] and "the line is 6 points ahead" in prose
+    assert (
+        test[1] < 0 < test[2] and "On the 128 test prompts alone the interval contains 0" in prose
+    )
+    assert everywhere[0] == pytest.approx(4, abs=1) and 0 < everywhere[1] < 1
+    assert ended[0] == pytest.approx(12, abs=1) and ended[1] > 0
+    assert "by about 4 points over all pairs, and by about 12 where both answers ended" in prose
+    fifths = {name: row(shown["calibration"], name) for name in ("third", "highest")}
+    assert abs(fifths["highest"][0] - fifths["highest"][1]) < 0.2 and "within 0.2" in prose
+    assert fifths["third"][:2] == [1.22, 0.89] and "(1.22 for a grade of 0.89)" in prose
+    assert 1.25 < 1.22 / 0.89 < 1.45 and "a third too much" in prose
+    best, *_ = re.findall(r"mean grade is (\d\.\d+)", shown["answer-scale"])
+    assert 4 < float(best) < 4.2 and "mean grade is a little above 4" in prose
 
-    round_1 = load_feedback(resolve(Bundled("feedback")) / "round-1.jsonl")
+    lead = numbers(shown["by-pairs"].split("comparisons: ")[-1])
+    assert lead[1] < 0 < lead[2] and "the interval of the difference contains 0" in prose
+    by_grades, by_pairs = (numbers(line)[1] for line in shown["by-pairs"].splitlines()[:2])
+    assert abs(by_grades - 1.28) < 0.15 and abs(by_pairs - 1.28) > 0.5
+    sizes = json.loads((JUDGE / "metrics.json").read_text(encoding="utf-8"))["by_prompts"]
+    assert f"from {sizes['25']:.0%} with 25 prompts to {sizes['480']:.0%} with 480" in prose
+    assert all(0 < b - a < 0.025 for a, b in pairwise(sizes.values()))
+    assert "a point or two for every doubling" in prose
+
+
+def test_the_rounds_of_the_judge() -> None:
+    shown, prose = outputs_and_prose("03_reward_model.ipynb")
+    rows = load_feedback(resolve(Bundled("feedback")) / "round-1.jsonl")
+    first = next(answer["source"] for row in rows for answer in row["answers"])
     said_yes = [
         row["prompt"]
-        for row in round_1
+        for row in rows
         for answer in row["answers"]
-        if answer["source"] == "lr 5e-5, 40 steps" and answer["text"] == "Yes."
+        if answer["source"] == first and answer["text"] == "Yes."
     ]
     asks = re.compile(r"(?i)(is|are|can|could|do|does|did|should|will|would|was|has|have|any)\b")
     assert 0.6 < sum(map(bool, map(asks.match, said_yes))) / len(said_yes) < 0.72
@@ -117,44 +121,52 @@ def test_the_reward_model() -> None:
     assert "recommend a paint finish for a small bathroom" in said_yes
     assert f"to {len(said_yes)} of 400 prompts" in shown["answer-rounds"]
     assert "Yes." in shown["answer-rounds"] and 'most of them **"Yes."**' in prose
-    fitted, judged, reader, _ = row(shown["rounds-yes"], "all")
-    assert f"{fitted - reader:.1f}" == "0.6" and "gives them 0.6 too much" in prose
-    assert abs(judged - reader) < 0.1 and "the judge that has is near the reader" in prose
-
-    table = {
-        name: numbers(re.split(rf"(?m)^{re.escape(name)} {{2,}}", shown["fooled"])[1])
-        for name in ("the good answer", "the prompt said back", "No, it's generally not.")
-    }
-    assert round(table["the good answer"][0], 1) == 1.2 and "At 1.2 it is lower" in prose
-    assert 60 < 100 - table["No, it's generally not."][1] < 70
-    assert prose.count("good answer two times in three") == 2
-    assert abs(table["the prompt said back"][1] - 50) < 6
+    assert re.search(r"1 +A +400 +1.78 +92% +26% +1.41", shown["rounds-read"])
+    assert "A quarter of this policy's answers" in prose and "the reader 1.41" in prose
+    found = json.loads((JUDGE / "metrics.json").read_text(encoding="utf-8"))["accuracy"]
+    for kind, pairs, share in (("round", 747, "67%"), ("", 280, "72%")):
+        parts = [v["whole"] for k, v in found.items() if k.startswith("round") == bool(kind)]
+        n = sum(part["n"] for part in parts)
+        right = sum(part["n"] * part["accuracy"] for part in parts)
+        assert (n, f"{right / n:.0%}") == (pairs, share)
+    assert "67% of 747 pairs where both answers ended, and 72% of 280 pairs" in prose
 
 
-def test_twenty_five_prompts_bring_the_line_to_the_rule() -> None:
-    metrics = json.loads((resolve(Bundled("judge")) / "metrics.json").read_text(encoding="utf-8"))
-    sizes = list(metrics["by_prompts"].values())
-    assert all(0 < b - a < 0.025 for a, b in pairwise(sizes))
-    _, prose = outputs_and_prose("03_reward_model.ipynb")
-    rows = load_feedback(resolve(Bundled("feedback")) / "validation.jsonl")
-    rule = [1000 * a["ended"] + len(a["text"].split()) for row in rows for a in row["answers"]]
-    assert abs(sizes[0] - pair_accuracy(rows, rule)["accuracy"]) < 0.01
-    assert "25 prompts bring it to the rule" in prose
-    assert "every doubling adds a point or two" in prose
+def test_the_tricks_and_their_control() -> None:
+    shown, prose = outputs_and_prose("03_reward_model.ipynb")
+    assert "<b>No, it&#x27;s generally not.</b>" in shown["tricks"].replace("'", "&#x27;")
+    (share,) = set(re.findall(r"above the good answer in (\d+)%", shown["tricks"]))
+    assert 60 < int(share) < 72 and "wins two times in three" in prose
+    told = shown["fooled"].splitlines()
+    good, trick, average = (numbers(line.split(": ")[1]) for line in told[1:4])
+    assert [f"{mean:.1f}" for mean in good] == ["1.2", "2.3"]
+    assert "good answers 1.2 on average, and the policy's own 2.3" in prose
+    assert [f"{mean:.1f}" for mean in trick] == ["1.6", "1.6"]
+    assert average == [1.28] and "average answer has 1.28" in prose and 'not." gets 1.6' in prose
+    verdict = shown["solution-4"]
+    assert "Right. The judge gives it 2.23 or more" in verdict
 
 
 def test_one_step() -> None:
     shown, prose = outputs_and_prose("04_ppo_by_hand.ipynb")
     by_kind = row(shown["kl"], "mean per answer")
     assert "1.81 and 1.83 nats per answer" in prose
-    assert [f"{by_kind[0]:.2f}", f"{by_kind[3]:.2f}"] == ["1.81", "1.83"]
+    assert [f"{n:.2f}" for n in by_kind] == ["1.81", "1.83"]
+    sampled, exact = row(shown["kl"], "smallest")
+    assert sampled < -1 and exact == 0 and "the sampled one even falls below 0" in prose
+    off, error = numbers(shown["kl-verdict"].split("tokens:")[1])[:2]
+    assert abs(off) < error
+    best, worst = (numbers(line) for line in shown["70f0a4d6"].splitlines()[:2])
+    assert min(best) > 0 > max(worst)
+    assert "Every token of the best answer is praised, and every token of the worst" in prose
+    assert "score +2.83" in shown["chosen"] and "it would be flat, near 2.8" in prose
     assert "'For' with probability 0.15%" in shown["first-token"]
     assert '"For" had a probability of 0.15%' in prose
     reference, policy = numbers(shown["first-token"].split("last token")[1])
     assert 18 < reference < 22 and policy > 90 and "one of five cases" in prose
-    mean, _ = row(shown["whiten"], "mean")
+    mean, _ = numbers(shown["whiten"].splitlines()[0])
     assert f"{mean:.2f}" == "0.29" and "had the mean 0.29" in prose
-    assert "only at 1" in shown["shift-test"]
+    assert "a lot" in shown["shift-test"]
 
     second = row(shown["update"], "2")
     low, high, clipped = second[2], second[3], second[4]
@@ -162,11 +174,9 @@ def test_one_step() -> None:
     assert f"{clipped:.0%}" == "17%" and "17% at the second pass" in prose and second[0] < 0
     assert "' it', probability 11%, ratio 8.2" in shown["show-moved"]
     assert "a probability of 11%, and is now eight times as likely" in prose
-    moved = shown["moved-table"]
-    kl = numbers(moved.split("(full):")[1])
-    assert "3.30 nats, after 1.83" in prose and [f"{n:.2f}" for n in kl[:2]] == ["1.83", "3.30"]
+    explained, kl = (numbers(line) for line in shown["moved-table"].splitlines())
+    assert "3.30 nats, after 1.83" in prose and [f"{n:.2f}" for n in kl] == ["1.83", "3.30"]
     assert kl[0] * 0.7 < kl[1] - kl[0] < kl[0] and "nearly as far as the three before it" in prose
-    explained = numbers(moved.split("head:")[1])
     assert [f"{n:.2f}" for n in explained] == ["-0.79", "-0.14"]
     assert "from -0.79 to -0.14" in prose
 

@@ -119,10 +119,9 @@ def test_committed_results_come_from_this_code() -> None:
     assert committed == load_script("fingerprint").Fingerprint().hash()
 
 
-def test_readme_states_the_committed_results() -> None:
-    assert load_script("update_readme").results_section() in (ROOT / "README.md").read_text(
-        encoding="utf-8"
-    )
+def test_the_page_of_results_states_the_committed_ones() -> None:
+    script = load_script("update_results")
+    assert script.results_section() in script.PAGE.read_text(encoding="utf-8")
 
 
 def test_the_committed_reading_is_that_of_the_graded_answers() -> None:

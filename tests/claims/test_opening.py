@@ -11,7 +11,9 @@ import pytest
 from support import ROOT
 from support.scripts import load_script
 
+from rlhf_tutorial.assets import Bundled, resolve
 from rlhf_tutorial.data import first_prompt
+from rlhf_tutorial.feedback import load_feedback
 from rlhf_tutorial.studies.committed import committed_three, widest_swing
 
 sys.path.append(str(ROOT / "site"))
@@ -48,6 +50,41 @@ def test_the_four_levers_of_the_readme() -> None:
     head = README.split("## Two commands")[0]
     told = re.findall(r"^\| .+ \| (\d\.\d\d) \|$", head, re.M)
     assert told == [f"{row['grade']:.2f}" for row in facts.levers(reading)]
+    start, trained, _ = (float(grade) for grade in told)
+    free = reading["untouched, best"]["grade_after"]
+    assert free - start > (trained - start) / 2
+    assert "More than half of the way from 0.33 to 2.15 costs nothing" in PROSE
+
+
+def test_what_the_readme_says_of_the_controls() -> None:
+    path = ROOT / "notebooks" / "results" / "smollm2" / "reading.json"
+    reading = json.loads(path.read_text(encoding="utf-8"))
+    base, gain = reading["untouched, best"]["grade_after"], {}
+    for name in ("untouched, first sentence", "untouched, best of 4", "fine-tuned"):
+        gain[name] = reading[name]["grade_after"] - base
+    best = reading["best_temperatures"]
+    default, long = (best[arm]["grade_after"] - base for arm in ("default", "long"))
+    assert 0.4 < gain["untouched, first sentence"] / default < 0.6
+    assert 0.6 < gain["untouched, best of 4"] / default < 0.8
+    assert gain["fine-tuned"] > default and long > max(gain.values())
+    for words in ("gives about half of the five-minute run's gain", "somewhat more",
+                  "Fine-tuning gives all of it"):  # fmt: skip
+        assert words in PROSE
+    against = reading["fine-tuned"]["long_against_it"]["win_rate_interval"]
+    assert against[0] < 0.5 < against[1] and "fine-tuning only within the noise" in PROSE
+    split = reading["gain_by_ending"]["best_temperatures"]
+    assert split["default"]["by_ending"] > split["default"]["by_content"]
+    assert split["default"]["by_content_interval"][0] < 0 < split["long"]["by_content_interval"][0]
+    rows = load_feedback(resolve(Bundled("feedback")) / "reading.jsonl")
+    cut = [a["grade"] for row in rows for a in row["answers"] if not a["ended"]]
+    assert max(cut) == 1 and "an answer that is cut off 1 at the most" in PROSE
+    results = " ".join((ROOT / "docs" / "results.md").read_text(encoding="utf-8").split())
+    half, greedy = (reading[f"untouched{t}"]["grade_after"] for t in (", best", ", greedy"))
+    assert f"0.5 ({reading['default']['grade_before']:.2f}) or greedy ({greedy:.2f})" in results
+    gains = [best["default"]["grade_after"] - base for base in (greedy, half)]
+    assert "take {:.2f} to {:.2f} for".format(*gains) in results
+    tuning = " ".join((ROOT / "docs" / "tuning.md").read_text(encoding="utf-8").split())
+    assert "had 1.75 there" in tuning and "had 1.75 in an earlier one" in PROSE
 
 
 @pytest.mark.slow

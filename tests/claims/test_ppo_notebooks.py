@@ -17,11 +17,16 @@ from support import ROOT
 from rlhf_tutorial.assets import Bundled, resolve
 from rlhf_tutorial.evaluation.compare import load_table
 from rlhf_tutorial.evaluation.measures import ends_in_sentence, words
-from rlhf_tutorial.evaluation.reading import compare_sources, gain_by_ending
+from rlhf_tutorial.evaluation.reading import (
+    compare_sources,
+    gain_by_ending,
+    gain_where_both_ended,
+    gains_of,
+)
 from rlhf_tutorial.exercises import EXERCISES
 from rlhf_tutorial.feedback import load_feedback
 from rlhf_tutorial.presets import PRESETS
-from rlhf_tutorial.studies.committed import committed_trainings
+from rlhf_tutorial.studies.committed import committed_overoptimisation, committed_trainings
 from rlhf_tutorial.studies.looks import levels
 
 RESULTS = ROOT / "notebooks" / "results" / "smollm2"
@@ -194,26 +199,49 @@ def comparison() -> Notebook:
 
 TABLE = load_table(RESULTS / "comparison.csv")
 READING = load_feedback(resolve(Bundled("feedback")) / "reading.jsonl")
-BEST = [f"default-{seed}, best" for seed in range(3)]
+SEEDS = [f"default-{seed}" for seed in range(3)]
+OWN = [f"{name}, best" for name in SEEDS]
+
+
+def mean_grade(source: str) -> float:
+    answers = [a for row in READING for a in row["answers"] if a["source"] == source]
+    return float(np.mean([answer["grade"] for answer in answers]))
 
 
 def test_the_gain_is_that_of_the_table_and_of_the_reader(comparison: Notebook) -> None:
-    found = compare_sources(READING, "untouched, best", BEST)
+    found = compare_sources(READING, "untouched, best", OWN)
     gain = found["grade_after"] - found["grade_before"]
     assert comparison.says(
-        f"{TABLE['gain'].mean():.2f} grades more by the judge that trained it",
+        f"{TABLE['gain'].mean():.2f} grades more by the training judge",
         f"and {TABLE['second_gain'].mean():.2f} more by a judge that it never met",
-        f"the answers of three such trainings {gain:.2f} grades more",
+        f"the answers of three such trainings get {gain:.2f} grades more",
         f"{100 * found['acceptable_after']:.0f} of its answers in 100 have a 3 or better, where "
         f"{100 * found['acceptable_before']:.0f} had",
     )
+    deviation = TABLE["score_before"].std()
+    assert 0.7 < TABLE["gain"].mean() / deviation < 0.8
+    assert comparison.says("0.56, three quarters of a standard deviation")
     assert 0.74 < found["win_rate"] < 0.77 and comparison.says("wins three pairs in four")
-    parts = gain_by_ending(READING, "untouched, best", BEST, resamples=1)
+    parts = gain_by_ending(READING, "untouched, best", OWN, resamples=1)
     share = 100 * parts["by_ending"] / gain
     assert comparison.shown("ending").startswith(f"{share:.1f}.")
-    equal = compare_sources(READING, "untouched", [f"default-{seed}" for seed in range(3)])
+    equal = compare_sources(READING, "untouched", SEEDS)
     wins = np.mean(TABLE["gain"] > 0)
     assert comparison.says(f"the judge's {wins:.0%} and the reader's {equal['win_rate']:.0%}")
+    assert comparison.shown("worse").startswith(f"{100 * (TABLE['gain'] < 0).mean():.1f}.")
+    for label in ("training judge", "evaluating judge"):
+        assert label in comparison.shown("21587908")
+
+
+def test_the_two_gains_of_one_policy_are_reconciled(comparison: Notebook) -> None:
+    training = Notebook("05")
+    assert "+0.82 (+0.68 to +0.97)" in training.shown("prediction")
+    assert "48%" in training.shown("signs-table")
+    ended = TABLE["response_before"].map(ends_in_sentence).mean()
+    assert comparison.says(
+        "0.82 (0.68 to 0.97), on 96 *validation* prompts",
+        f"48% of the untouched policy's answers happened to end, and {ended:.0%} here",
+    )
 
 
 def test_what_is_said_of_single_answers_is_true_of_them(comparison: Notebook) -> None:
@@ -229,39 +257,137 @@ def test_what_is_said_of_single_answers_is_true_of_them(comparison: Notebook) ->
     newly, no_more = ended["after"] & ~ended["before"], ended["before"] & ~ended["after"]
     assert newly[TABLE["gain"].nlargest(5).index].all()
     assert no_more.sum() == 3 and no_more[TABLE["gain"].nsmallest(3).index].all()
-    both = ended["before"] & ended["after"]
-    assert (TABLE["gain"][newly] > 0).all()
-    assert comparison.says(
-        f"it gains {TABLE['gain'][newly].mean():.2f}, and not one of these {newly.sum()} prompts",
-        f"{both.sum()} prompts, the gain is {TABLE['gain'][both].mean():.2f}, and a third",
-    )
-    assert 0.3 < (TABLE["gain"][both] < 0).mean() < 0.37
     assert (~ended["after"]).sum() == 12 and comparison.says("the 12 that are still cut off")
     assert f"{TABLE.nlargest(5, 'score_after')['gain'].mean():.2f}" == "1.55"
     assert comparison.says("Their mean gain is 1.55, nearly three times the 0.56 of all")
 
 
-def test_the_signs_and_levers_are_as_said(comparison: Notebook) -> None:
+def test_the_signs_are_as_said(comparison: Notebook) -> None:
     signs = comparison.shown("signs")
     for label, before, after in (
         ("answers that end in a sentence", "56.2%", "90.6%"),
         ("answers that begin with yes or no", "6.2%", "14.1%"),
-        ("different openings, per 100 answers", "91", "93"),
-        ("share of answers that begin with it", "2.3%", "3.1%"),
+        ("prompt's words that come back at the start", "38.6%", "47.4%"),
+        ("share of the most common opening", "2.3%", "3.1%"),
     ):
-        assert re.search(rf"(?m)^{label} +{before} +{after}$", signs), label
-    assert comparison.says("91 answers in 100 end, where 56 did", "twice as many begin with yes")
-    assert "+5.8 percentage points" in comparison.shown("signs-verdict")
+        assert re.search(rf"(?m)^{label} +{before} +{after}(?!\S)", signs), label
+    sure = re.findall(r"(?m)^(answers that begin|prompt's words).* \+(\S+)% to \+(\S+)%\s*$", signs)
+    assert len(sure) == 2 and all(float(low) > 0 for _, low, _ in sure)
+    distinct = re.search(r"distinct-2 of the starts +(\S+) +(\S+)", signs)
+    assert distinct and float(distinct[2]) > float(distinct[1])
+    assert comparison.says(
+        "91 answers in 100 end, where 56 did",
+        "the most common opening has 3 answers in 100",
+        "repeat 47% of the prompt's words, not 39%, and twice as many answers begin with yes",
+        "two of the six signs",
+    )
     assert comparison.shown("flattery").startswith("below.")
+    assert comparison.shown("sixteen-checks").startswith(
+        "2. The win rate of this one policy is 62%"
+    )
+
+
+def test_the_temperatures_and_what_decoding_gives_are_as_said(comparison: Notebook) -> None:
+    reading = json.loads((RESULTS / "reading.json").read_text("utf-8"))
+    assert reading["temperatures"] == {"untouched": 0.3, "default-0": 0.3, "long": 0.01}
+    assert comparison.says(
+        "**0.3 for the untouched policy and for the default run, greedy for the long run.**",
+        f"rose from {mean_grade('untouched, temperature 1'):.2f} to {mean_grade('untouched'):.2f}",
+        f"gets {mean_grade('untouched, best'):.2f} at 0.3, {mean_grade('untouched'):.2f} at 0.5 "
+        f"and {mean_grade('untouched, greedy'):.2f} greedily",
+        f"{mean_grade('long, best'):.2f} greedily and {mean_grade('long'):.2f} at 0.5",
+    )
+    default = np.mean([mean_grade(source) for source in OWN])
+    assert f"{mean_grade('long'):.2f}" == f"{default:.2f}"
+    greedy = default - mean_grade("untouched, greedy")
+    assert comparison.says(f"the gain is {greedy:.2f}")
+    long = mean_grade("long, best") - mean_grade("untouched, best")
+    assert comparison.says(f"The long run gains {long:.2f}.")
+    assert comparison.shown("reading-load-pairs").startswith("53.1.")
+    assert comparison.shown("reading-grades").startswith("4.")
+    assert all(a["grade"] <= 1 for row in READING for a in row["answers"] if not a["ended"])
+
+
+def test_what_the_gain_is_made_of_is_as_said(comparison: Notebook) -> None:
+    for pair, gain, low, high, said in (
+        (("untouched, best", OWN), 0.10, -0.20, 0.39, "gains 0.10 at 0.3 and 0.26 at 0.5"),
+        (("untouched", SEEDS), 0.26, -0.01, 0.54, "each with an interval that holds 0"),
+        (("untouched, best", ["long, best"]), 0.51, 0.15, 0.86, "0.51 (0.15 to 0.86)"),
+        (("untouched", ["long"]), 0.26, -0.07, 0.59, "At 0.5 it gains 0.26 there, like"),
+    ):
+        found = gain_where_both_ended(READING, *pair)
+        assert [found["mean_gain"], *found["mean_gain_interval"]] == pytest.approx(
+            [gain, low, high], abs=0.005
+        )
+        assert comparison.says(said)
+    judge = gain_where_both_ended(READING, "untouched, best", OWN, "first")
+    assert judge["n"] == 60 and f"{judge['mean_gain']:.2f}" == "0.24"
+    assert comparison.says("gives the default run 0.24 and the reader 0.10", "These 60 prompts")
+    shown = comparison.shown("by-ending")
+    (content,) = re.findall(r"default run, both at 0.3 +\+0.22 \((\S+) to (\S+)\)", shown)
+    assert float(content[0]) < 0 < float(content[1])
+    parts = gain_by_ending(READING, "untouched, best", ["long, best"], resamples=1)
+    share = parts["by_content"] / (parts["by_content"] + parts["by_ending"])
+    assert 0.43 < share < 0.5 and comparison.says("nearly half of its gain is content")
+    ended = compare_sources(READING, "untouched, best", ["untouched, first sentence"])
+    newly = (ended["ended_after"] - ended["ended_before"]) / (1 - ended["ended_before"])
+    assert 0.45 < newly < 0.55 and comparison.says("about half of the answers that were cut off")
+
+
+def test_the_levers_and_controls_are_as_said(comparison: Notebook) -> None:
     assert comparison.shown("lever-grades").startswith("fine-tuned.")
-    assert comparison.shown("sixteen-checks").startswith("2.")
-    assert "0.41 to 0.71 (paired)" in comparison.shown("paired")
-    assert "0.38 to 0.73 (as if unpaired)" in comparison.shown("paired")
-    assert comparison.says("is 0.30 wide, the other 0.35: a sixth", "62% in one check and 94%")
-    assert comparison.says("0.72 and 0.63 where the reader says 0.77", "the judges 0.87 and 0.70")
-    controls = comparison.shown("controls")
-    assert "60.2% (52.5%" in controls and "58.7% (50.9%" in controls
-    assert comparison.says("60% and 59% of the pairs, by intervals above 50%")
+    nothing, asked, colder, both = (
+        mean_grade(f"untouched, {how}")
+        for how in ("no prompt, temperature 1", "temperature 1", "no prompt", "best")
+    )
+    assert f"{both - nothing:.1f}" == "1.0" and comparison.says(
+        f"the system message adds {asked - nothing:.2f} and the temperature {colder - nothing:.2f}",
+        "together they add a whole grade",
+    )
+    default = np.mean([mean_grade(source) for source in OWN])
+    share = (mean_grade("untouched, first sentence") - both) / (default - both)
+    assert 0.45 < share < 0.55 and comparison.says("about half of PPO's gain")
+    wins = {
+        (control, who): compare_sources(READING, control, after)
+        for control in (
+            "untouched, first sentence",
+            "untouched, until it ends",
+            "untouched, best of 4",
+            "untouched, greedy",
+            "fine-tuned",
+        )
+        for who, after in (("default", OWN), ("long", ["long, best"]))
+    }
+    first, again = (
+        wins[f"untouched, {how}", "default"] for how in ("first sentence", "until it ends")
+    )
+    assert comparison.says(
+        f"wins {first['win_rate']:.0%} of the pairs against the first sentence only and "
+        f"{again['win_rate']:.0%} against a second try, with intervals above 50%"
+    )
+    above = {pair for pair, found in wins.items() if found["win_rate_interval"][0] > 0.5}
+    assert {pair for pair in wins if pair not in above} == {
+        ("untouched, best of 4", "default"),
+        ("fine-tuned", "default"),
+        ("fine-tuned", "long"),
+    }
+    gains = {
+        (who, key): gains_of(READING, "untouched, best", after, key)
+        for who, after in (("default", OWN), ("long", ["long, best"]))
+        for key in ("grade", "first", "second")
+    }
+    said = {pair: f"{found['mean_gain']:.2f}" for pair, found in gains.items()}
+    assert comparison.says(
+        f"{said['default', 'first']} and {said['default', 'second']} where the reader says "
+        f"{said['default', 'grade']}",
+        f"the reader says {said['long', 'grade']}, the judges {said['long', 'first']} and "
+        f"{said['long', 'second']}",
+    )
+    for key in ("grade", "first", "second"):
+        seeds, (low, high) = (
+            gains["default", key][x] for x in ("gain_by_seed", "mean_gain_interval")
+        )
+        assert max(seeds) - min(seeds) < high - low
 
 
 @pytest.fixture(scope="module")
@@ -272,44 +398,37 @@ def perplexity() -> Notebook:
 PERPLEXITY = json.loads((RESULTS / "perplexity.json").read_text("utf-8"))
 
 
-def averages(when: str, measure: str) -> tuple[float, float, float]:
-    """Of a measure's perplexities: mean over texts, pooled, geometric mean."""
+def pooled(when: str, measure: str) -> float:
     values = np.array(PERPLEXITY[when][measure]["perplexities"])
     tokens = np.array(PERPLEXITY[when][measure]["tokens"])
-    logs = np.log(values)
-    return values.mean(), np.exp((tokens * logs).sum() / tokens.sum()), np.exp(logs.mean())
+    return float(np.exp((tokens * np.log(values)).sum() / tokens.sum()))
 
 
 def test_every_perplexity_rose_by_what_is_said(perplexity: Notebook) -> None:
     rises = {
-        measure: [
-            after / before - 1
-            for before, after in zip(
-                averages("before", measure), averages("after", measure), strict=True
-            )
-        ]
+        measure: pooled("after", measure) / pooled("before", measure) - 1
         for measure in PERPLEXITY["before"]
     }
-    said = {"whole_text": (0.11, 0.11), "last_reply": (0.25, 0.28)}
-    said["last_reply_as_sampled"] = (0.79, 1.03)
-    assert {m: (round(min(r), 2), round(max(r), 2)) for m, r in rises.items()} == said
+    whole, reply, sampled = rises.values()
     assert perplexity.says(
-        "rises by 25% (pooled)", "Whole texts rose by 11%, replies by 25% to 28%"
+        f"whole texts by {whole:.0%}, replies by {reply:.0%}, replies as sampled by {sampled:.0%}",
+        f"a predictor of decent answers: {reply:.0%} on replies at temperature 1",
+        f"What's left of the {reply:.0%} then",
     )
-    assert perplexity.says("as sampled by 79% to 103%", "cost 25% on replies at temperature 1")
     before, after = (
         np.array(PERPLEXITY[when]["last_reply"]["perplexities"]) for when in ("before", "after")
     )
     assert perplexity.shown("better").startswith(f"{(after < before).sum()}. Of {len(before)}.")
-    mean, pooled, _ = averages("before", "last_reply")
-    keep = np.argsort(before)[:-4]
-    tokens = np.array(PERPLEXITY["before"]["last_reply"]["tokens"])[keep]
-    fewer = before[keep].mean()
-    pool = np.exp((tokens * np.log(before[keep])).sum() / tokens.sum())
+    shown = perplexity.shown("table")
+    assert shown.startswith("up. 47.5 → 59.3, +25%, with an interval of +23.0% to +26.6%")
     assert perplexity.says(
-        f"from {mean:.1f} to {fewer:.1f}, the pooled one from {pooled:.1f} to {pool:.1f}",
-        f"carried {1 - fewer / mean:.0%} of the mean and {1 - pool / pooled:.0%} of the pool",
+        "one of 2 tokens with a perplexity of 1,000 and one of 98 tokens with 10"
     )
+    values, tokens = np.array([1000.0, 10.0]), np.array([2, 98])
+    one = np.exp((tokens * np.log(values)).sum() / 100)
+    assert perplexity.says(f"texts is {values.mean():.0f}, the pooled perplexity {one:.0f}.")
+    assert perplexity.shown("first-token").startswith("less.")
+    assert perplexity.shown("sharper-answer").startswith("more expensive.")
 
 
 def test_where_the_change_sits_and_how_high_the_bar_is(perplexity: Notebook) -> None:
@@ -328,23 +447,15 @@ def test_where_the_change_sits_and_how_high_the_bar_is(perplexity: Notebook) -> 
     next_one, whole = summed["the token after it"], sum(summed.values())
     assert perplexity.says(f"it's {next_one:.0f} of {whole:.0f} nats, a sixth")
     assert 1 / 6.5 < next_one / whole < 1 / 5.5
-    scores = TABLE["score_before"].to_numpy()
-    bar = 0.05 * np.log(np.mean(np.exp(scores / 0.05)))
-    assert perplexity.shown("above-bar").startswith(f"{(scores > bar).sum()}. Of 128. The bar is")
-    assert f"The bar is at {bar:.2f}" in perplexity.shown("above-bar")
-    assert "1.43 before, 1.99 after" in perplexity.shown("headline")
-
-
-def test_two_texts_have_three_averages(perplexity: Notebook) -> None:
-    values, tokens = np.array([1000.0, 10.0]), np.array([2, 98])
-    pooled = np.exp((tokens * np.log(values)).sum() / 100)
+    scores = committed_overoptimisation()[0]["gold"]
+    bars = 0.05 * np.log(np.exp(scores / 0.05).mean(axis=1, keepdims=True))
+    above = scores > bars
     assert perplexity.says(
-        f"the mean over texts is {values.mean():.0f}, the geometric mean "
-        f"{np.exp(np.log(values).mean()):.0f}, the pooled perplexity {pooled:.0f}."
+        f"{scores.shape[1]} answers of the untouched policy to each of {len(scores)}"
     )
-    assert perplexity.shown("first-token").startswith("less.")
-    assert perplexity.shown("table-1").startswith("18.1.")
-    assert perplexity.shown("sharper-answer").startswith("dearer.")
+    assert perplexity.shown("above-bar").startswith(
+        f"{100 * above.mean():.1f}. At {(above.sum(axis=1) == 1).sum()} of the {len(scores)} "
+    )
 
 
 def test_rows_of_colours_that_are_compared_have_one_scale() -> None:

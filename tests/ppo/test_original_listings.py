@@ -195,11 +195,11 @@ def test_the_comparison_is_printed_in_the_originals_form(paths, tokenizer, datas
     ]
     table = compare(queries["query"][:], *answers, reward_model)
     text = format_examples(table)
-    example = r"query: .+\nresponse \(before\): .*\nresponse \(after\): .*"
+    example = r"prompt: .+\nanswer \(before\): .*\nanswer \(after\): .*"
     assert re.fullmatch(rf"{example}(\n\n{example}){{4}}", text)
     best = table.sort_values("score_after", ascending=False).iloc[0]
-    assert text.splitlines()[0] == f"query: {best['query']}"
-    assert text.splitlines()[2] == f"response (after): {' '.join(best['response_after'].split())}"
+    assert text.splitlines()[0] == f"prompt: {best['query']}"
+    assert text.splitlines()[2] == f"answer (after): {' '.join(best['response_after'].split())}"
 
 
 # 6. Perplexity -------------------------------------------------------------------------------

@@ -120,16 +120,16 @@ def test_the_listing_has_the_tutorials_form_best_first():
         lambda q, r: next(scores),
     )
     assert format_examples(table, n=2) == (
-        "query: How do I bake?\n"
-        "response (before): You could try\n"
-        "response (after): Mix, then bake it.\n"
+        "prompt: How do I bake?\n"
+        "answer (before): You could try\n"
+        "answer (after): Mix, then bake it.\n"
         "\n"
-        "query: What now?\n"
-        "response (before): w\n"
-        "response (after): "
+        "prompt: What now?\n"
+        "answer (before): w\n"
+        "answer (after): "
     )
-    assert format_examples(table, n=1, pick="worst").startswith("query: Why?\n")
-    assert format_examples(table, n=9).count("query: ") == 3
+    assert format_examples(table, n=1, pick="worst").startswith("prompt: Why?\n")
+    assert format_examples(table, n=9).count("prompt: ") == 3
 
 
 def test_random_rows_follow_their_seed():
@@ -205,6 +205,6 @@ def test_the_spread_between_runs_is_that_of_their_means() -> None:
 def test_best_and_worst_can_be_picked_by_the_change() -> None:
     table = table_of([0.0, 5.0, 1.0], [2.0, 6.0, 0.0])
     table["query"] = ["rose by 2", "high all along", "fell"]
-    assert format_examples(table, n=1).startswith("query: high all along")
-    assert format_examples(table, n=1, by="gain").startswith("query: rose by 2")
-    assert format_examples(table, n=1, pick="worst", by="gain").startswith("query: fell")
+    assert format_examples(table, n=1).startswith("prompt: high all along")
+    assert format_examples(table, n=1, by="gain").startswith("prompt: rose by 2")
+    assert format_examples(table, n=1, pick="worst", by="gain").startswith("prompt: fell")

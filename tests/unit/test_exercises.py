@@ -184,9 +184,8 @@ def kept_before(before, after):
         ("training_bytes", lambda n, t: 8 * n + 12 * t, "shares what is frozen"),
         ("at_temperature", lambda z, t: z.softmax(-1).log() / t, "sum to 1"),
         ("positions", lambda m: m.cumsum(-1), "at 0, not at 1"),
-        ("answer_tokens", lambda g, n, eos: g[n:][g[n:] != eos], "end token is missing"),
-        ("answer_tokens", lambda g, n, eos: g[-3:], "3 entries in place of 1"),
-        ("answer_tokens", lambda g, n, eos: g[n:].unsqueeze(0), "Along which dimension"),
+        ("ridge", lambda z, g, k: (z.T @ g)[:2], "2 entries in place of 3"),
+        ("positions", lambda mask: mask.cumsum(1).T, "Along which dimension"),
         ("bradley_terry_loss", lambda c, r: -torch.sigmoid(r - c).log().mean(), "swapped"),
         ("bradley_terry_loss", lambda c, r: -torch.log(torch.sigmoid(c - r)), "mean missing"),
         ("bradley_terry_loss", lambda c, r: -torch.sigmoid(c - r).mean(), "logarithm is missing"),
@@ -209,7 +208,6 @@ def kept_before(before, after):
         ("error_of_mean", lambda s, n: np.mean(s) / n**0.5, "errors partly cancel"),
         ("explained_variance", mean_of_squares_over_the_spread, "mask is forgotten"),
         ("clip_fraction", outside_the_band, "pushes further out"),
-        ("win_rate", lambda b, a: (a > b).sum() / len(a), "as a loss"),
         ("paired_interval", lambda b, a, d: normal_interval((a - b)[d].mean(1)), "is right"),
         (
             "split_gain",
@@ -264,9 +262,33 @@ def test_to_fool_a_judge_takes_one_text_that_pleases_whatever_the_question():
     assert check("fool_the_judge", "No, it isn't.", judge=likes_no).right
     told = check("fool_the_judge", "Four.", judge=reads_the_question)
     assert not told.right
-    assert "1.00" in told.words
+    assert "1.00, 1.00, 1.00, 3.00, 1.00: above 2 for 1 of them" in told.words
     assert not check("fool_the_judge", " ", judge=likes_no).right
     assert len(set(QUESTIONS)) == len(QUESTIONS) and BAR == 2
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (None, "Nothing is written here"),
+        (lambda: 1, "two lists with 5 gains"),
+        ([[1, 2, 3, 4, 5]], "two lists with 5 gains"),
+        ([[5, -1, -1, -1], [0.4] * 5], "two lists with 5 gains"),
+        ([[1] * 5, [1] * 5], "first set is 100%"),
+        ([[5, -1, -1, -1, 0], [1] * 5], "first set is 30%"),
+        ([[5, -1, -1, -1, -1], [0, 1, 1, 1, 1]], "second set is 90%"),
+        ([[5, -1, -1, -1, -1], [1] * 5], "0.2 and 1: make them equal"),
+    ],
+)
+def test_two_sets_of_gains_are_told_what_they_lack(answer, told):
+    verdict = check("same_mean", answer)
+    assert not verdict.right and told in verdict.words and "\n" not in verdict.words
+
+
+def test_a_mean_can_come_from_one_prompt_or_from_all():
+    gains = np.array([9.0, -1, -1, -1, -1]), np.full(5, 1.0)
+    assert "mean gain of 1." in check("same_mean", gains).words
+    assert check("same_mean", [gains[0].tolist(), (1, 1, 1, 1, 1)]).right
 
 
 def test_an_unknown_name_is_refused_in_one_line():
@@ -287,22 +309,21 @@ def test_numbers_may_come_in_a_list_a_tuple_or_an_array_in_any_order():
 
 
 def test_what_an_answer_does_to_an_array_stays_with_it():
-    def careless(before, after):
+    def careless(before, after, drawn):
         before *= 0
-        return 0.5
+        return 0.5, 0.5
 
-    check("win_rate", careless)
-    assert EXERCISES["win_rate"].cases[0][0].any()
+    check("paired_interval", careless)
+    assert EXERCISES["paired_interval"].cases[0][0].any()
 
 
 # The exercises of notebooks 06 and 07 have their answers written out: here against the package's.
 def test_the_comparison_is_the_packages():
-    before, after = EXERCISES["win_rate"].cases[0]
+    before, after, _ = EXERCISES["paired_interval"].cases[0]
     table = pd.DataFrame({"query": [str(i) for i in range(len(before))]})
     table = table.assign(score_before=before, score_after=after)
     summary = summarise(table)
     assert summary["ties"] > 0
-    assert EXERCISES["win_rate"].solution(before, after) == summary["win_rate"]
     n = len(before)
     drawn = np.random.default_rng(0).integers(n, size=(10_000, n))
     np.testing.assert_allclose(

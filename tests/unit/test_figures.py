@@ -155,9 +155,10 @@ def test_before_after_shows_sorted_gains_and_their_mean():
     assert colours == [style.VERMILLION, style.GREY, style.BLUE, style.BLUE]
     assert right.lines[1].get_ydata()[0] == pytest.approx(0.625)
     assert right.get_title(loc="left") == "Gain of each prompt: 2 better, 1 worse, 1 tied"
-    assert [line.get_xdata()[0] for line in left.lines] == [1.5, 2.125]
-    bars = [p for p in left.patches if hasattr(p, "get_height")]
-    assert sum(p.get_height() for p in bars) == 2 * len(table)
+    sorted_scores = [line.get_ydata().tolist() for line in left.lines]
+    assert sorted_scores == [[0, 1, 2, 3], [0.5, 2, 2, 4]]
+    labels = [text.get_text() for text in left.get_legend().get_texts()]
+    assert labels == ["before: mean 1.50", "after: mean 2.12"]
 
 
 def test_before_after_refuses_what_it_cannot_show():
@@ -190,6 +191,8 @@ def test_token_heatmap_prints_each_value_and_colours_around_0():
     red, blue = cells[0, 2], cells[0, 0]
     assert red[0] > red[2]
     assert blue[2] > blue[0]
+    corners = [corner.get_xy()[0].tolist() for corner in ax.patches]
+    assert corners == [[2.0, 1.0]], "in grey, too, one sees which cells are below 0"
     # Each row has its own scale: its largest distance from 0 gets the same full colour.
     np.testing.assert_allclose(cells[1, 1], blue)
     assert cells[1, 2].tolist() == [1, 1, 1, 1]
@@ -236,7 +239,11 @@ def test_batch_layout_shows_padding_query_and_response():
     fig = figures.batch_layout(attention, mask)
     (mesh,) = fig.axes[0].collections
     assert mesh.get_array().tolist() == [[0, 1, 2, 3, 2], [1, 1, 2, 2, 0]]
-    assert fig.axes[0].lines[0].get_xdata()[0] == 2  # where the responses start
+    assert fig.axes[0].lines[0].get_xdata()[0] == 2  # where the answers start
+    zones = [(t.get_text().strip(), t.xy[0]) for t in fig.axes[0].texts]
+    assert zones == [("padding", 0), ("prompts", 2), ("answers", 2), ("padding", 5)]
+    (unused,) = fig.legends[0].get_texts()
+    assert unused.get_text() == "answer, read but not trained on"
     with pytest.raises(DataError, match="shapes"):
         figures.batch_layout(attention, mask[:1])
 
@@ -256,6 +263,15 @@ def test_clipped_objective_puts_each_token_on_the_loss_that_training_uses():
             loss = policy_loss(one * float(np.log(x)), 0 * one, sign * one, one, 0.2)[0]
             assert y == pytest.approx(loss.item(), abs=1e-6)
     assert fig.axes[0].lines[3].get_xdata() == [1.5] and fig.axes[1].lines[3].get_xdata() == [0.6]
+    assert [ax.texts[0].xy[0] for ax in fig.axes] == [0.5, 1.4], "those that went the wrong way"
+    far = figures.clipped_objective([1.1, 8.0, 9.04, 0.7, 1.3], [1, 1, 1, 1, -1], 0.2)
+    good, bad = far.axes
+    assert good.get_xlim() == (0, 2.5)
+    assert [t.get_text() for t in good.texts] == [
+        "2 more, up to 9.0 →",
+        "went the wrong way:\nis pulled back",
+    ]
+    assert [t.xy[0] for t in (*good.texts[1:], *bad.texts)] == [0.7, 1.3]
     with pytest.raises(DataError, match="6 ratios but 5"):
         figures.clipped_objective(ratio, advantages[:5], 0.2)
 
@@ -269,6 +285,13 @@ def test_quantities_along_a_response_stand_above_their_tokens():
     for line, name in zip(ax.lines[1:], lines, strict=True):
         assert names[name].xy == (2, line.get_ydata()[-1])
         assert names[name].get_color() == line.get_color()
+    value, returned = ax.lines[1:]
+    again = {"value after": [0.1], "value before": [0.2], "advantage": [0.0], "return": [0.3]}
+    (other,) = figures.along_response(["To"], again).axes
+    after, before, advantage, same = other.lines[1:]
+    assert value.get_color() == after.get_color() == before.get_color() != advantage.get_color()
+    assert after.get_linestyle() != before.get_linestyle(), "told apart in grey"
+    assert same.get_color() == returned.get_color() != value.get_color()
     (close,) = figures.along_response(["a"], {"one": [1.0], "two": [1.0], "far": [9.0]}).axes
     one, two, _ = sorted(t.xy[1] for t in close.texts)
     assert two - one > 0.5  # names of lines that end together stand apart
@@ -280,32 +303,49 @@ def test_quantities_along_a_response_stand_above_their_tokens():
 
 def test_score_histogram_has_a_strip_per_group():
     groups = {"good": [1.0, 2.0, 3.0], "bad": [-1.0, 0.0]}
-    fig = figures.score_histogram(groups, title="Check")
+    names = {"title": "Check", "xlabel": "change", "sides": ("worse", "better")}
+    fig = figures.score_histogram(groups, **names)
     assert fig.axes[0].get_title(loc="left") == "Check"
+    assert {text.get_text() for text in fig.axes[0].texts} >= {"worse", "better"}
     for ax, (name, scores) in zip(fig.axes, groups.items(), strict=True):
         assert ax.get_ylabel() == f"{name}\nn = {len(scores)}"
         assert ax.lines[0].get_xdata()[0] == pytest.approx(np.mean(scores))
         assert sum(bar.get_height() for bar in ax.patches) == pytest.approx(1)
     assert fig.axes[0].get_xlim() == fig.axes[1].get_xlim()
     with pytest.raises(DataError, match="no groups"):
-        figures.score_histogram({})
+        figures.score_histogram({}, **names)
     with pytest.raises(DataError, match="'bad'"):
-        figures.score_histogram({"bad": []})
+        figures.score_histogram({"bad": []}, **names)
 
 
 def test_margins_are_sorted_and_the_wrong_pairs_are_counted():
     groups = {"near": [0.5, -1.0, 0.25, 0.0], "far": [2.0, 1.0]}
     near, far = figures.margins(groups).axes
-    assert [t.get_text() for t in near.texts] == ["38% wrong", "62% right"]  # a tie counts half
-    assert [t.get_text() for t in far.texts] == ["0% wrong", "100% right"]
+    shares = [[t.get_text().split(":")[0] for t in ax.texts] for ax in (near, far)]
+    assert shares == [["62% right", "38% wrong"], ["100% right", "0% wrong"]]  # a tie counts half
     assert near.get_ylim() == far.get_ylim()
-    below, above = (c.get_paths()[0].vertices[:, 1] for c in near.collections)
+    above, below = (c.get_paths()[0].vertices[:, 1] for c in near.collections)
     assert (below.min(), below.max(), above.min(), above.max()) == (-1, 0, 0, 0.5)
     assert near.get_xlabel() == "% of 4 pairs, by margin"
     with pytest.raises(DataError, match="no groups"):
         figures.margins({})
     with pytest.raises(DataError, match="'empty'"):
         figures.margins({"empty": []})
+
+
+def test_shares_have_a_row_each_and_a_panel_may_lack_one():
+    whole = {"judge": {"value": 0.8, "low": 0.7, "high": 0.9}, "reading": {"value": 0.96}}
+    fig = figures.shares({"all": whole, "some": {"judge": {"value": 0.6}}}, "right", {"coin": 0.5})
+    everything, some = fig.axes
+    assert [t.get_text() for t in everything.get_yticklabels()] == ["judge", "reading"]
+    assert [t.get_text() for t in everything.texts] == [" coin", "80%", "96%"]
+    assert [t.get_text() for t in some.texts] == [" coin", "60%"]
+    coin, interval, dot, *_ = everything.lines
+    assert coin.get_xdata()[0] == 50 and list(interval.get_xdata()) == [70, 90]
+    assert dot.get_xdata()[0] == 80
+    for panels in ({}, {"all": {}}):
+        with pytest.raises(DataError, match="no shares"):
+            figures.shares(panels, "right", {})
 
 
 def test_bars_show_value_and_interval():
@@ -325,6 +365,43 @@ def test_bars_show_value_and_interval():
         figures.bars_with_intervals([{"label": "x", "value": 1.0}], "perplexity")
     with pytest.raises(DataError, match="no rows"):
         figures.bars_with_intervals([], "perplexity")
+
+
+def test_dots_have_intervals_and_groups_share_a_line():
+    def row(label, group, value, **more):
+        return {"label": label, "group": group, "value": value, "low": 1, "high": 3, **more}
+
+    rows = [row("a", "old", 2.0), row("b", "old", 1.5), row("a", "new", 2.5, text="so much")]
+    fig = figures.dots_with_intervals(rows, "wins", even=2, limits=(0, 5))
+    (ax,) = fig.axes
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["a", "b"]
+    assert {text.get_text() for text in ax.texts} == {"2.00", "1.50", "so much"}
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == ["old", "new"]
+    values = {line.get_xdata()[0]: line.get_ydata()[0] for line in ax.lines if line.get_marker()
+              in ("s", "o")}  # fmt: skip
+    assert abs(values[2.0] - values[2.5]) < 0.5 < values[1.5] - values[2.0]
+    assert ax.yaxis_inverted() and ax.get_xlim() == (0, 5)
+    (alone,) = figures.dots_with_intervals([rows[0]], "wins").axes
+    assert not alone.figure.legends and alone.get_xlabel() == "wins; lines: 95% intervals"
+    for bad, told in (
+        ([], "no rows"),
+        ([row("a", "x", 4.0)], "does not hold the value"),
+        ([row("a", group, 2.0) for group in "xyz"], "3 groups"),
+    ):
+        with pytest.raises(DataError, match=told):
+            figures.dots_with_intervals(bad, "wins")
+
+
+def test_blocks_are_as_wide_as_their_share_and_as_high_as_their_grade():
+    fig = figures.ended_and_cut({"Before": (0.4, 2.0, 1.0), "After": (0.9, 2.5, 1.0)})
+    before, after = fig.axes
+    assert before.get_title(loc="left") == "Before: mean 1.40"
+    assert [(p.get_width(), p.get_height()) for p in before.patches] == [(40, 2), (60, 1)]
+    assert [text.get_text() for text in after.texts] == ["ended: 2.50", "cut off:\n1.00"]
+    with pytest.raises(DataError, match="no panels"):
+        figures.ended_and_cut({})
+    with pytest.raises(DataError, match="a share of 40"):
+        figures.ended_and_cut({"Before": (40, 2.0, 1.0)})
 
 
 def test_length_histogram_splits_exactly_at_the_limit():
@@ -374,9 +451,9 @@ def test_the_plan_names_every_part_inside_the_picture():
         "Policy",
         "Value head",
         "Reference",
-        "Responses",
+        "Answers",
         "KL",
-        "Reward\nmodel",
+        "Judge",
     } <= texts
     assert {"Reward", "PPO update", "generate", "score", "step", "1", "2", "3"} <= texts
     boxes = [t.get_window_extent() for t in ax.texts if t.get_text()]
@@ -397,10 +474,10 @@ def test_the_forms_of_a_reference_show_what_is_shared_and_add_up():
     texts = {text.get_text() for text in drawing.texts}
     assert {"layers 19 to 30", "Trunk", "Value head", "$V$"} <= texts
     assert any("layers 1 to 18" in text for text in texts)
-    assert [text.get_text() for text in bars.texts] == [" 16 MB", " 8 MB"]
+    said = [text.get_text().replace("\n", " ") for text in bars.texts]
+    assert said == [*KINDS, " 16 MB", " 8 MB"], "the first bar's parts have their names"
     widths = [patch.get_width() for patch in bars.patches]
     assert widths == [*whole.values(), *KINDS.values()]
-    assert [text.get_text() for text in fig.legends[0].get_texts()] == list(KINDS)
 
 
 DRAW = {
@@ -413,7 +490,14 @@ DRAW = {
     "tokens": lambda: figures.token_heatmap(["a", "b"], {"KL": [1.0, 2.0]}),
     "layout": lambda: figures.batch_layout(np.ones((2, 5)), np.ones((2, 3))),
     "clip": lambda: figures.clipped_objective([0.9, 1.3], [1.0, -1.0], 0.2),
-    "groups": lambda: figures.score_histogram({"good": [1.0, 2.0], "bad": [0.0]}),
+    "groups": lambda: figures.score_histogram(
+        {"good": [1.0, 2.0], "bad": [0.0]}, "Changes", "nats", ("less", "more")
+    ),
+    "dots": lambda: figures.dots_with_intervals(
+        [dict(label="a", group="b", value=2, low=1, high=3)], "x"
+    ),
+    "blocks": lambda: figures.ended_and_cut({"Before": (0.4, 2.0, 1.0)}),
+    "shares": lambda: figures.shares({"all": {"a": {"value": 0.7}}}, "right", {"coin": 0.5}),
     "margins": lambda: figures.margins({"near": [1.0, -0.5], "far": [2.0]}),
     "perplexity": lambda: figures.bars_with_intervals(
         [dict(label="a", value=2, low=1, high=3)], "x"

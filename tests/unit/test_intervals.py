@@ -8,7 +8,11 @@ import numpy as np
 import pytest
 
 from rlhf_tutorial.errors import DataError
-from rlhf_tutorial.evaluation.intervals import accuracy_interval, bootstrap_interval
+from rlhf_tutorial.evaluation.intervals import (
+    accuracy_interval,
+    bootstrap_interval,
+    two_way_interval,
+)
 
 
 def test_the_interval_of_a_mean_is_the_normal_one_on_normal_data():
@@ -44,6 +48,22 @@ def test_the_interval_follows_its_seed_and_leaves_the_global_one_alone():
 def test_nothing_to_resample_is_an_error(values):
     with pytest.raises(DataError, match="at least one, in one dimension"):
         bootstrap_interval(values)
+
+
+def test_seeds_that_differ_widen_the_interval_and_one_seed_leaves_the_prompts():
+    values = np.random.default_rng(7).normal(size=(200, 1))
+    over_prompts = bootstrap_interval(values[:, 0])
+    assert two_way_interval(values) == pytest.approx(over_prompts, abs=0.01)
+    alike, unlike = (values + np.array(seeds) for seeds in ([0, 0, 0], [-1, 0, 1]))
+    narrow, wide = two_way_interval(alike), two_way_interval(unlike)
+    assert narrow == pytest.approx(over_prompts, abs=0.01)
+    assert wide[0] < narrow[0] - 0.5 and wide[1] > narrow[1] + 0.5
+
+
+@pytest.mark.parametrize("values", [np.ones(3), np.ones((0, 2))])
+def test_a_table_without_a_value_is_an_error(values):
+    with pytest.raises(DataError, match="a table of at least one value"):
+        two_way_interval(values)
 
 
 def test_accuracy_interval_against_published_and_solved_values():

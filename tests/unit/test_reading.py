@@ -11,7 +11,9 @@ from rlhf_tutorial.evaluation.intervals import bootstrap_interval
 from rlhf_tutorial.evaluation.reading import (
     compare_sources,
     gain_by_ending,
+    gain_where_both_ended,
     gains_of,
+    lead,
     pair_accuracy,
 )
 
@@ -99,6 +101,27 @@ def test_the_gain_is_split_into_ending_and_content():
         row["answers"][0]["ended"] = True
     with pytest.raises(DataError, match="some not"):
         gain_by_ending(rows, "old", ["new"])
+
+
+def test_where_both_ended_answers_that_were_cut_off_on_either_side_are_left_out():
+    """Of three prompts two count; of one of these only the seed whose answer ended."""
+    rows = [
+        {"prompt": "a", "answers": [answer("old", 1, 3), answer("x", 3, 1), answer("y", 2, 2)]},
+        {
+            "prompt": "b",
+            "answers": [answer("old", 2, 2), answer("x", 5, 1), answer("y", 0, 3, ended=False)],
+        },
+        {
+            "prompt": "c",
+            "answers": [answer("old", 0, 3, ended=False), answer("x", 5, 1), answer("y", 5, 2)],
+        },
+    ]
+    found = gain_where_both_ended(rows, "old", ["x", "y"])
+    assert found["n"] == 2 and found["mean_gain"] == pytest.approx((1.5 + 3) / 2)
+    assert found["mean_gain_interval"] == pytest.approx(bootstrap_interval([1.5, 3.0]))
+    with pytest.raises(DataError, match="no prompt to which both") as error:
+        gain_where_both_ended(rows[2:], "old", ["x", "y"])
+    one_line(error)
 
 
 def test_seeds_that_differ_widen_the_interval():
@@ -191,3 +214,23 @@ def test_pairs_of_one_prompt_do_not_count_as_independent():
     assert result["high"] - result["low"] == pytest.approx(6**0.5 * independent, rel=0.1)
     with pytest.raises(RewardError, match="must be finite"):
         pair_accuracy(rows, [float("nan"), *scores[1:]])
+
+
+def test_a_lead_is_certain_where_both_judges_fail_at_the_same_pairs():
+    """Their accuracies have intervals that overlap; the second adds errors, and mends none."""
+    random = np.random.default_rng(1)
+    rows = [
+        {"prompt": str(i), "answers": [answer("x", 1, 2), answer("y", 3, 1)]} for i in range(200)
+    ]
+    hard, more = random.random(200) < 0.3, random.random(200) < 0.08
+    one = [s for wrong in hard for s in ((1.0, 0.0) if wrong else (0.0, 1.0))]
+    other = [s for wrong in hard | more for s in ((1.0, 0.0) if wrong else (0.0, 1.0))]
+    better, worse = pair_accuracy(rows, one), pair_accuracy(rows, other)
+    assert better["low"] < worse["high"], "the intervals overlap"
+    found = lead(rows, one, other)
+    assert found["lead"] == pytest.approx(better["accuracy"] - worse["accuracy"])
+    assert 0 < found["low"] < found["lead"] < found["high"]
+    turned = lead(rows, other, one)
+    assert turned["lead"] == -found["lead"] and turned["high"] == pytest.approx(-found["low"])
+    with pytest.raises(DataError, match="3 scores for 400 answers"):
+        lead(rows, one, one[:3])

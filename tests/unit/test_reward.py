@@ -28,7 +28,13 @@ from transformers import (
 
 from rlhf_tutorial.device import default_device, supports_bf16
 from rlhf_tutorial.errors import DataError, ModelError, RewardError
-from rlhf_tutorial.reward import RewardModel, cut_pair, rule_reward, train_reward_model
+from rlhf_tutorial.reward import (
+    RewardModel,
+    cut_pair,
+    rule_reward,
+    train_reward_model,
+    tricks,
+)
 from rlhf_tutorial.reward import training as rewards
 from rlhf_tutorial.reward.training import cut_words
 
@@ -351,3 +357,16 @@ def test_a_decoder_judge_pads_with_its_tokenizer_s_token(tokenizer) -> None:
     together = judge(queries, answers)
     alone = [judge([q], [a])[0] for q, a in zip(queries, answers, strict=True)]
     assert together == pytest.approx(alone, abs=1e-5)
+
+
+def test_tricks_are_an_answer_to_each_prompt_and_spoil_the_good_one():
+    prompts, good = ["a?", "b?", "c?"], ["Boil it now for six", "Ask your old friend twice", "Rest"]
+    found = tricks(prompts, good)
+    assert all(len(answers) == 3 for answers in found.values())
+    assert found["the prompt repeated"] == prompts
+    assert found["another prompt's answer"] == [good[1], good[2], good[0]]
+    assert found["the good answer, broken off"] == ["Boil it", "Ask your", ""]
+    assert found["four words, over and over"][0].startswith("Boil it now for Boil it now for")
+    for shuffled, answer in zip(found["the good answer, shuffled"], good, strict=True):
+        assert sorted(shuffled.split()) == sorted(answer.split())
+    assert found["Yes."] == ["Yes."] * 3 and tricks(prompts, good) == found

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from html import escape
+
 import numpy as np
+import pandas as pd
 import pytest
 from support.errors import one_line
 
@@ -108,6 +111,18 @@ def test_what_cannot_be_drawn_is_refused_in_one_line(draw):
         (3, 3.4, "and the run agrees"),
         (2, 3.4, "and the run disagrees"),
         ("<b>", "k2", "You guessed &lt;b&gt;"),
+        ("no, IT isn't", "No, it isn't.", "and the run agrees"),
+        (0.05, 0.0337, "and the run agrees"),
+        (0.3, 0.25, "and the run agrees"),
+        (0.2, 0.28, "and that is close"),
+        (0.6, 0.28, "and the run disagrees"),
+        (1, 1.27, "and that is close"),
+        (6, 5, "and the run agrees"),
+        (7, 5, "and that is close"),
+        (1, 0, "and that is close"),
+        (2, 0, "and the run disagrees"),
+        (4, np.int64(4), "and the run agrees"),
+        ("a half", 0.5, "and the run disagrees"),
     ],
 )
 def test_an_answer_is_folded_and_compared_with_the_guess(guess, answer, told):
@@ -115,4 +130,13 @@ def test_an_answer_is_folded_and_compared_with_the_guess(guess, answer, told):
     summary, folded = html.split("</summary>")
     assert told in summary
     assert html.startswith("<details><summary>") and html.endswith("</details>")
-    assert str(answer) in folded and "Because." in folded
+    shown = f"{answer:.3g}" if isinstance(answer, float) else str(answer).removesuffix(".")
+    assert escape(shown) in folded and "Because." in folded
+
+
+def test_a_notebook_may_say_how_near_is_near_and_fold_a_table_away():
+    table = pd.DataFrame({"answers": [128]})
+    html = reveal(5, 0, "Because.", within=5, then=table).data
+    assert "and the run agrees" in html.split("</summary>")[0]
+    assert "128" in html.split("</summary>")[1].split("</details>")[0]
+    assert "and that is close" in reveal(9, 0, "Because.", within=5).data

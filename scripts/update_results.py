@@ -1,6 +1,6 @@
-"""Write the results of the blind reading and of the committed run into the README.
+"""Write the results of the blind reading and of the committed run into docs/results.md.
 
-python scripts/update_readme.py
+python scripts/update_results.py
 """
 
 from __future__ import annotations
@@ -11,24 +11,34 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "notebooks" / "results" / "smollm2"
-START, END = "<!-- results: scripts/update_readme.py -->", "<!-- end of results -->"
+PAGE = ROOT / "docs" / "results.md"
+START, END = "<!-- results: scripts/update_results.py -->", "<!-- end of results -->"
 
 TRAINED = (
-    ("default run, 3 seeds, equal temperature", ["default"]),
-    ("default run, 3 seeds, each policy at its best temperature", ["best_temperatures", "default"]),
-    ("long run, equal temperature", ["long"]),
-    ("long run, each policy at its best temperature", ["best_temperatures", "long"]),
+    ("default run, 3 seeds, both at 0.5", ["default"]),
+    ("default run, 3 seeds, {default-0}; untouched {untouched}", ["best_temperatures", "default"]),
+    ("long run, both at 0.5", ["long"]),
+    ("long run, {long}; untouched {untouched}", ["best_temperatures", "long"]),
 )
+"""What is compared, with each policy's chosen temperature, and where its figures are."""
 CONTROLS = (
-    ("no prompt, temperature 1", "untouched, no prompt, temperature 1"),
-    ("the prompt, temperature 1", "untouched, temperature 1"),
-    ("no prompt, best temperature", "untouched, no prompt"),
-    ("prompt and best temperature", "untouched, best"),
-    ("... cut after the first sentence", "untouched, first sentence"),
+    ("no system message, temperature 1", "untouched, no prompt, temperature 1"),
+    ("system message, temperature 1", "untouched, temperature 1"),
+    ("no system message, {untouched}", "untouched, no prompt"),
+    ("system message, {untouched}", "untouched, best"),
+    ("... first sentence only", "untouched, first sentence"),
     ("... drawn again until it ends", "untouched, until it ends"),
-    ("... best of 4 by the judge", "untouched, best of 4"),
+    ("... best of 4 by the judge, drawn at 0.5", "untouched, best of 4"),
     ("... fine-tuned on one-sentence replies", "fine-tuned"),
 )
+
+
+def _temperatures(reading: dict[str, Any]) -> dict[str, str]:
+    """In words the temperature that validation prompts chose for each policy."""
+    return {
+        name: "greedy" if value < 0.1 else f"at {value:g}"
+        for name, value in reading["temperatures"].items()
+    }
 
 
 def _found(reading: dict[str, Any], path: list[str]) -> dict[str, Any]:
@@ -44,13 +54,13 @@ def _share(figures: dict[str, Any]) -> str:
 
 def reading_tables(reading: dict[str, Any]) -> str:
     """What the blind reading found, as Markdown."""
-    n = reading["long"]["n"]
+    n, at = reading["long"]["n"], _temperatures(reading)
     lines = [
         f"A blind reading of {n} test prompts, grades 0 to 5, each answer read once by a language "
         "model that saw neither names nor scores; 95% intervals over prompts and seeds:",
         "",
-        "| trained against untouched | wins | grade | gain | of it by ending | 3 or better | whole "
-        "answers |",
+        "| trained against untouched | wins | grade | gain | of it by ending | 3 or better "
+        "| ended |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for label, path in TRAINED:
@@ -58,7 +68,7 @@ def reading_tables(reading: dict[str, Any]) -> str:
         low, high = found["grade_gain_interval"]
         ending_low, ending_high = split["by_ending_interval"]
         lines.append(
-            f"| {label} | {_share(found)} | {found['grade_before']:.2f} to "
+            f"| {label.format(**at)} | {_share(found)} | {found['grade_before']:.2f} to "
             f"{found['grade_after']:.2f} | {found['grade_after'] - found['grade_before']:+.2f} "
             f"({low:+.2f} to {high:+.2f}) | {split['by_ending']:+.2f} ({ending_low:+.2f} to "
             f"{ending_high:+.2f}) | {found['acceptable_before']:.0%} to "
@@ -67,14 +77,13 @@ def reading_tables(reading: dict[str, Any]) -> str:
         )
     lines += [
         "",
-        "| without PPO | grade | whole answers | the default run's wins against it | the long "
-        "run's |",
+        "| without PPO | grade | ended | the default run's wins against it | the long run's |",
         "| --- | --- | --- | --- | --- |",
     ]
     for label, name in CONTROLS:
         found = reading[name]
         lines.append(
-            f"| {label} | {found['grade_after']:.2f} | {found['ended_after']:.0%} | "
+            f"| {label.format(**at)} | {found['grade_after']:.2f} | {found['ended_after']:.0%} | "
             f"{_share(found['default_against_it'])} | {_share(found['long_against_it'])} |"
         )
     return "\n".join(lines)
@@ -92,8 +101,7 @@ def run_table(results: dict[str, Any]) -> str:
         "",
         "| the same prompts, equal temperature | before | after |",
         "| --- | --- | --- |",
-        f"| judge of the training | {comparison['mean_before']:.2f} | "
-        f"{comparison['mean_after']:.2f} |",
+        f"| training judge | {comparison['mean_before']:.2f} | {comparison['mean_after']:.2f} |",
         f"| evaluating judge | {comparison['second']['mean_before']:.2f} | "
         f"{comparison['second']['mean_after']:.2f} |",
     ]
@@ -115,7 +123,7 @@ def run_table(results: dict[str, Any]) -> str:
 
 
 def results_section() -> str:
-    """All that stands between the README's two markers."""
+    """All that is between the page's two markers."""
     reading, results = (
         json.loads((RESULTS / name).read_text(encoding="utf-8"))
         for name in ("reading.json", "results.json")
@@ -124,11 +132,10 @@ def results_section() -> str:
 
 
 def main() -> None:
-    """Replace what stands between the markers."""
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
+    """Replace what is between the markers."""
+    text = PAGE.read_text(encoding="utf-8")
     head, tail = text.split(START)[0], text.split(END)[1]
-    readme.write_text(f"{head}{START}\n{results_section()}\n{END}{tail}", encoding="utf-8")
+    PAGE.write_text(f"{head}{START}\n{results_section()}\n{END}{tail}", encoding="utf-8")
 
 
 if __name__ == "__main__":
