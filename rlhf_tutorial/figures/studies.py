@@ -163,16 +163,15 @@ def proxy_and_gold(panels: Mapping[str, Sequence[Points]], ylabel: str) -> Figur
     _check_points(flat, ["kl", "proxy", "gold"])
     fig = new_figure(max(3.0 * len(panels), 6.0), 3.4)
     axes = np.atleast_1d(fig.subplots(1, len(panels), sharex=True, sharey=True))
-    farthest, ends = -1.0, (axes[0], {})  # the panel, and what is at which of its ends
+    apart = {}  # how far apart each run ends: its panel, and the places of its ends
     for ax, (title, runs) in zip(axes, panels.items(), strict=True):
         ax.axhline(0, color=INK, linewidth=0.8)
         for run in runs:
             kl, proxy, gold = ([float(p[k]) for p in run] for k in ("kl", "proxy", "gold"))
             ax.plot(kl, proxy, "--", color=VERMILLION, linewidth=1.6)
             ax.plot(kl, gold, "o-", color=BLUE, markersize=3.5, linewidth=1.8)
-            if (apart := abs(proxy[-1] - gold[-1])) > farthest:
-                farthest = apart
-                ends = ax, {"proxy": (kl[-1], proxy[-1]), "gold": (kl[-1], gold[-1])}
+            ends = {"proxy": (kl[-1], proxy[-1]), "gold": (kl[-1], gold[-1])}
+            apart[abs(proxy[-1] - gold[-1])] = ax, ends
         ax.set(title=title)
     largest = max(float(p["kl"]) for run in flat.values() for p in run)
     _sqrt_axis(axes[0], largest)  # which all share
@@ -181,7 +180,7 @@ def proxy_and_gold(panels: Mapping[str, Sequence[Points]], ylabel: str) -> Figur
         if tick**0.5 - ticks[-1] ** 0.5 > 0.16 * largest**0.5:
             ticks.append(float(tick))
     axes[0].set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    ax, places = ends
+    ax, places = apart[max(apart)]
     higher = max(places, key=lambda name: places[name][1])
     for name, place in places.items():
         inside = place[0] > largest / 2
