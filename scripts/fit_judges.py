@@ -80,7 +80,8 @@ language: en
 # {title}
 
 A linear judge on the hidden states of [{base}](https://huggingface.co/{base}): it grades one answer
-of at most 32 tokens to one request in English, on the scale of [its guide](../feedback/GUIDE.md), 0 to 5.
+of at most 32 tokens to one request in English, on the scale of [its guide](../feedback/GUIDE.md),
+0 to 5.
 {role} `scripts/fit_judges.py` fitted it and wrote this page; every figure is in `metrics.json`.
 
 ```python
