@@ -152,7 +152,7 @@ def test_command_line_runs_the_stages(tmp_path: Path, capsys: pytest.CaptureFixt
     assert (tmp_path / "run" / "policy" / "config.json").exists()
     main(["compare", *output])
     printed = capsys.readouterr().out
-    assert "response (before):" in printed
+    assert "answer (before):" in printed
     assert "Win rate" in printed
     main(["perplexity", *output])
     assert "last_reply:" in capsys.readouterr().out
