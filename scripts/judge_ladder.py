@@ -84,7 +84,7 @@ def lora(test: list[Row], count: int) -> None:
     asked = {row["prompt"] for row in graded_rows("judge")["fit"]}
     train = [row for row in load_feedback(FEEDBACK / "train.jsonl") if row["prompt"] in asked]
     judge = train_reward_model(
-        pairs(train[:count]), assets.resolve(assets.SMOLLM2), learning_rate=3e-4, cut_share=0.0,
+        pairs(train[:count]), assets.resolve(assets.SMOLLM2), learning_rate=3e-4,
         epochs=round(PROMPTS_SEEN / count),
         log=lambda step, figures: print(step, figures, flush=True),
     )  # fmt: skip

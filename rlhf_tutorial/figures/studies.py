@@ -63,16 +63,13 @@ def _sqrt_axis(ax: Axes, largest: float) -> None:
 
 
 @rc_context(STYLE)
-def against_kl(
-    curves: Mapping[str, Points], panels: Mapping[str, str], path: str | Path | None = None
-) -> Figure:
+def against_kl(curves: Mapping[str, Points], panels: Mapping[str, str]) -> Figure:
     """One panel per quantity and one curve per training, against the KL from the reference.
 
     Args:
         curves: by name, points with "kl" (nats per response) and the panels' keys, in order.
         panels: key to title, from left to right. If the last point of a curve also has
             `<key>_error`, it gets an error bar of that length up and down.
-        path: a PNG to write as well, 1600 pixels wide.
 
     Raises:
         DataError: without a point, or for a point that lacks a key.
@@ -91,7 +88,7 @@ def against_kl(
         ax.set(title=title, xlabel="KL from the reference (nats per answer, √ scale)")
     handles, labels = axes[0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)))
-    return written(fig, path)
+    return fig
 
 
 @rc_context(STYLE)
