@@ -79,9 +79,10 @@ language: en
 
 # {title}
 
-A line on the hidden states of [{base}](https://huggingface.co/{base}): it grades one answer of at
-most 32 tokens to one request in English, on the scale of [its guide](../feedback/GUIDE.md), 0 to 5.
-{role} `scripts/fit_judges.py` fitted it and wrote this page; every figure stands in `metrics.json`.
+A linear judge on the hidden states of [{base}](https://huggingface.co/{base}): it grades one answer
+of at most 32 tokens to one request in English, on the scale of [its guide](../feedback/GUIDE.md),
+0 to 5.
+{role} `scripts/fit_judges.py` fitted it and wrote this page; every figure is in `metrics.json`.
 
 ```python
 from rlhf_tutorial import assets
@@ -102,7 +103,7 @@ training prompts ([AI feedback](../feedback/README.md), not people's).
 
 Pairs of different grade to prompts whose grades it has not seen, with 95% intervals over prompts.
 
-| answers | pairs | right | pairs of whole answers | right |
+| answers | pairs | right | pairs that both ended | right |
 | --- | --- | --- | --- | --- |
 {table}
 
@@ -116,10 +117,10 @@ By the number of prompts it learns from, on validation pairs, means of five draw
 """
 
 TITLES = {
-    "judge": ("The judge that trains", "Policies are trained on it."),
+    "judge": ("The training judge", "Policies are trained on it."),
     "evaluating_judge": (
-        "The judge that only evaluates",
-        "No policy is trained on it: it learned from other prompts than the judge that trains, and "
+        "The evaluating judge",
+        "No policy is trained on it: it learned from other prompts than the training judge, and "
         "reads other layers.",
     ),
 }

@@ -23,7 +23,6 @@ import numpy as np
 from tqdm import tqdm
 
 from rlhf_tutorial import AutoModelForCausalLMWithValueHead, Run, load_preset
-from rlhf_tutorial.evaluation.intervals import bootstrap_interval
 from rlhf_tutorial.feedback import load_feedback
 from rlhf_tutorial.human.choice import active_choice, random_choice
 from rlhf_tutorial.human.judge import (
@@ -37,6 +36,7 @@ from rlhf_tutorial.human.readers import TASTES, SimulatedReader
 from rlhf_tutorial.human.steering import STEPS, steer, steered_policy
 from rlhf_tutorial.human.study import (
     agreement_in_taste,
+    committed_steering,
     label_pairs,
     labels_needed,
     learning_curve,
@@ -158,14 +158,7 @@ def table() -> None:
             for how, curves in json.loads(path.read_text(encoding="utf-8"))["curves"].items():
                 needed = {s: [labels_needed(c, s) for c in curves] for s in (0.7, 0.75)}
                 print(f"{taste}, {how}: labels needed {needed}")
-        found = [
-            json.loads(p.read_text(encoding="utf-8"))
-            for p in sorted(FOLDER.glob(f"steer_{slug(taste)}_*.json"))
-        ]
-        if found:
-            rates = [result["win_rate"] for result in found]
-            low, high = bootstrap_interval(rates)
-            print(f"{taste}: win rate {np.mean(rates):.1%} ({low:.1%} to {high:.1%}), each {rates}")
+    print(committed_steering().round(3).to_string())
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from rlhf_tutorial.studies.committed import committed_trainings
 
 ROOT = Path(__file__).resolve().parents[1]
 SEEDS = (0, 1, 2)
-JUDGES = {"first": "judge of the\ntraining", "second": "evaluating\njudge"}
+JUDGES = {"first": "training\njudge", "second": "evaluating\njudge"}
 UNTOUCHED = "untouched, best"
 READ = {
     "… cut after one sentence": (["untouched, first sentence"], False),

@@ -18,7 +18,7 @@ def levers(reading: dict[str, Any]) -> list[dict[str, Any]]:
     nothing = reading["untouched, no prompt, temperature 1"]["grade_after"]
     rows = [{"name": "Nothing", "what": "no system message, temperature 1", "grade": nothing}]
     best = reading["best_temperatures"]
-    for arm, what in (("default", "PPO, five minutes"), ("long", "PPO, the long run")):
+    for arm, what in (("default", "PPO, five minutes"), ("long", "PPO, the long run, greedy")):
         rows.append({"name": "Train", "what": what, "grade": best[arm]["grade_after"]})
     return rows
 

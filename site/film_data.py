@@ -13,9 +13,9 @@ from rlhf_tutorial.evaluation.measures import commonest_opening
 from rlhf_tutorial.studies.committed import committed_overoptimisation, committed_trainings
 
 JUDGES = {
-    "first": "judge of the training",
+    "first": "training judge",
     "second": "judge that only watches",
-    "proxy": "judge of the training",
+    "proxy": "training judge",
     "gold": "gold",
 }
 

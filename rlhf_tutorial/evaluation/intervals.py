@@ -70,6 +70,16 @@ def two_way_interval(
     return float(low), float(high)
 
 
+def paired_difference(one: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
+    """The mean of `one` minus `other`, prompt by prompt, and its standard error.
+
+    Args:
+        one, other: (n,) numbers of the same n prompts, n at least 2.
+    """
+    apart = np.subtract(one, other)
+    return float(apart.mean()), float(apart.std(ddof=1) / len(apart) ** 0.5)
+
+
 def accuracy_interval(correct: float, n: int) -> tuple[float, float]:
     """Wilson's 95% score interval for `correct` successes in `n` trials (Wilson 1927)."""
     if not 0 <= correct <= n or n == 0:

@@ -6,7 +6,8 @@ from math import comb
 
 import numpy as np
 
-from ..studies.overoptimisation import expected_best_of_n, last_within, paired_difference
+from ..evaluation.intervals import paired_difference
+from ..evaluation.optimising import expected_best_of_n, last_within
 from .checking import Exercise
 
 _RANDOM = np.random.default_rng(8)

@@ -11,18 +11,14 @@ from support import ROOT, notebooks
 from support.scripts import load_script
 
 from rlhf_tutorial.assets import Bundled, resolve
+from rlhf_tutorial.evaluation.intervals import paired_difference
 from rlhf_tutorial.evaluation.measures import words
 from rlhf_tutorial.evaluation.reading import compare_sources
 from rlhf_tutorial.feedback import load_feedback
 from rlhf_tutorial.ppo.math import adapted_kl_coef
 from rlhf_tutorial.studies.committed import committed_overoptimisation
 from rlhf_tutorial.studies.looks import progress
-from rlhf_tutorial.studies.overoptimisation import (
-    best_of_n_curve,
-    known_to,
-    load_judge,
-    paired_difference,
-)
+from rlhf_tutorial.studies.overoptimisation import best_of_n_curve, known_to, load_judge
 
 script = load_script("overoptimisation")
 FOLDER = resolve(Bundled("overoptimisation"))

@@ -466,3 +466,14 @@ def test_the_film_moves(read: Any, width: int) -> None:
     assert last["looks"][-1]["opening"] in shown and last["name"] in shown
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert not reader.wrong
+
+
+def test_the_teachers_exercises_are_the_notebooks() -> None:
+    page = (ROOT / "site" / "teachers.md").read_text(encoding="utf-8")
+    named = re.findall(r"^\| (\w+) \| [^|]+ \| (\d), `(\w+)` \| [^|]+ \|$", page, re.M)
+    assert len(named) == 12
+    for number, place, exercise in named:
+        (path,) = (p for p in NOTEBOOKS if p.name.lstrip("0").startswith(f"{number}_"))
+        cells = nbformat.read(path, as_version=4).cells
+        code = "\n".join(cell.source for cell in cells if not lessons.is_solution(cell))
+        assert re.findall(r'check\("(\w+)"', code)[int(place) - 1] == exercise, number

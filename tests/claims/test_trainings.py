@@ -38,6 +38,10 @@ def test_the_page_shows_what_lora_and_all_layers_gained() -> None:
     """If this fails: python scripts/tuning.py lora."""
     page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
     assert tuning.table_of_what_is_trained() in page
+    gains = sorted(tuning.measured([run])["gain"] for run in tuning.trainings_of("default"))
+    (lora,) = (tuning.measured([run])["gain"] for run in tuning.trainings_of("lora-5e-4"))
+    stated = f"gained {lora:.2f} where they gained {gains[0]:.2f} to {gains[-1]:.2f}."
+    assert stated in " ".join(page.split())
     for arm in tuning.WHAT_IS_TRAINED:
         preset = tuning.preset_of(arm, 100)
         lora = arm.startswith("lora")

@@ -11,6 +11,7 @@ from rlhf_tutorial.errors import DataError
 from rlhf_tutorial.evaluation.intervals import (
     accuracy_interval,
     bootstrap_interval,
+    paired_difference,
     two_way_interval,
 )
 
@@ -76,3 +77,11 @@ def test_accuracy_interval_against_published_and_solved_values():
         assert abs(0.6 - bound) == pytest.approx(1.959964 * math.sqrt(bound * (1 - bound) / 100))
     with pytest.raises(DataError):
         accuracy_interval(5, 4)
+
+
+def test_a_paired_difference_forgets_what_both_sides_share():
+    random = np.random.default_rng(2)
+    shared, noise = 10 * random.normal(size=200), random.normal(size=200)
+    mean, error = paired_difference(shared + noise, shared)
+    assert mean == pytest.approx(noise.mean())
+    assert error == pytest.approx(noise.std(ddof=1) / 200**0.5)

@@ -9,7 +9,8 @@ import pytest
 from support.errors import one_line
 
 from rlhf_tutorial.errors import DataError
-from rlhf_tutorial.studies.overoptimisation import best_of_n_curve, expected_best_of_n
+from rlhf_tutorial.evaluation.optimising import expected_best_of_n, last_within
+from rlhf_tutorial.studies.overoptimisation import best_of_n_curve
 
 
 @pytest.mark.parametrize("n", [1, 2, 4, 7])
@@ -50,3 +51,8 @@ def test_what_cannot_be_drawn_is_refused(n, shape):
     with pytest.raises(DataError, match=f"best of {n} needs") as error:
         expected_best_of_n(np.zeros((2, 4)), np.zeros(shape), n)
     one_line(error)
+
+
+def test_a_training_is_stopped_before_it_is_too_far_even_if_it_would_come_back():
+    kls = [0.0, 3.0, 9.0, 19.0, 16.0]
+    assert [last_within(kls, most) for most in (1, 3, 10, 17, 20)] == [0, 1, 2, 2, 4]
