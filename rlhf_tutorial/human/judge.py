@@ -25,6 +25,7 @@ from ..reward import StateReader
 from ..reward.states import LAYERS
 from ..run import Run
 from ..scores import check_one_each, checked_scores
+from ..template import CHAT
 from .labels import Label, Pair
 
 Reader = Callable[[list[str], list[str]], Tensor]
@@ -140,12 +141,13 @@ def state_reader(run: Run, progress: Callable[..., Iterable[int]] | None = None)
     """A reader of the run's own policy, as it is before training; `progress` as for `StateReader`.
 
     It reads SmolLM2's layers `reward.states.LAYERS`, and of a policy of another depth those that
-    lie as deep.
+    lie as deep. Where the policy has no chat template, it reads by the run's own.
     """
-    model = run.load_policy().pretrained_model
+    model, tokenizer = run.load_policy().pretrained_model, run.load_tokenizer()
     depth = model.config.get_text_config().num_hidden_layers
     layers = sorted({max(1, round(layer / 30 * depth)) for layer in LAYERS})
-    return StateReader(model, run.load_tokenizer(), layers, progress=progress)
+    template = CHAT if tokenizer.chat_template else run.preset.template
+    return StateReader(model, tokenizer, layers, template=template, progress=progress)
 
 
 def judge_folder(run: Run) -> Path:

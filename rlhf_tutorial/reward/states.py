@@ -20,7 +20,7 @@ from ..device import device_or_default, supports_bf16
 from ..errors import DataError, ModelError, RewardError, check_whole, loading
 from ..quiet import quiet_transformers
 from ..scores import check_one_each, checked_scores
-from ..template import CHAT
+from ..template import CHAT, PromptTemplate
 from ..trunk import cast_frozen_matrices, freeze_below
 
 LAYERS = (18, 22)
@@ -42,6 +42,7 @@ class StateReader:
         tokenizer: Any,
         layers: Sequence[int] = LAYERS,
         *,
+        template: PromptTemplate = CHAT,
         device: torch.device | str | None = None,
         batch_size: int = 32,
         bf16: bool | None = None,
@@ -66,7 +67,7 @@ class StateReader:
         self.bf16 = supports_bf16(self.device) if bf16 is None else bf16
         if self.bf16:
             cast_frozen_matrices(self.trunk)
-        self.template = CHAT.bind(tokenizer)
+        self.template = template.bind(tokenizer)
         self.layers, self.batch_size, self.progress = tuple(layers), batch_size, progress
         positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.max_length = positions or tokenizer.model_max_length

@@ -157,13 +157,13 @@ def test_committed_comparison_adds_up_to_the_committed_results() -> None:
         assert results["second"][key] == pytest.approx(value), key
 
 
-def run_all(environment: dict[str, str], runs: Path, *numbers: str) -> list[Path]:
-    """Execute all notebooks, or those numbers', in a process, as `make tutorial` does."""
+def run_all(environment: dict[str, str], runs: Path) -> list[Path]:
+    """Execute all notebooks in a process of its own, as `make tutorial` does."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("RLHF_")}
     if cache := os.environ.get("RLHF_TUTORIAL_CACHE"):
         clean["RLHF_TUTORIAL_CACHE"] = cache
     done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "run_notebooks.py"), *numbers],
+        [sys.executable, str(ROOT / "scripts" / "run_notebooks.py")],
         env=clean | environment | {"RLHF_RUNS": str(runs)},
         cwd=ROOT,
         capture_output=True,
@@ -173,11 +173,10 @@ def run_all(environment: dict[str, str], runs: Path, *numbers: str) -> list[Path
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "Win rate of the trained policy" in done.stdout
     folder = runs / environment["RLHF_PRESET"]
-    ran = [path for path in NOTEBOOKS if path.name.startswith(numbers or ("",))]
-    for notebook in ran:
+    for notebook in NOTEBOOKS:
         assert (folder / notebook.name).exists()
         assert (folder / f"{notebook.stem}.html").exists()
-    return [folder / notebook.name for notebook in ran]
+    return [folder / notebook.name for notebook in NOTEBOOKS]
 
 
 @pytest.mark.slow
@@ -202,6 +201,6 @@ def test_all_run_on_lookalikes_of_the_original(tmp_path: Path) -> None:
         "PIP_NO_INDEX": "1",
         "PIP_FIND_LINKS": "",
     }
-    run_all(environment, tmp_path / "runs", "0")  # 10's reader wants a chat template
+    run_all(environment, tmp_path / "runs")
     results = json.loads((tmp_path / "runs" / "dlite" / "results.json").read_text())
     assert results["training"]["steps"] > 0
