@@ -2,7 +2,9 @@
 
     python scripts/human.py features          # once: what the judges see of all answers (minutes)
     python scripts/human.py labels            # learning curves, three tastes, five seeds
-    python scripts/human.py steer TASTE SEED  # 80 labels, a judge, PPO, and the win rate
+    python scripts/human.py steer TASTE SEED  # 80 labels, a judge, PPO, and the win rate;
+                                              # --rounds 2: twelve labels more, and once again
+    python scripts/human.py controls SEED     # what a system message, say, does without training
     python scripts/human.py table             # what is there, in a table
 
 Pairs are of the untouched policy's answers in bundled/feedback: those to the training prompts are
@@ -15,7 +17,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 from rlhf_tutorial import AutoModelForCausalLMWithValueHead, Run, load_preset
+from rlhf_tutorial.evaluation.measures import first_sentence
 from rlhf_tutorial.feedback import load_feedback
 from rlhf_tutorial.human.choice import active_choice, random_choice
 from rlhf_tutorial.human.judge import (
@@ -33,7 +36,7 @@ from rlhf_tutorial.human.judge import (
 )
 from rlhf_tutorial.human.labels import Pair, policy_name
 from rlhf_tutorial.human.readers import TASTES, SimulatedReader
-from rlhf_tutorial.human.steering import STEPS, steer, steered_policy
+from rlhf_tutorial.human.steering import STEPS, pairs_against, steer, steered_policy
 from rlhf_tutorial.human.study import (
     agreement_in_taste,
     committed_steering,
@@ -41,6 +44,7 @@ from rlhf_tutorial.human.study import (
     labels_needed,
     learning_curve,
     pairs_of_rows,
+    simulated_label,
     win_rate,
 )
 from rlhf_tutorial.notebook import setup
@@ -49,7 +53,16 @@ from rlhf_tutorial.studies.looks import look_at
 ROOT = Path(__file__).resolve().parent.parent
 BUNDLED = ROOT / "rlhf_tutorial" / "bundled"
 FOLDER, RUNS = BUNDLED / "human", ROOT / "runs" / "human"
-SEEDS, CANDIDATES, LABELS, BUDGET = range(5), 1200, 200, 80
+SEEDS, CANDIDATES, LABELS, BUDGET, AGAINST = range(5), 1200, 200, 80, 12
+ROUNDS = ("steer", "again")
+"""What the results of the first and of the second round are called."""
+MESSAGES = {
+    "short and concrete": "Answer in three to five words.",
+    "warm and personal": "Answer briefly and warmly, as a friend would, in one sentence of at most "
+    "20 words.",
+    "names a number": "Answer briefly, in one sentence of at most 20 words, with a number in it.",
+}
+"""What somebody would write who asks for a taste in words. Nothing was tried before these."""
 
 
 def pool(split: str) -> list[Pair]:
@@ -104,51 +117,101 @@ def labels() -> None:
         path.write_text(json.dumps(result) + "\n", encoding="utf-8")
 
 
-def steer_one(taste: str, seed: int, steps: int, choice: str) -> None:
-    path = FOLDER / f"steer_{slug(taste)}_{seed}.json"
-    if path.exists():
+def steer_one(taste: str, seed: int, rounds: int, steps: int, choice: str) -> None:
+    """One or two rounds of labels, judge, training and a look at the test prompts.
+
+    The second is that of notebook 10's arms race: more labels, on what the first policy does.
+    """
+    paths = [FOLDER / f"{name}_{slug(taste)}_{seed}.json" for name in ROUNDS[:rounds]]
+    if all(path.exists() for path in paths):
         return
     features, train, test = load_features(), pool("train"), pool("test")
     run = Run(load_preset("smollm2"), RUNS / f"{slug(taste)}-{seed}")
     choose = random_choice(seed) if choice == "random" else active_choice(features)
     reader, name = SimulatedReader(taste, seed), policy_name(run)
     given = label_pairs(candidates(train, seed), reader, BUDGET, choose, name)
-    judge = BayesianJudge.fit(features, given, name)
-    agreement = agreement_in_taste(judge, test, taste)
-    own = cross_validated_agreement(features, given)
-    print(f"{taste}, seed {seed}: {agreement} on test pairs; cross-validated {own}", flush=True)
-    log = []
-    for stats in steer(run, judge, steps, seed=seed):
-        row = {"score": stats["ppo/mean_scores"], "kl": stats["objective/kl"]}
-        log.append({name: round(float(value), 4) for name, value in row.items()})
-        print(len(log), log[-1], flush=True)
-    gc.collect()
+    for path in paths:
+        if path != paths[0]:
+            against = pairs_against(run, steered_policy(run), AGAINST)
+            given += [simulated_label(pair, reader(pair), name) for pair in against]
+        judge = BayesianJudge.fit(features, given, name)
+        agreement = agreement_in_taste(judge, test, taste)
+        own = cross_validated_agreement(features, given)
+        print(f"{path.stem}: {agreement} on test pairs; cross-validated {own}", flush=True)
+        log = []
+        for stats in steer(run, judge, steps, seed=seed):  # what is done is not done again
+            row = {"score": stats["ppo/mean_scores"], "kl": stats["objective/kl"]}
+            log.append({name: round(float(value), 4) for name, value in row.items()})
+            print(len(log), log[-1], flush=True)
+        gc.collect()
+        if path.exists():
+            continue
+        result = {
+            "taste": taste, "seed": seed, "labels": len(given), "choice": choice, "steps": steps,
+            "told": sum(label.choice != "tie" for label in given),
+            "agreement": [agreement.right, agreement.n], "cross_validated": [own.right, own.n],
+            **looks(run, judge, taste, seed), "log": log,
+        }  # fmt: skip
+        print(f"{path.stem}: win rate {result['win_rate']:.1%} {result['win_rate_interval']}")
+        path.write_text(json.dumps(result, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def looks(run: Run, judge: BayesianJudge, taste: str, seed: int) -> dict[str, Any]:
+    """The test prompts answered before and after, and how often the taste prefers the latter."""
     queries = run.queries("test")
     queries = queries.select(range(run.preset.comparison_prompts))
     judges = {"own": judge, "course": run.load_reward()}
     untouched = run.load_policy().to(run.device)
-    looks = {}
-    for when in ("before", "after"):
-        policy = (
-            untouched
-            if when == "before"
-            else AutoModelForCausalLMWithValueHead.from_pretrained(steered_policy(run))
-        )
-        looks[when] = look_at(
-            policy.to(run.device), untouched, run, judges, queries, seed=seed, examples=len(queries)
-        )
-    won = win_rate(
-        queries["query"][:], looks["before"]["answers"], looks["after"]["answers"], taste
+    trained = AutoModelForCausalLMWithValueHead.from_pretrained(steered_policy(run))
+    before, after = (
+        look_at(policy, untouched, run, judges, queries, seed=seed, examples=len(queries))
+        for policy in (untouched, trained.to(run.device))
     )
-    print(f"{taste}, seed {seed}: win rate {won['win_rate']:.1%} {won['win_rate_interval']}")
-    result = {
-        "taste": taste, "seed": seed, "labels": len(given), "choice": choice, "steps": steps,
-        "told": sum(label.choice != "tie" for label in given),
-        "agreement": [agreement.right, agreement.n], "cross_validated": [own.right, own.n],
-        **won, "log": log, "queries": queries["query"][:], **looks,
-    }  # fmt: skip
+    won = win_rate(queries["query"][:], before["answers"], after["answers"], taste)
+    return {**won, "queries": queries["query"][:], "before": before, "after": after}
+
+
+def controls(seed: int) -> None:
+    """What takes no training, against the same untouched answers: a win rate a taste and a way.
+
+    A system message that asks for the taste in words; the first sentence of the answer alone; and
+    of four answers the one that the judge of the first round scores highest.
+    """
+    path = FOLDER / f"controls_{seed}.json"
+    if path.exists():
+        return
+    features, train = load_features(), pool("train")
+    run = Run(load_preset("smollm2"), RUNS / "controls")
+    queries, texts = test_queries(run)
+    policy = run.load_policy()
+    before = run.answers(policy, queries, seed)
+    draws = [run.answers(policy, queries, 1000 * (seed + 1) + i) for i in range(4)]
+    result: dict[str, Any] = {"seed": seed, "queries": texts, "before": before, "ways": {}}
+    for taste, message in MESSAGES.items():
+        reader = SimulatedReader(taste, seed)
+        given = label_pairs(candidates(train, seed), reader, BUDGET, active_choice(features))
+        scores = [BayesianJudge.fit(features, given, "")(texts, drawn) for drawn in draws]
+        best = np.argmax(scores, axis=0)
+        template = replace(run.preset.template, system=message)
+        asked = Run(replace(run.preset, template=template), RUNS / f"asked-{slug(taste)}")
+        ways = {
+            "system message": asked.answers(policy, test_queries(asked)[0], seed),
+            "first sentence": [first_sentence(answer) for answer in before],
+            "best of 4": [draws[which][n] for n, which in enumerate(best)],
+        }
+        result["ways"][taste] = {
+            way: {**win_rate(texts, before, answers, taste), "answers": answers}
+            for way, answers in ways.items()
+        }
+        print(taste, {w: found["win_rate"] for w, found in result["ways"][taste].items()})
     path.write_text(json.dumps(result, ensure_ascii=False) + "\n", encoding="utf-8")
-    shutil.rmtree(run.folder)  # half a gigabyte of policy
+
+
+def test_queries(run: Run) -> tuple[list[Any], list[str]]:
+    """The prompts that the policies are looked at with, in tokens and as text."""
+    queries = run.queries("test")
+    queries = queries.select(range(run.preset.comparison_prompts))
+    return queries["input_ids"][:], queries["query"][:]
 
 
 def table() -> None:
@@ -171,14 +234,18 @@ def main() -> None:
     steering = commands.add_parser("steer")
     steering.add_argument("taste", choices=list(TASTES))
     steering.add_argument("seed", type=int)
+    steering.add_argument("--rounds", type=int, choices=(1, 2), default=1)
     steering.add_argument("--steps", type=int, default=STEPS)
     steering.add_argument("--choice", choices=("active", "random"), default="active")
+    commands.add_parser("controls").add_argument("seed", type=int)
     commands.add_parser("table")
     args = parser.parse_args()
     setup()  # no progress bars of other libraries
     FOLDER.mkdir(parents=True, exist_ok=True)
     if args.command == "steer":
-        steer_one(args.taste, args.seed, args.steps, args.choice)
+        steer_one(args.taste, args.seed, args.rounds, args.steps, args.choice)
+    elif args.command == "controls":
+        controls(args.seed)
     else:
         {"features": make_features, "labels": labels, "table": table}[args.command]()
 
