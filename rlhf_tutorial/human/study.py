@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..assets import Bundled, resolve
-from ..evaluation.intervals import bootstrap_interval
+from ..evaluation.intervals import bootstrap_interval, two_way_interval
+from ..evaluation.measures import commonest_opening, text_measures
 from ..feedback import Row
 from .judge import Agreement, BayesianJudge, Features, agreement_of, choice_values
 from .labels import Label, NextPair, Pair
@@ -88,6 +89,15 @@ def labels_needed(curve: Sequence[Mapping[str, float]], share: float) -> float |
     return None
 
 
+def wins(
+    prompts: Sequence[str], before: Sequence[str], after: Sequence[str], taste: str
+) -> np.ndarray:
+    """(N,), 1 where a taste prefers the later answer, without errors, 0 the earlier, 1/2 a tie."""
+    values = {"b": 1.0, "tie": 0.5, "a": 0.0}
+    pairs = [Pair(*each) for each in zip(prompts, before, after, strict=True)]
+    return np.array([values[preferred(TASTES[taste], pair)] for pair in pairs])
+
+
 def win_rate(
     prompts: Sequence[str], before: Sequence[str], after: Sequence[str], taste: str
 ) -> dict[str, Any]:
@@ -96,14 +106,12 @@ def win_rate(
     Returns:
         "n", "win_rate", "win_rate_interval" (95%, a bootstrap over prompts) and "ties".
     """
-    values = {"b": 1.0, "tie": 0.5, "a": 0.0}
-    pairs = [Pair(*each) for each in zip(prompts, before, after, strict=True)]
-    wins = np.array([values[preferred(TASTES[taste], pair)] for pair in pairs])
+    won = wins(prompts, before, after, taste)
     return {
-        "n": len(wins),
-        "win_rate": float(wins.mean()),
-        "win_rate_interval": list(bootstrap_interval(wins)),
-        "ties": int((wins == 0.5).sum()),
+        "n": len(won),
+        "win_rate": float(won.mean()),
+        "win_rate_interval": list(bootstrap_interval(won)),
+        "ties": int((won == 0.5).sum()),
     }
 
 
@@ -116,35 +124,67 @@ def committed_curves() -> dict[str, Curves]:
     return {result["taste"]: result["curves"] for result in _committed("labels")}
 
 
+TRAINED = {"first round": "steer", "second round": "again", "at the preset's KL weight": "pushed"}
+"""What `committed_steering` calls a training, and what the files of its results begin with."""
+
+
 def committed_steering() -> pd.DataFrame:
-    """What `scripts/human.py steer` left in the package: a row a taste, seeds taken together.
+    """What `scripts/human.py` left in the package of steering, and of what takes no training.
 
     Returns:
-        "seeds"; "agreement" of the judges with the taste, on held-out pairs; "win_rate" with its
-        95% interval "low" to "high", a bootstrap over trainings; "kl" in nats per answer; and the
-        shares of answers that end, "ended_before" and "ended_after".
+        A row a taste and a way: the trainings, "first round" (80 labels), "second round" (twelve
+        more, on what the first policy does) and "at the preset's KL weight" (`steering.LEASH` 1);
+        and the controls, "system message", "first sentence" and "best of 4" (by the judge of the
+        first round). Columns: "seeds"; "win_rate" against the untouched policy's answers, and "low"
+        to "high", its 95% interval over prompts and seeds; "worst" and "best" of a seed; the mean
+        number of "words"; the shares of answers that end, "ended", and that begin with the
+        commonest two words, "opening"; and for a policy that was trained its "kl" in nats per
+        answer, the "agreement" of its judge with the taste on held-out pairs, and its "gain" under
+        the course's judge.
     """
     import pandas as pd
 
-    rows = {}
+    rows: dict[tuple[str, str], dict[str, float]] = {}
     for taste in TASTES:
-        if found := [result for result in _committed("steer") if result["taste"] == taste]:
-            rates = [result["win_rate"] for result in found]
-            low, high = bootstrap_interval(rates)
-            ended = {
-                f"ended_{when}": np.mean([result[when]["measures"]["ended"] for result in found])
-                for when in ("before", "after")
-            }
-            rows[taste] = {
-                "seeds": len(found),
-                "agreement": np.mean([np.divide(*result["agreement"]) for result in found]),
-                "win_rate": np.mean(rates),
+        ways: dict[str, list[tuple[list[str], list[str], list[str]]]] = {}
+        extras: dict[str, dict[str, float]] = {}
+        for way, name in TRAINED.items():
+            if found := [result for result in _committed(name) if result["taste"] == taste]:
+                ways[way] = [
+                    (one["queries"], one["before"]["answers"], one["after"]["answers"])
+                    for one in found
+                ]
+                extras[way] = {
+                    "kl": float(np.mean([one["after"]["kl"] for one in found])),
+                    "agreement": float(np.mean([np.divide(*one["agreement"]) for one in found])),
+                    "gain": float(np.mean([_course_gain(one) for one in found])),
+                }
+        for one in _committed("controls"):
+            for way, control in one["ways"][taste].items():
+                compared = (one["queries"], one["before"], control["answers"])
+                ways.setdefault(way, []).append(compared)
+        for way, seeds in ways.items():
+            won = np.array([wins(*compared, taste) for compared in seeds])
+            measures = [text_measures(prompts, after) for prompts, _, after in seeds]
+            low, high = two_way_interval(won.T)
+            rows[taste, way] = {
+                "seeds": len(seeds),
+                "win_rate": float(won.mean()),
                 "low": low,
                 "high": high,
-                "kl": np.mean([np.mean(result["after"]["kl"]) for result in found]),
-                **ended,
+                "worst": float(won.mean(axis=1).min()),
+                "best": float(won.mean(axis=1).max()),
+                "words": float(np.mean([measured["words"] for measured in measures])),
+                "ended": float(np.mean([measured["ended"] for measured in measures])),
+                "opening": float(np.mean([commonest_opening(after)[1] for _, _, after in seeds])),
+                **extras.get(way, {}),
             }
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _course_gain(result: Mapping[str, Any]) -> float:
+    after, before = (result[when]["scores"]["course"] for when in ("after", "before"))
+    return float(np.mean(np.subtract(after, before)))
 
 
 def _committed(what: str) -> list[dict[str, Any]]:

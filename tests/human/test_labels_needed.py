@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from support.chosen import pairs_of, read
 
@@ -68,20 +69,31 @@ def test_every_taste_has_committed_curves_of_three_ways_and_five_seeds():
             assert all([row["labels"] for row in c] == list(range(10, 201, 10)) for c in seeds)
 
 
-def test_steering_is_told_by_taste_with_its_seeds_together(tmp_path, monkeypatch):
+def test_steering_is_told_by_taste_and_way_with_its_seeds_together(tmp_path, monkeypatch):
     monkeypatch.setattr("rlhf_tutorial.human.study.resolve", lambda source: tmp_path)
     assert committed_steering().empty
-    for seed, rate, right in ((0, 0.6, 70), (1, 0.8, 80)):
-        look = {"kl": [seed + 1.0, seed + 3.0], "measures": {"ended": 0.5 + seed / 4}}
-        result = {"taste": TASTE, "win_rate": rate, "agreement": [right, 100], "before": look,
-                  "after": look}  # fmt: skip
+    queries, before = ["one?", "two?"], ["a longer answer than that.", "it is said in four words"]
+    for seed, after in ((0, ["three words here.", "Far more words than there ever were."]),
+                        (1, ["three words here.", "no more words."])):  # fmt: skip
+        result = {
+            "taste": TASTE, "agreement": [70 + 10 * seed, 100], "queries": queries,
+            "before": {"answers": before, "scores": {"course": [1.0, 2.0]}},
+            "after": {"answers": after, "kl": [seed + 1.0, seed + 3.0],
+                      "scores": {"course": [0.5, 2.0]}},
+        }  # fmt: skip
         (tmp_path / f"steer_short_{seed}.json").write_text(json.dumps(result))
+    ways = {taste: {"best of 4": {"answers": before}} for taste in TASTES}
+    (tmp_path / "controls_0.json").write_text(
+        json.dumps({"seed": 0, "queries": queries, "before": before, "ways": ways})
+    )
     table = committed_steering()
-    assert table.index.tolist() == [TASTE]
-    row = table.loc[TASTE].to_dict()
+    assert list(table.loc[TASTE].index) == ["first round", "best of 4"]
+    row = table.loc[(TASTE, "first round")].to_dict()
     low, high = row.pop("low"), row.pop("high")
-    assert 0.6 <= low < 0.7 < high <= 0.8
+    assert 0 <= low < 0.75 < high <= 1
     assert row == pytest.approx(
-        {"seeds": 2, "agreement": 0.75, "win_rate": 0.7, "kl": 2.5, "ended_before": 0.625,
-         "ended_after": 0.625}
+        {"seeds": 2, "win_rate": 0.75, "worst": 0.5, "best": 1.0, "kl": 2.5, "agreement": 0.75,
+         "words": 4.0, "ended": 1.0, "opening": 0.5, "gain": -0.25}
     )  # fmt: skip
+    alike = table.loc[(TASTE, "best of 4")]
+    assert alike["win_rate"] == 0.5 and np.isnan(alike["kl"])  # the same answers: all ties
