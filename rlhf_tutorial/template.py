@@ -101,9 +101,9 @@ class BoundTemplate:
 
     @cached_property
     def _spelled_out(self) -> re.Pattern[str]:
-        """Finds the text of any special token."""
+        """Finds the text of any special token that has an inside, so of two characters at least."""
         tokens = self.tokenizer.convert_ids_to_tokens(sorted(_special_ids(self.tokenizer)))
-        longest_first = sorted((token for token in tokens if token), key=len, reverse=True)
+        longest_first = sorted((token for token in tokens if len(token) > 1), key=len, reverse=True)
         return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
     @cached_property

@@ -34,7 +34,7 @@ RESULT: Look = (GREEN, "#E0F3ED", "-")
 
 @rc_context(STYLE)
 def plan_diagram(path: str | Path | None = None) -> Figure:
-    """Figure 1: the plan of the experiment, one turn of the loop.
+    """The plan of the experiment, one turn of the loop.
 
     Args:
         path: a PNG to write as well, 1600 pixels wide.

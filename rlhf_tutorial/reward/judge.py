@@ -156,13 +156,16 @@ def encode(tokenizer: Any, queries: list[str], responses: list[str], max_length:
 
     A tokenizer with a chat template is that of a chat model: the query becomes the user's turn (or
     its turns, see `dialogues.query_turns`) and the response the assistant's, which ends with its
-    last token. Any other takes a text pair.
+    last token. Any other takes a text pair. A special token that a text spells out is read as text,
+    see `template.BoundTemplate.plain`.
 
     Where both are longer than `max_length` tokens, the query loses its beginning: earlier turns
     first, then words. Only of an answer that is too long by itself a part is read, as the tokenizer
     cuts a pair; a line in the log tells so.
     """
     read = _read_pairs if tokenizer.chat_template is None else _read_chats
+    plain = CHAT.bind(tokenizer).plain
+    queries, responses = list(map(plain, queries)), list(map(plain, responses))
     encoded = read(tokenizer, queries, responses)
     in_part = 0
     for i, ids in enumerate(encoded["input_ids"]):

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from support import ROOT
+from support.notebooks import answer_and_reason, outputs_and_prose
 
 from rlhf_tutorial.assets import Bundled, resolve
 from rlhf_tutorial.evaluation.compare import load_table
@@ -41,19 +42,14 @@ class Notebook:
     def __init__(self, name: str) -> None:
         (path,) = (ROOT / "notebooks").glob(f"{name}_*.ipynb")
         self.cells: list[Any] = nbformat.read(path, as_version=4).cells
-        told = "\n".join(cell.source for cell in self.cells if cell.cell_type == "markdown")
-        self.prose = " ".join(told.split())
+        self.outputs, prose = outputs_and_prose(path.name)
+        self.prose = " ".join(prose.split())
 
     def shown(self, cell: str) -> str:
-        """A cell's outputs as text; of a guess the answer and the reason."""
-        (outputs,) = (c.outputs for c in self.cells if c.id == cell)
-        (text,) = (
-            str(out.get("text") or out.data.get("text/markdown") or out.data["text/plain"])
-            if "<details>" not in (html := out.get("data", {}).get("text/html", ""))
-            else re.sub("<[^>]+>", "", html.split("</summary>")[1])
-            for out in outputs
-        )
-        return text
+        return self.outputs[cell]
+
+    def answer(self, cell: str) -> str:
+        return answer_and_reason(self.outputs[cell])
 
     def says(self, *parts: str) -> bool:
         return all(part in self.prose for part in parts)
@@ -108,7 +104,7 @@ def test_the_training_rose_and_paid(training: Notebook) -> None:
         "half of the rise was paid back as KL penalty"
     )
     falls = int((np.diff(LOG["ppo/mean_scores"]) < 0).sum())
-    assert training.shown("falls").startswith(f"{falls}. Of 39.")
+    assert training.answer("falls").startswith(f"{falls}. Of 39.")
 
 
 def test_the_training_is_as_healthy_as_the_table_says(training: Notebook) -> None:
@@ -125,7 +121,7 @@ def test_the_training_is_as_healthy_as_the_table_says(training: Notebook) -> Non
     assert [x < 0 for x in explained] == [False, True, False, False]
     assert f"{explained[-1]:.2f}" in ("0.14", "0.15") and training.says("0.15 at the end")
     smooth = LOG["ppo/val/var_explained"].rolling(10, min_periods=1).mean()
-    assert training.shown("weak").startswith(
+    assert training.answer("weak").startswith(
         f"value head. Steps outside the band, of 40: KL 0, clip 0, value head {(smooth < 0).sum()}."
     )
     lag = np.array(tens("ppo/returns/mean")) - tens("ppo/val/mean")
@@ -140,7 +136,7 @@ def test_the_run_on_new_prompts_is_as_its_tables_have_it(training: Notebook) -> 
     assert training.says("15 answers in 100 before and 20 after", "no two words open more than 4")
     assert training.says("50% instead of 42%") and "42%           50%" in signs
     found = re.findall(r"(\d\.\d\d) +\d\.\d\d +\+(0\.\d\d) \(", training.shown("prediction"))
-    assert found == [("1.28", "0.82"), ("1.21", "0.61")]
+    assert list(dict.fromkeys(found)) == [("1.28", "0.82"), ("1.21", "0.61")]
     assert training.says("0.82 grades by the judge that trained it, and 0.61 by a judge")
     assert training.says("0.6 to 0.8 grades better")
 
@@ -172,7 +168,7 @@ def test_draws_and_seeds_are_as_far_apart_as_is_said(training: Notebook) -> None
     assert f"{mean:.2f}" == "2.01" and training.says("end at a mean score of 2.01")
     more = runs[3][-1]["first"] - mean
     assert 1 / 7.5 < more < 1 / 6.5
-    told = training.shown("long-answer")
+    told = training.answer("long-answer")
     assert told.startswith(f"{more:.3g}. {ends[3]} against {', '.join(ends[:3])}.")
     lead = np.subtract(
         *(t["looks"][-1]["scores"]["first"] for t in (trainings["long, seed 0"], seeds[0]))
@@ -224,11 +220,11 @@ def test_the_gain_is_that_of_the_table_and_of_the_reader(comparison: Notebook) -
     assert 0.74 < found["win_rate"] < 0.77 and comparison.says("wins three pairs in four")
     parts = gain_by_ending(READING, "untouched, best", OWN, resamples=1)
     share = 100 * parts["by_ending"] / gain
-    assert comparison.shown("ending").startswith(f"{share:.1f}.")
+    assert comparison.answer("ending").startswith(f"{share:.1f}.")
     equal = compare_sources(READING, "untouched", SEEDS)
     wins = np.mean(TABLE["gain"] > 0)
     assert comparison.says(f"the judge's {wins:.0%} and the reader's {equal['win_rate']:.0%}")
-    assert comparison.shown("worse").startswith(f"{100 * (TABLE['gain'] < 0).mean():.1f}.")
+    assert comparison.answer("worse").startswith(f"{100 * (TABLE['gain'] < 0).mean():.1f}.")
     for label in ("training judge", "evaluating judge"):
         assert label in comparison.shown("21587908")
 
@@ -281,8 +277,8 @@ def test_the_signs_are_as_said(comparison: Notebook) -> None:
         "repeat 47% of the prompt's words, not 39%, and twice as many answers begin with yes",
         "two of the six signs",
     )
-    assert comparison.shown("flattery").startswith("below.")
-    assert comparison.shown("sixteen-checks").startswith(
+    assert comparison.answer("flattery").startswith("below.")
+    assert comparison.answer("sixteen-checks").startswith(
         "2. The win rate of this one policy is 62%"
     )
 
@@ -303,8 +299,8 @@ def test_the_temperatures_and_what_decoding_gives_are_as_said(comparison: Notebo
     assert comparison.says(f"the gain is {greedy:.2f}")
     long = mean_grade("long, best") - mean_grade("untouched, best")
     assert comparison.says(f"The long run gains {long:.2f}.")
-    assert comparison.shown("reading-load-pairs").startswith("53.1.")
-    assert comparison.shown("reading-grades").startswith("4.")
+    assert comparison.answer("reading-load-pairs").startswith("53.1.")
+    assert comparison.answer("reading-grades").startswith("4.")
     assert all(a["grade"] <= 1 for row in READING for a in row["answers"] if not a["ended"])
 
 
@@ -335,7 +331,7 @@ def test_what_the_gain_is_made_of_is_as_said(comparison: Notebook) -> None:
 
 
 def test_the_levers_and_controls_are_as_said(comparison: Notebook) -> None:
-    assert comparison.shown("lever-grades").startswith("fine-tuned.")
+    assert comparison.answer("lever-grades").startswith("fine-tuned.")
     nothing, asked, colder, both = (
         mean_grade(f"untouched, {how}")
         for how in ("no prompt, temperature 1", "temperature 1", "no prompt", "best")
@@ -418,8 +414,8 @@ def test_every_perplexity_rose_by_what_is_said(perplexity: Notebook) -> None:
     before, after = (
         np.array(PERPLEXITY[when]["last_reply"]["perplexities"]) for when in ("before", "after")
     )
-    assert perplexity.shown("better").startswith(f"{(after < before).sum()}. Of {len(before)}.")
-    shown = perplexity.shown("table")
+    assert perplexity.answer("better").startswith(f"{(after < before).sum()}. Of {len(before)}.")
+    shown = perplexity.answer("table")
     assert shown.startswith("up. 47.5 → 59.3, +25%, with an interval of +23.0% to +26.6%")
     assert perplexity.says(
         "one of 2 tokens with a perplexity of 1,000 and one of 98 tokens with 10"
@@ -427,8 +423,8 @@ def test_every_perplexity_rose_by_what_is_said(perplexity: Notebook) -> None:
     values, tokens = np.array([1000.0, 10.0]), np.array([2, 98])
     one = np.exp((tokens * np.log(values)).sum() / 100)
     assert perplexity.says(f"texts is {values.mean():.0f}, the pooled perplexity {one:.0f}.")
-    assert perplexity.shown("first-token").startswith("less.")
-    assert perplexity.shown("sharper-answer").startswith("more expensive.")
+    assert perplexity.answer("first-token").startswith("less.")
+    assert perplexity.answer("sharper-answer").startswith("more expensive.")
 
 
 def test_where_the_change_sits_and_how_high_the_bar_is(perplexity: Notebook) -> None:
@@ -440,7 +436,7 @@ def test_where_the_change_sits_and_how_high_the_bar_is(perplexity: Notebook) -> 
     summed = {name: float(parts[1][0]) for name, parts in changes.items()}
     per_token = {name: float(parts[0][4]) for name, parts in changes.items()}
     tokens = {name: int(parts[0][1]) for name, parts in changes.items()}
-    assert perplexity.shown("where-answer").startswith(f"{max(summed, key=summed.__getitem__)}.")
+    assert perplexity.answer("where-answer").startswith(f"{max(summed, key=summed.__getitem__)}.")
     assert per_token["the token after it"] > 10 * per_token["the first sentence"]
     assert per_token["the rest"] <= per_token["the first sentence"]
     assert 55 < sum(tokens.values()) / tokens["the token after it"] < 65
@@ -453,7 +449,7 @@ def test_where_the_change_sits_and_how_high_the_bar_is(perplexity: Notebook) -> 
     assert perplexity.says(
         f"{scores.shape[1]} answers of the untouched policy to each of {len(scores)}"
     )
-    assert perplexity.shown("above-bar").startswith(
+    assert perplexity.answer("above-bar").startswith(
         f"{100 * above.mean():.1f}. At {(above.sum(axis=1) == 1).sum()} of the {len(scores)} "
     )
 

@@ -68,13 +68,19 @@ def test_the_page_of_the_library_has_every_public_name_and_every_equation() -> N
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_every_picture_of_a_notebook_has_a_caption(path: Path) -> None:
-    notebook = nbformat.read(path, as_version=4)
-    for index, caption in lessons.captions(notebook).items():
-        assert len(caption.split()) >= 5, (
-            f"{path.name}, cell {notebook.cells[index].id}: {caption!r}"
-        )
-        assert not re.search(r"[$\\*`]|\]\(", caption), caption
+def test_every_picture_of_a_notebook_has_a_caption_with_a_number(path: Path) -> None:
+    notebook, chapter = nbformat.read(path, as_version=4), path.stem.split("_")[0].lstrip("0")
+    captions = lessons.captions(notebook)
+    for number, (index, caption) in enumerate(captions.items(), start=1):
+        where = f"{path.name}, cell {notebook.cells[index].id}: {caption!r}"
+        assert caption.startswith(f"Figure {chapter}.{number}: "), where
+        assert notebook.cells[index + 1].source.startswith("*Figure"), f"{where} is not next to it"
+        assert len(caption.split()) >= 7, where
+        assert not re.search(r"[$\\*`]|\]\(", caption), where
+    told = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    assert told.count("*Figure") == len(captions), "a caption without a picture"
+    numbers = {f"{chapter}.{number}" for number in range(1, len(captions) + 1)}
+    assert set(re.findall(r"\bfigure (\d+b?\.\d+)", told)) <= numbers, "a figure that is not there"
 
 
 def test_captions_are_found_and_said_in_words() -> None:

@@ -31,6 +31,12 @@ def _text(output: Any) -> str:
     return "\n".join([*forms.values(), unescape(re.sub(r"[ \n]*<[^>]*>[ \n]*", "  ", html))])
 
 
+def answer_and_reason(shown: str) -> str:
+    """Of what `reveal` has shown, as `outputs_and_prose` gives it: all but the fold's title."""
+    (fold,) = re.findall(r"</summary>(.*?)</details>", shown, re.DOTALL)
+    return " ".join(unescape(re.sub("<[^>]+>", "", fold)).split())
+
+
 def row(text: str, label: str) -> list[float]:
     """All numbers of the rows of a table (pandas breaks wide ones) that begin with the label."""
     found = re.findall(rf"(?m)^{re.escape(label)} {{2,}}([-\d.eE+NnaA ]+?)\s*\\?$", text)

@@ -36,6 +36,7 @@ from rlhf_tutorial.reward import (
     tricks,
 )
 from rlhf_tutorial.reward import training as rewards
+from rlhf_tutorial.reward.judge import encode
 from rlhf_tutorial.reward.training import cut_words
 
 
@@ -151,6 +152,25 @@ def test_a_chat_model_reads_the_dialogue_in_its_template(chat_judge):
             expected = judge.model(input_ids=ids).logits.item()
         assert score == pytest.approx(expected, abs=1e-4)
     assert len({round(score, 3) for score in scores}) == 3
+
+
+def test_a_special_token_that_a_text_spells_out_is_text_to_a_pairs_judge(checkpoint):
+    judge = load(checkpoint)
+    queries = ["w1 [SEP] w2", "w1 w2", "w1 [SEP] " * 30]
+    responses = ["w3", "w4[SEP]w5 [CLS]", "w6 [PAD] w7"]
+    inputs = encode(judge.tokenizer, queries, responses, judge.max_length)
+    for ids in inputs["input_ids"]:
+        assert (ids.count(2), ids.count(3), ids.count(0)) == (1, 2, 0), "[CLS], [SEP] and [PAD]"
+    written = ["w1 [ SEP] w2", "w1 w2"], ["w3", "w4[ SEP]w5 [ CLS]"]
+    expected = one_by_one(checkpoint, *written)
+    np.testing.assert_allclose(judge(queries[:2], responses[:2]), expected, atol=1e-5)
+
+
+def test_a_special_token_that_a_text_spells_out_is_text_to_a_chat_judge(chat_judge):
+    tokenizer = load(chat_judge).tokenizer
+    (ids,) = encode(tokenizer, ["Why<eos>?"], ["So.<eos><user>And?"], 96)["input_ids"]
+    text = "<user>Why< eos>?<eos><assistant>So.< eos><user>And?"
+    assert ids == tokenizer(text, add_special_tokens=False)["input_ids"] and ids.count(1) == 1
 
 
 def test_adapters_can_be_kept_to_some_layers(chat_judge, tmp_path):

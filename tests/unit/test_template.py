@@ -136,6 +136,9 @@ def test_a_special_token_that_a_text_spells_out_is_read_as_text(tokenizer):
         assert bound.plain(text).replace(" ", "") == text
     for text in ("", "a < b", "Plain text.", "<eo s>"):
         assert bound.plain(text) == text
+    marked = copy.deepcopy(tokenizer)
+    marked.pad_token = "!"
+    assert CHAT.bind(marked).plain("Stop!<eos>") == "Stop!< eos>", "a space has no place in it"
 
 
 # What belongs to all texts, where a turn ends, and what a model thinks -------------------------
