@@ -75,6 +75,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 $(SITE): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[site]'
+	$(BIN)/python site/mathjax.py
 	touch $@
 
 clean:

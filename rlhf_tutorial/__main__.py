@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from dataclasses import replace
@@ -88,6 +89,8 @@ def main(arguments: list[str] | None = None) -> None:
             f"{'.'.join(map(str, OLDEST_PYTHON))} or later: install one, and name it to make, as "
             "`make tutorial PYTHON=python3.12`"
         )
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # an answer may have what Windows' cp1252 lacks
     from .assets import as_source
     from .human import commands as labelling
     from .human import steering_commands as steering

@@ -88,6 +88,17 @@ def announcement(paths: list[Path], run: Run) -> str:
     return f"{told}\n\n{report(minded, width)}\n" if minded else f"{told}\n"
 
 
+def seen_from(folder: str | Path, place: str | Path) -> str:
+    """A place relative to the kernel's folder, so that no absolute path gets into an output.
+
+    As it is where there is no such path: on another drive of Windows.
+    """
+    try:
+        return os.path.relpath(place, folder)
+    except ValueError:
+        return str(place)
+
+
 @contextmanager
 def progress(name: str, cells: int) -> Iterator[tqdm]:
     """A line that a terminal draws anew; in a file or a pipe it is written once."""
@@ -109,8 +120,7 @@ def execute(path: Path, runs: Path) -> nbformat.NotebookNode:
     """Run one notebook from the notebooks folder; an error in a cell stops the program."""
     notebook = nbformat.read(path, as_version=4)
     codes = [i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
-    # Relative to the kernel's folder, so that no absolute path gets into an output.
-    os.environ["RLHF_RUNS"] = os.path.relpath(runs, path.parent)
+    os.environ["RLHF_RUNS"] = seen_from(path.parent, runs)
     os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # or a kernel warns of debuggers, at times
     with progress(path.stem, len(codes)) as bar:
         client = NotebookClient(

@@ -24,7 +24,7 @@ def levers(reading: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def last_run(lesson: Lesson, results: dict[str, Any], root: Path) -> str:
-    """When the outputs were committed, and with what they were made, as far as is known."""
+    """Since when the outputs are what they are, and what made them, as far as is known."""
     python = lesson.notebook.metadata.language_info.version
     parts = [f"Python {python}"]
     printed = "".join(
@@ -34,20 +34,40 @@ def last_run(lesson: Lesson, results: dict[str, Any], root: Path) -> str:
         versions = results["versions"]
         parts += [f"torch {versions['torch']}", f"transformers {versions['transformers']}"]
         parts += [results["device"].upper()]
-    date = committed_on(lesson.path, root)
+    date = outputs_since(lesson.path, root)
     return "last run" + (f" {date}" if date else "") + ": " + ", ".join(parts)
 
 
-def committed_on(path: Path, root: Path) -> str:
-    """The day of the file's last commit; empty where git does not know it."""
+def outputs_since(path: Path, root: Path) -> str:
+    """The day of the commit that brought a notebook's outputs; empty where git does not know it.
+
+    Later commits may have changed its text.
+    """
+    shown, day = outputs(path.read_text(encoding="utf-8")), ""
+    name = path.relative_to(root).as_posix()
+    for line in git(root, "log", "--format=%H %cs", "--", name).splitlines():
+        commit, date = line.split()
+        if outputs(git(root, "show", f"{commit}:{name}")) != shown:
+            break
+        day = date
+    return day
+
+
+def outputs(notebook: str) -> list[Any]:
+    """All outputs of a notebook that is given as text; none of what is no notebook."""
+    cells = json.loads(notebook)["cells"] if notebook else []
+    return [output for cell in cells for output in cell.get("outputs", [])]
+
+
+def git(root: Path, *arguments: str) -> str:
+    """What git says; empty where there is no git, no repository or no such commit."""
     try:
         done = subprocess.run(
-            ["git", "log", "-1", "--format=%cs", "--", str(path)],
-            cwd=root, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-    except OSError:  # no git
+            ["git", *arguments], cwd=root, capture_output=True, encoding="utf-8", check=False
+        )
+    except OSError:
         return ""
-    return done.stdout.strip()
+    return done.stdout
 
 
 def read_json(path: Path) -> Any:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
+import symbols
 from nbformat import NotebookNode
 
 WORDS_A_MINUTE, LINES_A_MINUTE = 200, 20
@@ -17,7 +18,6 @@ REPOSITORY = "https://github.com/rlhf-tutorial/rlhf-tutorial"
 COLAB = "https://colab.research.google.com/github/rlhf-tutorial/rlhf-tutorial/blob/main/notebooks"
 
 _ROW = re.compile(r"^\| \[(\S+) [^\]]*\]\(notebooks/(\S+)\.ipynb\) \| (.+?) \| (.+?) \|$", re.M)
-_FORMULA = re.compile(r"(?<![\\$])\$(?!\s)[^$\n]+?(?<!\s)\$(?!\d)|\$\$.+?\$\$", re.DOTALL)
 # Text in italics from the first letter on. In formulas a star is a star.
 # A line of code that one reads: no import, comment or closing bracket.
 _READ = re.compile(r"\s*(?!from |import |#|[)\]}])\S")
@@ -123,22 +123,27 @@ def plain(text: str) -> str:
     return " ".join(re.sub(r"[$`*{}\\]", "", text).split())
 
 
-def as_page(lesson: Lesson, last_run: str, keys: dict[str, str]) -> NotebookNode:
+def as_page(
+    lesson: Lesson, last_run: str, keys: dict[str, str], card: dict[str, tuple[str, str]]
+) -> NotebookNode:
     """The copy that the site shows.
 
     Args:
         last_run: when and with what its outputs were made, in a few words.
         keys: the numbers of `step` that have an entry in the glossary, with their anchors.
+        card: the symbols with their places on the card, as `symbols.read_card` has them.
     """
     notebook = nbformat.from_dict(lesson.notebook)
     alternative = captions(notebook)
-    seen_formula = False
+    met: set[str] = set()
     for index, cell in enumerate(notebook.cells):
         if cell.cell_type == "markdown":
             cell.source = with_links(cell.source, keys)
-            if not seen_formula and _FORMULA.search(cell.source):
-                seen_formula = True
-                cell.source += "\n\n{.aside}\n[What the letters mean](../docs/symbols.md)"
+            new = [s for s in symbols.first_uses(cell.source, card) if s not in met]
+            met.update(new)
+            if new:
+                links = (f"[${card[s][0]}$](../docs/symbols.md#{card[s][1]})" for s in new)
+                cell.source += f"\n\n{{.aside}}\nOn the card of symbols: {', '.join(links)}"
         else:
             fold(cell)
             for output in cell.outputs:

@@ -25,6 +25,7 @@ import facts  # noqa: E402
 import film_data  # noqa: E402
 import lessons  # noqa: E402
 import mathjax  # noqa: E402
+import symbols  # noqa: E402
 
 from rlhf_tutorial.errors import TutorialError  # noqa: E402
 from rlhf_tutorial.studies.committed import committed_three, widest_swing  # noqa: E402
@@ -65,18 +66,22 @@ def assemble() -> None:
     course = lessons.read_lessons(ROOT / "notebooks", read(ROOT / "README.md"))
     results = facts.read_json(RESULTS / "results.json")
     last_runs = {lesson.number: facts.last_run(lesson, results, ROOT) for lesson in course}
+    on_card = read(ROOT / "docs" / "symbols.md")
     keys = {key: key.replace("/", "-") for key in ROW.findall(read(ROOT / "docs" / "metrics.md"))}
 
     for path in (path for pattern in PAGES for path in sorted(ROOT.glob(pattern))):
         text = read(path)
         if path.name == "metrics.md":
             text = as_glossary(text, keys)
+        elif path.name == "symbols.md":
+            text = symbols.with_anchors(text)
         elif path.parent.name == "docs":
             text = lessons.with_links(text, keys)
         write(path.relative_to(ROOT), text)
     for lesson in course:
         name = lesson.path.name
-        page = lessons.as_page(lesson, last_runs[lesson.number], keys)
+        card = symbols.read_card(on_card, lesson.number)
+        page = lessons.as_page(lesson, last_runs[lesson.number], keys, card)
         write(f"notebooks/{name}", nbformat.writes(page))
         write(f"originals/{name}", read(lesson.path))
         if lesson.has_solutions:
@@ -85,6 +90,7 @@ def assemble() -> None:
     three = committed_three()
     told = {
         "lessons": course,
+        "colab": lessons.COLAB,
         "last_runs": last_runs,
         "results": results,
         "three": three,

@@ -59,3 +59,7 @@ def unpack(folder: Path) -> None:
                 target = folder / name.removeprefix("es5/")
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(archive.extractfile(member).read())
+
+
+if __name__ == "__main__":  # with the installation, so that `make site` can do without a network
+    tarball()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 import tomllib
+from pathlib import Path
 
 import pytest
 import yaml
@@ -61,6 +64,27 @@ def test_constraints_pin_every_dependency_within_its_bounds(project, constraints
         assert name in constraints, f"{name} is not pinned in constraints.txt"
         ((operator, version),) = [(s.operator, s.version) for s in constraints[name].specifier]
         assert operator == "==" and requirement.specifier.contains(version), name
+
+
+@pytest.mark.slow
+def test_condas_environment_is_created_where_there_is_conda(tmp_path: Path) -> None:
+    conda = shutil.which("conda")
+    if conda is None:
+        pytest.skip("no conda here; docs/install.md says that it was not tried")
+    course, environment = tmp_path / "course", tmp_path / "environment"
+    left_out = shutil.ignore_patterns(".*", "runs", "build", "dist", "*.egg-info", "__pycache__")
+    shutil.copytree(ROOT, course, ignore=left_out)  # which the environment's `--editable .` is then
+
+    def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        command = [conda, *arguments]
+        return subprocess.run(command, cwd=course, capture_output=True, encoding="utf-8")
+
+    made = run("env", "create", "--quiet", "--prefix", environment, "--file", "environment.yml")
+    if "CondaHTTPError" in made.stderr:
+        pytest.skip("conda's channel is not reached")
+    assert made.returncode == 0, made.stdout + made.stderr
+    told = run("run", "--prefix", environment, "python", "-m", "rlhf_tutorial", "--version")
+    assert told.stdout.strip() == f"rlhf-tutorial {rlhf_tutorial.__version__}", told.stderr
 
 
 def test_the_version_is_one(project):

@@ -35,6 +35,7 @@ import facts
 import film_data
 import lessons
 import mathjax
+import symbols
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -59,6 +60,54 @@ def test_the_card_of_symbols_has_every_function_and_quantity_of_the_equations() 
     assert wanted - on_card == {"dim", "shift_mean"}, "how a mean is taken is no quantity"
     settings = {"PPOTrainer", "PPOConfig", *PPOConfig.__dataclass_fields__}
     assert on_card - wanted - settings == {"masked_mean", "masked_var"} - wanted
+
+
+def test_a_symbol_is_known_with_what_it_wears_and_never_by_a_part_of_it() -> None:
+    def used(text: str) -> list[str]:
+        known = {"d", "c", r"\pi", r"\pi_\textref", r"\mathcalL", "V_t^\\textold", "z"}
+        return symbols.first_uses(text, known)
+
+    assert used(r"$\log\pi - \log\pi_{\text{ref}}$ and $\pi$") == [r"\pi", r"\pi_\textref"]
+    assert used(r"$\mathcal L_\text{policy}$, $d_i$, $\hat d$, $\text{d c}$") == [r"\mathcalL"]
+    assert used("$$\n\\begin{cases} V_t^\\text{old} \\end{cases}\n$$") == ["V_t^\\textold"]
+    assert used("`$d$`, 5$ and 6$, \n```\n$z$\n```") == []
+
+
+def test_symbols_are_linked_to_the_card_where_a_notebook_uses_them_first() -> None:
+    placed = symbols.with_anchors(SYMBOLS)
+    anchors = re.findall(r"\$\]\{#([\w-]+)\}", placed)
+    assert len(anchors) == len({anchor.lower() for anchor in anchors}) >= 60
+    assert re.sub(r"\[(\$[^$]+\$)\]\{#[\w-]+\}", r"\1", placed) == SYMBOLS
+    for lesson in lessons.read_lessons(
+        ROOT / "notebooks", (ROOT / "README.md").read_text(encoding="utf-8")
+    ):
+        card = symbols.read_card(SYMBOLS, lesson.number)
+        page = lessons.as_page(lesson, "", {}, card)
+        text = "\n".join(cell.source for cell in page.cells if cell.cell_type == "markdown")
+        links = re.findall(r"symbols\.md#([\w-]+)\)", text)
+        assert links and len(set(links)) == len(links) and set(links) <= set(anchors)
+    by_hand = symbols.read_card(SYMBOLS, "03")
+    assert by_hand[r"\sigma"][1].startswith("symbol-3-") and "W" not in by_hand
+
+
+def test_the_last_run_is_when_the_outputs_came_and_not_when_the_text_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if shutil.which("git") is None:
+        pytest.skip("no git")
+    path = tmp_path / "notebooks" / "01.ipynb"
+    path.parent.mkdir()
+    assert facts.git(tmp_path, "init") != ""
+    for day, output, text in (("01", "a", "x"), ("02", "b", "x"), ("03", "b", "y")):
+        cells = [{"source": text}, {"source": "f()", "outputs": [{"text": output}]}]
+        path.write_text(json.dumps({"cells": cells}), encoding="utf-8")
+        facts.git(tmp_path, "add", ".")
+        monkeypatch.setenv("GIT_COMMITTER_DATE", f"2026-02-{day}T12:00:00")
+        name = ("-c", "user.name=n", "-c", "user.email=e", "-c", "commit.gpgsign=false")
+        assert facts.git(tmp_path, *name, "commit", "-m", day) != ""
+    assert facts.outputs_since(path, tmp_path) == "2026-02-02"
+    path.write_text(json.dumps({"cells": []}), encoding="utf-8")
+    assert facts.outputs_since(path, tmp_path) == ""  # not committed yet
 
 
 def test_the_page_of_the_library_has_every_public_name_and_every_equation() -> None:
@@ -174,6 +223,9 @@ def test_the_citation_names_the_licence_and_the_place() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert {"cff-version", "message", "title", "authors"} <= citation.keys()
     assert citation["license"] == "Apache-2.0" and citation["url"] == lessons.REPOSITORY
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    released = f"## {citation['version']} ({citation['date-released']})"
+    assert citation["version"] == rlhf_tutorial.__version__ and released in changelog
 
 
 def test_a_tarball_of_another_content_is_not_used(tmp_path, monkeypatch) -> None:
@@ -206,8 +258,13 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with FileLock(f"{shared}.lock"):
         if not shared.exists():
             command = [sys.executable, str(ROOT / "site" / "make.py"), str(shared)]
+            before = os.times()
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stdout + done.stderr
+            after = os.times()
+            # Of the processor, so that a busy machine fails nothing; it is one process.
+            seconds = sum(after[2:4]) - sum(before[2:4])
+            assert seconds < 120, f"make site takes {seconds:.0f} seconds"
     return shared / "site"
 
 
@@ -249,7 +306,7 @@ def test_the_glossary_can_be_linked_to_and_notebooks_do(site: Path) -> None:
     assert 'id="ppo-policy-clipfrac"' in glossary
     step = (site / "notebooks" / "04_ppo_by_hand.html").read_text(encoding="utf-8")
     assert 'href="../docs/metrics.html#objective-kl"' in step
-    assert 'href="../docs/symbols.html"' in step
+    assert 'href="../docs/symbols.html#symbol-varepsilon"' in step
 
 
 @pytest.mark.slow
