@@ -31,7 +31,8 @@ LEASH = 3.0
 
 The scores of a judge of one's own vary nearly twice as much as those of the course's judge, and it
 has learned from far fewer choices: at the preset's weight the policy soon says one sentence to
-everybody. Three times is what keeps 40 steps below ten nats (`scripts/human.py`).
+everybody. At three times, 40 steps stayed below ten nats for two of three simulated tastes, and for
+the third in two trainings of five (notebook 10).
 """
 
 
