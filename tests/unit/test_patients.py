@@ -118,7 +118,8 @@ def test_top_k_draws_from_five_tokens(run: Run) -> None:
     trainer.__class__ = TopKSampling
     query = run.queries()["input_ids"][0]
     (text,) = trainer.generate([query], max_new_tokens=12)
-    with torch.no_grad():
+    bf16 = trainer.accelerator.mixed_precision == "bf16"  # as the processor has it
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         logits = trainer.policy(input_ids=text[None])[0][0]
     ranks = (logits[:-1] > logits[:-1].gather(1, text[1:, None])).sum(dim=1)[len(query) - 1 :]
     assert len(ranks) == 12 and ranks.max() < 5 and ranks.max() > 0
