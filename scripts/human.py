@@ -19,7 +19,7 @@ import gc
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
@@ -49,6 +49,9 @@ from rlhf_tutorial.human.study import (
 )
 from rlhf_tutorial.notebook import setup
 from rlhf_tutorial.studies.looks import look_at
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 ROOT = Path(__file__).resolve().parent.parent
 BUNDLED = ROOT / "rlhf_tutorial" / "bundled"
@@ -158,8 +161,7 @@ def steer_one(taste: str, seed: int, rounds: int, steps: int, choice: str) -> No
 
 def looks(run: Run, judge: BayesianJudge, taste: str, seed: int) -> dict[str, Any]:
     """The test prompts answered before and after, and how often the taste prefers the latter."""
-    queries = run.queries("test")
-    queries = queries.select(range(run.preset.comparison_prompts))
+    queries = test_queries(run)
     judges = {"own": judge, "course": run.load_reward()}
     untouched = run.load_policy().to(run.device)
     trained = AutoModelForCausalLMWithValueHead.from_pretrained(steered_policy(run))
@@ -182,7 +184,8 @@ def controls(seed: int) -> None:
         return
     features, train = load_features(), pool("train")
     run = Run(load_preset("smollm2"), RUNS / "controls")
-    queries, texts = test_queries(run)
+    found = test_queries(run)
+    queries, texts = found["input_ids"][:], found["query"][:]
     policy = run.load_policy()
     before = run.answers(policy, queries, seed)
     draws = [run.answers(policy, queries, 1000 * (seed + 1) + i) for i in range(4)]
@@ -195,7 +198,7 @@ def controls(seed: int) -> None:
         template = replace(run.preset.template, system=message)
         asked = Run(replace(run.preset, template=template), RUNS / f"asked-{slug(taste)}")
         ways = {
-            "system message": asked.answers(policy, test_queries(asked)[0], seed),
+            "system message": asked.answers(policy, test_queries(asked)["input_ids"][:], seed),
             "first sentence": [first_sentence(answer) for answer in before],
             "best of 4": [draws[which][n] for n, which in enumerate(best)],
         }
@@ -207,11 +210,9 @@ def controls(seed: int) -> None:
     path.write_text(json.dumps(result, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def test_queries(run: Run) -> tuple[list[Any], list[str]]:
-    """The prompts that the policies are looked at with, in tokens and as text."""
-    queries = run.queries("test")
-    queries = queries.select(range(run.preset.comparison_prompts))
-    return queries["input_ids"][:], queries["query"][:]
+def test_queries(run: Run) -> Dataset:
+    """The prompts that the policies are looked at with."""
+    return run.queries("test").select(range(run.preset.comparison_prompts))
 
 
 def table() -> None:

@@ -18,9 +18,9 @@ REPOSITORY = "https://github.com/rlhf-tutorial/rlhf-tutorial"
 COLAB = "https://colab.research.google.com/github/rlhf-tutorial/rlhf-tutorial/blob/main/notebooks"
 
 _ROW = re.compile(r"^\| \[(\S+) [^\]]*\]\(notebooks/(\S+)\.ipynb\) \| (.+?) \| (.+?) \|$", re.M)
-# Text in italics from the first letter on. In formulas a star is a star.
 # A line of code that one reads: no import, comment or closing bracket.
 _READ = re.compile(r"\s*(?!from |import |#|[)\]}])\S")
+# Text in italics from the first letter on. In formulas a star is a star.
 _CAPTION = re.compile(r"\*(?!\*)((?:\$[^$]*\$|\*\*[^*]+\*\*|[^*$])+)\*(?!\*)")
 
 

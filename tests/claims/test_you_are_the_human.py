@@ -152,3 +152,17 @@ def test_one_sentence_for_everybody_wins_most() -> None:
     (pushed,) = (r for r in results("pushed") if r["taste"] == "short and concrete")
     sentence, count = Counter(pushed["after"]["answers"]).most_common(1)[0]
     assert f"“{sentence}” as the answer to {count} prompts of 128" in PROSE
+
+
+def test_the_leash_is_told_as_it_held() -> None:
+    """What `steering.LEASH` and section 4 say of it."""
+    own, course = (
+        [np.std(result["before"]["scores"][judge], ddof=1) for result in results("steer")]
+        for judge in ("own", "course")
+    )
+    assert 1.6 < np.mean(own) / np.mean(course) < 2
+    assert "vary nearly twice as much as those of the course's judge" in PROSE
+    below: dict[str, list[bool]] = {taste: [] for taste in TASTES_IN_ORDER}
+    for result in results("steer"):
+        below[result["taste"]].append(bool(np.mean(result["after"]["kl"]) < 10))
+    assert [sum(below[taste]) for taste in TASTES_IN_ORDER] == [5, 2, 5]
