@@ -318,6 +318,7 @@ def test_a_run_with_an_adapter_says_so_and_leaves_an_ordinary_policy(
     from transformers import AutoModelForCausalLM
 
     monkeypatch.setenv("RLHF_LORA", "4")
+    monkeypatch.setattr("rlhf_tutorial.device.supports_bf16", lambda device: False)
     preset = replace(load_preset("tiny"), prompts=32, comparison_prompts=6, perplexity_texts=4)
     run = Run(preset, tmp_path / "run")
     trainer = run.make_trainer()
