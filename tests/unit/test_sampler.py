@@ -145,7 +145,7 @@ def test_under_autocast_it_reads_a_copy_that_every_batch_brings_up_to_date(k, ma
 
 @pytest.mark.skipif(
     supports_bf16("cpu"),
-    reason="in hardware a bfloat16 product's last bit depends on its shape, and the two differ in it",
+    reason="in hardware the last bit of a bfloat16 product depends on its shape, and so may a draw",
 )
 def test_under_autocast_a_frozen_trunks_policy_draws_the_very_same_tokens(make_policy):
     """Whose embeddings are frozen, and in bfloat16 as the trainer makes them."""
