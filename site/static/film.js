@@ -6,7 +6,7 @@
   const SHOWN = 6; // answers at a time
   const films = window.FILMS;
   const root = document.getElementById("film");
-  const at = { group: 0, run: 0, look: 0, first: 0 };
+  const at = { group: 0, run: films[0].opens, look: 0, first: 0 };
 
   const el = (name, attributes = {}, ...children) => {
     const svg = ["svg", "path", "line", "text", "circle"].includes(name);
@@ -74,6 +74,7 @@
 
     const shown = [
       ...judges.map((judge, j) => [judge, `${now.means[j].toFixed(2)} (${signed(now.means[j] - start.means[j])})`]),
+      ["KL weight", `${run().weight}`],
       ["KL per answer, nats", now.kl.toFixed(1)],
       [`begin with “${now.opening}”`, percent(now.share)],
       ["end in a sentence", percent(now.ended)],
@@ -96,7 +97,7 @@
     )));
   };
 
-  groups.addEventListener("change", () => { Object.assign(at, { group: +groups.value, run: 0, look: 0, first: 0 }); draw(); });
+  groups.addEventListener("change", () => { Object.assign(at, { group: +groups.value, run: films[+groups.value].opens, look: 0, first: 0 }); draw(); });
   runs.addEventListener("input", () => { at.run = +runs.value; at.look = Math.min(at.look, run().looks.length - 1); draw(); });
   steps.addEventListener("input", () => { at.look = +steps.value; draw(); });
   more.addEventListener("click", () => { at.first = (at.first + SHOWN) % group().queries.length; draw(); });

@@ -212,9 +212,29 @@ def test_the_film_shows_what_the_trainings_say() -> None:
     committed = json.loads(
         (ROOT / "rlhf_tutorial/bundled/trainings/default-0.json").read_text(encoding="utf-8")
     )
-    last, shown = committed["looks"][-1], course["runs"][0]["looks"][-1]
+    last, shown = committed["looks"][-1], course["runs"][course["opens"]]["looks"][-1]
     assert shown["answers"] == last["answers"] and shown["step"] == last["step"]
     assert shown["means"][0] == pytest.approx(sum(last["scores"]["first"]) / 96, abs=1e-3)
+
+
+def test_the_film_goes_over_kl_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every group in order, whatever is committed; the first group opens at the default run."""
+    trainings = film_data.committed_trainings()
+    other = {"kl-0.1, seed 0": trainings["default, seed 0"] | {"arm": "kl-0.1"}}
+    monkeypatch.setattr(film_data, "committed_trainings", lambda: other | trainings)
+    course, *others = film_data.films()
+    weights = [run["weight"] for run in course["runs"]]
+    assert weights == [0.1, 0.05, 0.05, 0.05]
+    assert course["runs"][0]["name"] == "KL weight 0.1, seed 0"
+    assert course["opens"] == 1 and course["runs"][1]["name"] == "KL weight 0.05, seed 0"
+    assert any(len({run["weight"] for run in film["runs"]}) >= 7 for film in others)
+    for film in [course, *others]:
+        shown = [run["weight"] for run in film["runs"]]
+        assert shown == sorted(shown, reverse=True), film["name"]
+        names = [run["name"] for run in film["runs"]]
+        assert len(set(names)) == len(names)
+        for name, weight in zip(names, shown, strict=True):
+            assert name.split(",")[0] == f"KL weight {weight:g}"
 
 
 def test_the_citation_names_the_licence_and_the_place() -> None:
@@ -510,7 +530,7 @@ def test_the_film_moves(read: Any, width: int) -> None:
     def answers() -> list[str]:
         return page.locator("#film .answers li span").all_text_contents()
 
-    first = films[0]["runs"][0]
+    first = films[0]["runs"][films[0]["opens"]]
     assert answers() == first["looks"][0]["answers"][:6]
     page.focus("#film-step")
     page.keyboard.press("End")
@@ -518,12 +538,15 @@ def test_the_film_moves(read: Any, width: int) -> None:
     assert f"{first['looks'][-1]['means'][0]:.2f}" in page.inner_text("#film .numbers")
     page.click("#film-more")
     assert answers() == first["looks"][-1]["answers"][6:12]
-    page.select_option("#film-group", "1")
+    (pushed,) = (i for i, f in enumerate(films) if f["name"].startswith("Pushed"))
+    page.select_option("#film-group", str(pushed))
     page.focus("#film-run")
     page.keyboard.press("End")
     page.focus("#film-step")
     page.keyboard.press("End")
-    last = films[1]["runs"][-1]
+    last = films[pushed]["runs"][-1]
+    weight = page.locator("#film .numbers div", has_text="KL weight")
+    assert weight.locator("dd").inner_text() == f"{last['weight']:g}" == "0"
     assert answers() == last["looks"][-1]["answers"][:6]
     shown = page.inner_text("#film")
     assert last["looks"][-1]["opening"] in shown and last["name"] in shown
