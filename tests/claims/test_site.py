@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urldefrag
 
+import jinja2
 import nbformat
 import pytest
 from filelock import FileLock
@@ -552,6 +553,32 @@ def test_the_film_moves(read: Any, width: int) -> None:
     assert last["looks"][-1]["opening"] in shown and last["name"] in shown
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert not reader.wrong
+
+
+def test_no_session_of_a_teachers_plan_is_too_long_and_the_landing_page_counts_the_plans() -> None:
+    course = lessons.read_lessons(ROOT / "notebooks", (ROOT / "README.md").read_text("utf-8"))
+    template = jinja2.Template((ROOT / "site" / "teachers.md").read_text("utf-8"))
+    plans = template.render(lessons=course).split("## Plans")[1].split("## ")[0]
+    headings = r"^\*\*(\w+) sessions?(?: of two hours|, 90 minutes):"
+    _, *parts = re.split(headings, plans, flags=re.M)
+    planned = dict(zip(map(str.lower, parts[::2]), parts[1::2], strict=True))
+    landing = (ROOT / "site" / "index.md").read_text(encoding="utf-8")
+    (promised,) = re.findall(r"Plans for ([\w, ]+) sessions", landing)
+    assert re.findall(r"\w+", promised.replace(" and ", " ")) == list(planned)
+    one = re.findall(r"^\| (\d+) \|", planned["one"], re.M)
+    assert sum(map(int, one)) == 90
+    two: list[int] = []
+    for session, minutes in re.findall(r"^\| (\d?) ?\| (\d+) \|", planned["two"], re.M):
+        two += [0] if session else []
+        two[-1] += int(minutes)
+    assert two == [120, 120]
+    for number, plan in (("five", planned["five"]), ("seven", planned["seven"])):
+        rows = re.findall(r"^\| (\d) \| ([\w, ]+) \| (\d+) \+ (\d+) \|", plan, re.M)
+        assert [int(row[0]) for row in rows] == list(range(1, {"five": 6, "seven": 8}[number]))
+        for _, named, reading, exercises in rows:
+            assert int(reading) + int(exercises) <= 120, (number, named)
+            of = [one for one in course if one.number.lstrip("0") in named.split(", ")]
+            assert sum(one.minutes for one in of) == int(reading), "the notebooks that are named"
 
 
 def test_the_teachers_exercises_are_the_notebooks() -> None:
