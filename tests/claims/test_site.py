@@ -196,6 +196,22 @@ def test_the_landing_pages_grades_rise_and_are_the_readmes() -> None:
         assert re.search(rf"\b{grade:.2f}\b", table), grade
 
 
+def test_the_landing_page_shows_four_levers_and_folds_what_notebook_one_asks_for() -> None:
+    reading = json.loads((RESULTS / "reading.json").read_text(encoding="utf-8"))
+    cheap = facts.cheap_levers(reading)
+    assert len(cheap) == 4 and facts.levers(reading)[0]["grade"] < cheap[0]["grade"]
+    assert reading["temperatures"]["untouched"] == 0.3 and "0.3" in cheap[1]["what"]
+    page = (ROOT / "site" / "index.md").read_text(encoding="utf-8")
+    section = re.search(r"^{% macro graded.*?^```$", page, re.M | re.S)
+    assert section is not None
+    levers = {"levers": facts.levers(reading), "cheap_levers": cheap}
+    shown = jinja2.Template(section[0]).render(levers)
+    open_, folded = shown.split("<details", 1)
+    for lever in cheap:
+        grade = f"{lever['grade']:.2f}"
+        assert f" {grade}</td>" in folded and grade not in open_
+
+
 def test_the_film_shows_what_the_trainings_say() -> None:
     (course, *_) = films = film_data.films()
     assert len(films) >= 2
