@@ -49,6 +49,8 @@ def last_run(lesson: Lesson, results: dict[str, Any], root: Path) -> str:
         versions = results["versions"]
         parts += [f"torch {versions['torch']}", f"transformers {versions['transformers']}"]
         parts += [results["device"].upper()]
+        if results.get("processor"):  # since 1.0.0 a run records it
+            parts += [results["processor"]]
     date = outputs_since(lesson.path, root)
     return "last run" + (f" {date}" if date else "") + ": " + ", ".join(parts)
 

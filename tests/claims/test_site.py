@@ -111,6 +111,19 @@ def test_the_last_run_is_when_the_outputs_came_and_not_when_the_text_changed(
     assert facts.outputs_since(path, tmp_path) == ""  # not committed yet
 
 
+def test_the_last_run_names_the_processor_only_where_it_was_recorded() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    course = {one.number: one for one in lessons.read_lessons(ROOT / "notebooks", readme)}
+    results = facts.read_json(RESULTS / "results.json")
+    unknown, known = results | {"processor": ""}, results | {"processor": "Abacus 9"}
+    assert facts.last_run(course["05"], known, ROOT).endswith(", CPU, Abacus 9")
+    assert facts.last_run(course["05"], unknown, ROOT).endswith(", CPU")
+    del unknown["processor"]
+    assert facts.last_run(course["05"], unknown, ROOT).endswith(", CPU")
+    by_hand = facts.last_run(course["03b"], known, ROOT)  # which no preset ran
+    assert "Python 3" in by_hand and "Abacus" not in by_hand and "CPU" not in by_hand
+
+
 def test_the_page_of_the_library_has_every_public_name_and_every_equation() -> None:
     page = (ROOT / "site" / "api.md").read_text(encoding="utf-8")
     documented = set(re.findall(r"^\.\. (?:auto\w+|py:data):: (\w+)", page, re.M))
