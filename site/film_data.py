@@ -37,8 +37,8 @@ def films() -> list[dict[str, Any]]:
     """The groups of trainings that one can choose from, each with runs on the same prompts."""
     groups = [
         group("The course's run, by KL weight", by_weight()),
-        group("The course's run, trained in other ways", in_other_ways()),
-        group("Pushed harder and harder: the first experiment, by KL weight", experiments()),
+        group("The course's run, varied", in_other_ways()),
+        group("Pushed harder, by KL weight", experiments()),
         group("A judge that knows little, and a gold", gold_runs()),
     ]
     return [g for g in groups if g["runs"]]

@@ -45,7 +45,7 @@
     const x = (step) => left + ((width - left - 12) * step) / xs[xs.length - 1];
     const y = (value) => 10 + ((height - bottom - 10) * (high - value)) / (high - low);
     const svg = el("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": title });
-    for (const value of [low, 0, high]) {
+    for (const value of new Set([low, 0, high])) {
       svg.append(el("line", { class: "axis", x1: left, x2: width - 12, y1: y(value), y2: y(value) }));
       if (value !== 0 || low > -high / 8) svg.append(el("text", { x: left - 6, y: y(value) + 4, "text-anchor": "end" }, value.toFixed(1)));
     }
