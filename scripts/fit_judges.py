@@ -115,8 +115,9 @@ All training prompts are graded: more would have to be written.
 
 ## Round by round
 
-The same judge when it had learned from the untouched policy's answers alone, and from each round more.
-Pairs as above, of all answers. A round that it has not learned from yet is in italics.
+The same judge when it had learned from the untouched policy's answers alone, and then from one
+round more each time. Pairs as above, of all answers. In italics: rounds that it had not learned
+from yet.
 
 | learned from | {columns} |
 | --- | {dashes} |

@@ -101,7 +101,9 @@ def test_the_cards_second_agreement_is_that_of_the_long_runs_two_readings():
     rows = load_feedback(FOLDER / "reading-long.jsonl")
     again = load_feedback(FOLDER / "reading-long-again.jsonl")
     found, text = agreement(rows[: len(again)], again), " ".join(CARD.split())
-    assert f"on those {found['n']} answers the grades correlate at {found['correlation']:.3f}" in text
+    assert (
+        f"on those {found['n']} answers the grades correlate at {found['correlation']:.3f}" in text
+    )
     assert f"{found['same_grade']:.1%} are the same" in text
     told = f"the {found['pairs']} pairs that the first told apart {found['same_order']:.1%} are"
     assert told in text

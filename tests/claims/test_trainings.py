@@ -28,7 +28,7 @@ def test_the_default_keeps_all_limits_and_the_page_says_so() -> None:
     seconds = json.loads(results.read_text(encoding="utf-8"))["training"]["seconds"]
     assert default["seconds"] == pytest.approx(seconds, rel=0.05)
     page = (ROOT / "docs" / "tuning.md").read_text(encoding="utf-8")
-    assert tuning.table(rows) in page
+    assert tuning.table(rows) in page and tuning.table_at_equal_kl() in page
     assert len(rows) == 1, "the page says that nothing has been chosen yet"
     assert "the only one with its three seeds, and it keeps all limits" in " ".join(page.split())
     assert tuning.preset_of("default", 0).num_shared_layers == PRESETS["smollm2"].num_shared_layers
@@ -156,7 +156,9 @@ def test_the_page_says_how_the_long_run_was_read_on_the_way() -> None:
     page = (ROOT / "docs" / "tuning.md").read_text(encoding="utf-8")
     means = {}
     for look in committed_trainings()["long, seed 0"]["looks"]:
-        given = [a for r in rows for a in r["answers"] if a["source"] == f"long, step {look['step']}"]
+        given = [
+            a for r in rows for a in r["answers"] if a["source"] == f"long, step {look['step']}"
+        ]
         grades = np.array([a["grade"] for a in given])
         assert [a["text"] for a in given] == look["answers"]
         ended, judge = np.mean([a["ended"] for a in given]), np.mean(look["scores"]["first"])
