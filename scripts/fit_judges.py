@@ -156,7 +156,7 @@ def write_card(name: str, metrics: dict[str, Any], folder: Path) -> None:
     splits = [split for split in metrics["accuracy"] if split != "validation"]
     rounds = []
     for known, found in enumerate(metrics["by_rounds"]):
-        row = [f"{known} rounds" if known else "no round"]
+        row = [f"{known or 'no'} round{'s' * (known > 1)}"]
         for split in splits:
             text = cell(found[split])
             row.append(f"*{text}*" if split in splits[known + 1 :] else text)
