@@ -28,7 +28,7 @@ def test_the_default_keeps_all_limits_and_the_page_says_so() -> None:
     seconds = json.loads(results.read_text(encoding="utf-8"))["training"]["seconds"]
     assert default["seconds"] == pytest.approx(seconds, rel=0.05)
     page = (ROOT / "docs" / "tuning.md").read_text(encoding="utf-8")
-    assert tuning.table(rows) in page
+    assert tuning.table(rows) in page and tuning.table_at_equal_kl() in page
     assert len(rows) == 1, "the page says that nothing has been chosen yet"
     assert "the only one with its three seeds, and it keeps all limits" in " ".join(page.split())
     assert tuning.preset_of("default", 0).num_shared_layers == PRESETS["smollm2"].num_shared_layers
@@ -148,3 +148,24 @@ def test_more_than_half_of_the_gain_is_there_after_ten_steps() -> None:
                 looks[step]["scores"]["first"], looks[0]["scores"]["first"]
             ).tolist()
     assert 0.5 < np.mean(gains[10]) / np.mean(gains[40]) < 0.9
+
+
+def test_the_page_says_how_the_long_run_was_read_on_the_way() -> None:
+    """From `reading-long.jsonl`: grades by step, against what the training judge saw."""
+    rows = load_feedback(resolve(Bundled("feedback")) / "reading-long.jsonl")
+    page = (ROOT / "docs" / "tuning.md").read_text(encoding="utf-8")
+    means = {}
+    for look in committed_trainings()["long, seed 0"]["looks"]:
+        given = [
+            a for r in rows for a in r["answers"] if a["source"] == f"long, step {look['step']}"
+        ]
+        grades = np.array([a["grade"] for a in given])
+        assert [a["text"] for a in given] == look["answers"]
+        ended, judge = np.mean([a["ended"] for a in given]), np.mean(look["scores"]["first"])
+        means[look["step"]] = grades.mean()
+        cells = f"{grades.mean():.2f} | {ended:.0%} | {np.mean(grades >= 3):.0%} | {judge:.2f}"
+        assert f"| {look['step']} | {cells} |" in page
+        assert 0.07 < grades.std(ddof=1) / len(grades) ** 0.5 < 0.13
+    gained = (means[10] - means[0]) / (means[40] - means[0])
+    assert 0.7 < gained < 0.85 and "Three quarters of the gain is there after ten steps" in TEXT
+    assert compare_sources(rows, "long, step 20", ["long, step 40"])["grade_gain_interval"][0] < 0
