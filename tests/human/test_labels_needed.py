@@ -17,6 +17,7 @@ from rlhf_tutorial.human.study import (
     committed_steering,
     label_pairs,
     labels_needed,
+    labels_needed_table,
     learning_curve,
     pairs_of_rows,
 )
@@ -51,6 +52,16 @@ def test_a_lucky_point_does_not_count_as_enough_labels():
     curve = [{"labels": 10 * (i + 1), "agreement": share} for i, share in enumerate(shares)]
     assert labels_needed(curve, 0.7) == 40
     assert labels_needed(curve, 0.74) is None
+
+
+def test_the_labels_that_a_taste_needs_are_told_over_its_seeds():
+    def curve(*shares):
+        return [{"labels": 10 * n, "agreement": share} for n, share in enumerate(shares, start=1)]
+
+    seeds = [curve(0.6, 0.7, 0.7, 0.7), curve(0.8, 0.8, 0.8, 0.8), curve(0.6, 0.6, 0.9, 0.9)]
+    table = labels_needed_table({TASTE: {"random": seeds, "active": seeds[:1]}}, shares=(0.7,))
+    assert table.loc[(TASTE, "random"), "70%"] == "20 (10 to over 40)"
+    assert table.loc[(TASTE, "active"), "70%"] == "20 (20 to 20)"
 
 
 def test_every_two_different_answers_are_a_pair(tmp_path):
