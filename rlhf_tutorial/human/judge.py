@@ -252,7 +252,10 @@ def weights_of(judge: Reward, features: Features, pairs: Sequence[Pair]) -> Tens
     How much a point of its scores is worth in choices is left open: see `SCALES`.
     """
     prompts, a, b = _columns(pairs)
-    scores = torch.tensor(judge(prompts + prompts, a + b)).double()
+    keys = list(zip(prompts + prompts, a + b, strict=True))
+    asked, answers = map(list, zip(*dict.fromkeys(keys), strict=True))  # an answer is in many pairs
+    score = dict(zip(dict.fromkeys(keys), judge(asked, answers), strict=True))
+    scores = torch.tensor([score[key] for key in keys]).double()
     leads = scores[: len(pairs)] - scores[len(pairs) :]
     return torch.linalg.lstsq(features.differences(pairs), leads, driver="gelsd").solution
 
