@@ -12,6 +12,7 @@ from rlhf_tutorial.human.judge import BayesianJudge, Features
 from rlhf_tutorial.human.labels import Pair
 from rlhf_tutorial.human.readers import TASTES, SimulatedReader
 from rlhf_tutorial.human.study import (
+    FROM_COURSE,
     agreement_in_taste,
     committed_curves,
     committed_steering,
@@ -70,11 +71,11 @@ def test_every_two_different_answers_are_a_pair(tmp_path):
     assert pairs_of_rows(load_feedback(path)) == [Pair("p", "x", "y"), Pair("p", "y", "x")]
 
 
-def test_every_taste_has_committed_curves_of_three_ways_and_five_seeds():
+def test_every_taste_has_committed_curves_of_four_ways_and_five_seeds():
     curves = committed_curves()
     assert set(curves) == set(TASTES)
     for ways in curves.values():
-        assert list(ways) == ["random", "active, weights", "active, pairs"]
+        assert list(ways) == ["random", "active, weights", "active, pairs", FROM_COURSE]
         for seeds in ways.values():
             assert len(seeds) == 5
             assert all([row["labels"] for row in c] == list(range(10, 201, 10)) for c in seeds)
