@@ -14,11 +14,17 @@ from support.notebooks import outputs_and_prose, row
 
 from rlhf_tutorial.human.judge import COMPONENTS, VARIANCES
 from rlhf_tutorial.human.readers import short_and_concrete
-from rlhf_tutorial.human.study import committed_curves, committed_steering
+from rlhf_tutorial.human.study import (
+    FROM_COURSE,
+    committed_curves,
+    committed_steering,
+    labels_needed,
+)
 
 CELLS = nbformat.read(ROOT / "notebooks" / "10_you_are_the_human.ipynb", as_version=4).cells
 PROSE = "\n".join(cell.source for cell in CELLS if cell.cell_type == "markdown")
 
+WAYS = ("random", "active, weights", "active, pairs")
 TASTES_IN_ORDER = ("short and concrete", "warm and personal", "names a number")
 
 
@@ -50,6 +56,33 @@ def test_what_is_said_of_each_taste_is_what_its_curves_show() -> None:
     assert "has lost its lead at 60 labels" in PROSE
     assert all(lead("names a number", n, "active, pairs") > 0.01 for n in range(40, 201, 10))
     assert "its rival, which asks about other pairs, keeps one" in PROSE
+
+
+def test_what_the_courses_judge_is_worth_as_a_beginning() -> None:
+    def over_tastes(way: str, labels: int) -> float:
+        return float(np.mean([agreement(taste, way, labels) for taste in TASTES_IN_ORDER]))
+
+    begun, alone = ([over_tastes(way, n) for n in (40, 80, 200)] for way in (FROM_COURSE, "random"))
+    told = f"in {begun[0]:.0%} of held-out pairs after 40 labels, and in {begun[1]:.0%} after 80"
+    assert told in PROSE
+    assert f"with nothing do so in {alone[0]:.0%} and {alone[1]:.0%}" in PROSE
+    assert abs(begun[2] - alone[2]) < 0.01 and "After 200 labels the two are even" in PROSE
+
+
+def test_the_labels_needed_are_told_as_the_table_has_them() -> None:
+    def needed(taste: str, way: str, share: float) -> list[float]:
+        curves = committed_curves()[taste][way]
+        return [labels_needed(curve, share) or np.inf for curve in curves]
+
+    for taste, active, at_random in zip(TASTES_IN_ORDER, (40, 70, 20), (60, 160, 50), strict=True):
+        assert np.median(needed(taste, "active, weights", 0.7)) == active
+        assert np.median(needed(taste, "random", 0.7)) == at_random
+    assert "40 to the first mark in place of 60, 70 in place of 160, 20 in place of 50" in PROSE
+    never = np.isinf(needed("names a number", "active, weights", 0.7))
+    assert never.sum() == 1 and "with one seed of “names a number” it never gets there" in PROSE
+    warm = {way: needed("warm and personal", way, 0.75) for way in WAYS}
+    assert [int(np.isfinite(warm[way]).sum()) for way in WAYS] == [0, 1, 0]
+    assert "gets there once in five, by the formula" in PROSE
 
 
 def test_the_judge_is_as_it_is_told() -> None:

@@ -619,6 +619,8 @@ def test_live_curve_shows_scores_moving_mean_and_kl():
     np.testing.assert_allclose(bottom.lines[0].get_ydata(), column(stats, "objective/kl"))
     assert top.get_xlim()[1] == pytest.approx(96.5)
     assert top.get_title(loc="left") == "Step 12 of 96"
+    curve.note = "labels: yours"
+    assert curve.figure().axes[0].get_title(loc="left") == "Step 12 of 96; labels: yours"
     with pytest.raises(DataError, match="objective/kl"):
         curve.update({"ppo/mean_scores": 1.0})
     with pytest.raises(DataError, match="window"):
