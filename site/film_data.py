@@ -27,6 +27,7 @@ WAYS = {
     "long": "the long run",
     "lora-1e-3": "LoRA at rate 1e-3",
     "lora-5e-4": "LoRA at rate 5e-4",
+    "top-8": "8 layers trained",
 }
 """Arms of `scripts/tuning.py` in words."""
 Run = tuple[float, str, dict[str, Any]]
