@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import nbformat
 import numpy as np
@@ -12,7 +13,8 @@ from support.scripts import load_script
 
 from rlhf_tutorial.assets import Bundled, resolve
 from rlhf_tutorial.evaluation.intervals import paired_difference
-from rlhf_tutorial.evaluation.measures import words
+from rlhf_tutorial.evaluation.measures import commonest_opening, words
+from rlhf_tutorial.evaluation.optimising import last_within
 from rlhf_tutorial.evaluation.reading import compare_sources
 from rlhf_tutorial.feedback import load_feedback
 from rlhf_tutorial.ppo.math import adapted_kl_coef
@@ -277,11 +279,42 @@ def test_the_leash_holds_the_policy_at_the_same_gain() -> None:
     assert f"{apart[0]:.2f} to {apart[-1]:.2f} under the gold" in prose()
 
 
-def test_stopping_within_five_nats_keeps_a_gain() -> None:
-    for path in PATHS.values():
+def beginning_with_no(training: dict[str, Any]) -> list[int]:
+    """How many answers begin with the word at each look, from the untouched policy's on."""
+    return [sum(words(a)[:1] == ["no"] for a in at["answers"]) for at in training["looks"]]
+
+
+def test_stopping_within_five_nats_keeps_a_gain_and_some_nos() -> None:
+    stopped, before = [], set()
+    for key, path in PATHS.items():
         assert 2.5 < path[1]["kl"] < 5.5
-        inside = [at for at in path[1:] if at["kl"] <= 5]
-        assert inside and inside[-1]["gold"] > 0.2
+        stop = last_within([at["kl"] for at in path], 5)
+        assert path[stop]["gold"] > 0.2
+        counts = beginning_with_no(BY_NAME[key])
+        stopped.append(counts[stop])
+        before.add(counts[0])
+        assert len(BY_NAME[key]["looks"][stop]["answers"]) == 96
+    (untouched,) = before
+    told = f"{min(stopped)} to {max(stopped)} of 96 answers begin so at these checkpoints"
+    assert f"{told}, where {untouched} did before" in prose() and min(stopped) > untouched
+    read = PATHS[50, 0][last_within([at["kl"] for at in PATHS[50, 0]], 5)]
+    assert read == best(PATHS[50, 0]) and round(read["kl"]) == 4, "the one that the reader graded"
+    rows = load_feedback(FOLDER / "reading.jsonl")
+    assert compare_sources(rows, "untouched", ["50, gold's best"])["grade_gain_interval"][0] > 0
+
+
+def test_the_openings_are_counted_by_one_word_and_by_two() -> None:
+    table = notebooks.outputs_and_prose(NOTEBOOK.name)[0]["over-24"]
+    shares = []
+    for (size, seed), training in BY_NAME.items():
+        answers = training["looks"][-1]["answers"]
+        for n in (1, 2):
+            assert "{}: {:.0%}".format(*commonest_opening(answers, n)) in table, (size, seed)
+        word, share = commonest_opening(answers, 1)
+        shares += [f"{share:.0%}"] if word == "no" else []
+    assert sorted(shares) == ["100%", "29%", "95%"]
+    assert "of all answers, of 95%, and of 29%, where it was that of 6% before" in prose()
+    assert {round(100 * beginning_with_no(training)[0] / 96) for training in TRAININGS} == {6}
 
 
 def test_a_horizon_of_200_answers_doubles_the_weight_in_forty_steps() -> None:
