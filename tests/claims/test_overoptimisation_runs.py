@@ -149,9 +149,12 @@ def test_best_of_16_gives_no_less_than_ppo_at_its_best_checkpoint() -> None:
     for size in script.SIZES:
         curves = [best_of_n_curve(SCORES[f"proxy-{size}-{k}"], SCORES["gold"]) for k in (0, 1, 2)]
         low, *_, high = sorted(curve[-1]["gold"] for curve in curves)
-        stated.append(f"{low:+.2f} to {high:+.2f} with {size}")
-    stated[0] += " of them"
-    assert f"best of 16 gains {', '.join(stated)}." in prose()
+        grades = " grades" if size == script.SIZES[0] else ""
+        stated.append(
+            f"{low:.2f} to {high:.2f}{grades} if {'its proxy' if grades else 'it'} knew {size}"
+        )
+    told = f"best of 16 gains {stated[0]}, {stated[1]}, and {stated[2]}."
+    assert told in prose()
 
 
 def test_the_less_a_proxy_knows_the_more_it_promises_in_its_own_spread() -> None:
@@ -221,6 +224,23 @@ def test_one_policy_says_no_to_everybody_and_a_third_of_the_reason_is_known() ->
     assert 0.3 < gone < 0.35 and "The six make a third of the lead" in prose()
     assert all(abs(lead(told) - lead(found)) < 0.07 for found in given["without as many others"])
     assert lead(given["gold"]) < 0 < 0.7 < lead(given["proxy-800-2"])
+
+
+def test_no_begins_at_once_and_one_training_turns_away_from_it() -> None:
+    after_one = [100 * beginning_with_no(training)[1] / 96 for training in TRAININGS]
+    told = f'after a single step "no" opens {min(after_one):.0f}% to {max(after_one):.0f}%'
+    assert told in prose()
+    away = BY_NAME[800, 0]
+    counts = dict(zip((at["step"] for at in away["looks"]), beginning_with_no(away), strict=True))
+    assert counts[1] and not any(n for step, n in counts.items() if step >= 15)
+    assert "from step 15 on not one of its answers begins so" in prose()
+    (best_look,) = (at for at in away["looks"] if at["step"] == best(PATHS[800, 0])["step"])
+    word, share = commonest_opening(best_look["answers"], 1)
+    assert (best_look["step"], word, f"{share:.0%}") == (20, "you", "69%")
+    assert (
+        'at step 20, where the gold likes this policy best, 69% of the answers begin with "you"'
+        in (prose())
+    )
 
 
 def test_a_proxy_was_fitted_to_what_it_is_said_to_know() -> None:
