@@ -105,6 +105,21 @@ def test_the_reward_model() -> None:
     assert "a point or two for every doubling" in prose
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
+def test_pages_that_report_scores_say_how_often_the_judges_are_right(page: str) -> None:
+    told = " ".join((ROOT / page).read_text(encoding="utf-8").split())
+    rungs = {rung["judge"]: rung for rung in LADDER}
+    shares = [
+        [f"{rungs[judge][part]['accuracy']:.0%}" for part in ("all", "whole")]
+        for judge in ("training judge", "evaluating judge", "rule: it ended, then longer")
+    ]
+    (all_first, whole_first), (all_second, whole_second), rule = shares
+    assert re.search(f"{all_first} of the pairs.* {all_second}", told)
+    assert f"where both answers ended, in {whole_first} and {whole_second}" in told
+    if page != "README.md":
+        assert f"has {rule[0]} and {rule[1]}" in told
+
+
 def test_the_rounds_of_the_judge() -> None:
     shown, prose = outputs_and_prose("03_reward_model.ipynb")
     rows = load_feedback(resolve(Bundled("feedback")) / "round-1.jsonl")
