@@ -21,7 +21,6 @@ from .style import (
     GREEN,
     GREY,
     INK,
-    SKY,
     STYLE,
     VERMILLION,
     Stats,
@@ -185,9 +184,9 @@ def reward_curve(
     errors = columns[STD_KEY] / np.sqrt(batch_size) if batch_size else np.zeros(len(scores))
     fig = new_figure(8.0, 4.2)
     ax = fig.add_subplot()
-    ax.plot(steps, scores, "o", color=SKY, markersize=5)
+    ax.plot(steps, scores, "o", color=GREY, markersize=5)
     if batch_size:
-        ax.vlines(steps, scores - errors, scores + errors, color=SKY, linewidth=1.2)
+        ax.vlines(steps, scores - errors, scores + errors, color=GREY, linewidth=1.2)
     size = min(window, max(1, len(scores) // 2))
     for which, end, ha in (
         ("first", slice(0, size), "left"),
@@ -281,7 +280,7 @@ def _score_lines(
 ) -> None:
     """Draw the scores and their moving mean `smooth` against the steps; (n,) each."""
     marker = "o" if len(steps) == 1 else None  # a line through one point shows nothing
-    ax.plot(steps, scores, color=SKY, linewidth=1.0, marker=marker, label="each batch")
+    ax.plot(steps, scores, color=GREY, linewidth=1.0, marker=marker, label="each batch")
     ax.plot(
         steps,
         smooth,
@@ -304,8 +303,8 @@ def _live_figure(
     title = "; ".join(filter(None, [f"Step {len(scores)}{of_total}", note]))
     top.set(ylabel="mean score", title=title)
     top.legend(loc="lower right", fontsize=9)
-    bottom.plot(steps, kls, color=VERMILLION, marker="o" if len(kls) == 1 else None)
-    bottom.set(ylabel="KL (nats per\nresponse)", xlabel="step")
+    bottom.plot(steps, kls, color=BLUE, marker="o" if len(kls) == 1 else None)
+    bottom.set(ylabel="KL (nats per\nanswer)", xlabel="step")
     _step_axis(bottom, max(total_steps or 0, len(scores)))
     fig.align_ylabels()
     return fig
