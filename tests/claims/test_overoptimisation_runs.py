@@ -342,3 +342,40 @@ def test_a_horizon_of_200_answers_doubles_the_weight_in_forty_steps() -> None:
     for _ in range(40):
         beta = adapted_kl_coef(beta, 100.0, 6.0, 16, 200)
     assert 1.8 < beta < 2.2 and "here about 200" in prose()
+
+
+def test_the_policy_that_says_no_was_read_as_the_notebook_tells() -> None:
+    prose = notebooks.outputs_and_prose(NOTEBOOK.name)[1]
+    rows = load_feedback(FOLDER / "reading-no.jsonl")
+    training = json.loads((FOLDER / "ppo-800-1.json").read_text(encoding="utf-8"))
+    again = load_script("feedback").answers_on_the_way(
+        FOLDER / "ppo-800-1.json", [0, 2, 40], "800 again"
+    )
+    texts = [[(a["text"], a["source"]) for a in row["answers"]] for row in rows]
+    assert texts == [[(a["text"], a["source"]) for a in row["answers"]] for row in again]
+    looks = {look["step"]: look for look in training["looks"]}
+    assert set(looks[40]["answers"]) == {"no"} and 'it says "no" to all 96 prompts' in prose
+
+    def gain(judge: str, step: int) -> str:
+        found = np.subtract(looks[step]["scores"][judge], looks[0]["scores"][judge])
+        return f"{found.mean():+.2f}"
+
+    def read(step: int) -> str:
+        found = compare_sources(rows, "800 again, step 0", [f"800 again, step {step}"])
+        low, high = found["grade_gain_interval"]
+        gained = found["grade_after"] - found["grade_before"]
+        return f"{gained:+.2f} ({low:+.2f} to {high:+.2f})"
+
+    assert f"by {gain('proxy', 2)}, {gain('gold', 2)} and {read(2)}." in prose
+    assert f"the proxy gives that {gain('proxy', 40)}. This time" in prose
+    assert f"isn't fooled: {gain('gold', 40)}. The reader says {read(40)}." in prose
+    worth = {
+        step: sum(
+            a["grade"] >= 3
+            for row in rows
+            for a in row["answers"]
+            if a["source"] == f"800 again, step {step}"
+        )
+        for step in (0, 40)
+    }
+    assert worth == {0: 14, 40: 1} and "14 of the 96 untouched answers have a 3 or more" in prose
