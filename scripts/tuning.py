@@ -115,7 +115,7 @@ def train(arm: str, seed: int) -> None:
 
 SECONDS_PER_STEP = {"default": 7.0, "kl-0.1": 7.0, "top-8": 7.0}
 """On two cores with nothing else to do, by notebook 05's training (results.json): the arms were
-trained with one thread each. Another KL weight computes the same, and fewer layers less, so that for
+trained with one thread each. Another KL weight computes the same and fewer layers less: for
 8 layers it is an upper bound."""
 LIMITS = {"seconds": 300, "ended": 0.85, "words": 8, "opening": 0.25, "bare": 0.05}
 
@@ -220,7 +220,7 @@ DISTANCES = (2.0, 3.0, 4.0, 6.0)
 
 
 def gains_at_equal_kl() -> dict[float, dict[str, dict[str, float]]]:
-    """What the arms had gained when they first were so many nats away, and more than the default."""
+    """What the arms had gained when they first were so far away, and more than the default."""
     tracks = {arm: track_of(trainings_of(arm), "first") for arm in AT_EQUAL_KL}
     return {at: gains_at_kl(tracks, at, than="default") for at in DISTANCES}
 
