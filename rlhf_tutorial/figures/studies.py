@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib import colormaps, rc_context
@@ -106,43 +106,55 @@ def against_kl(
 
 @rc_context(STYLE)
 def methods_against_kl(
-    methods: Mapping[str, Points],
+    methods: Mapping[str, Sequence[Points]],
     panels: Mapping[str, str],
-    behind: Mapping[str, Points] | None = None,
+    best_of: Points = (),
+    ylabel: str = "Gain over the untouched policy",
 ) -> Figure:
-    """One panel per quantity and one dot per run, against the KL; colours tell the methods.
+    """One panel per quantity and one line per method through its looks, against the KL.
 
     Args:
-        methods: by name, a point per run with "kl" (nats per response) and the panels' keys.
+        methods: by name, a list of runs with equally many points with "kl" (nats per answer) and
+            the panels' keys. The line goes through their means; several runs are drawn thin.
         panels: key to title, from left to right.
-        behind: curves by name, points with the same keys, drawn thin and grey behind the dots.
+        best_of: points of best of n with the same keys and "n", which stands beside them; dashed.
 
     Raises:
         DataError: without a point, or for a point that lacks a key.
     """
-    behind = behind or {}
-    _check_points({**behind, **methods}, ["kl", *panels])
-    fig = new_figure(4.6 * len(panels) + 0.4, 4.4)
-    largest = max(float(p["kl"]) for points in methods.values() for p in points)
-    palette = cast(Sequence[Any], cast(ListedColormap, colormaps["tab10"]).colors)
-    colours = [colour for n, colour in enumerate(palette) if n != 7]  # not grey
-    for ax, (key, title) in zip(
-        np.atleast_1d(fig.subplots(1, len(panels))), panels.items(), strict=True
-    ):
-        for points in behind.values():
-            x, y = ([float(p[k]) for p in points] for k in ("kl", key))
-            ax.plot(x, y, color=GREY, linewidth=1, alpha=0.7, zorder=1)
-        for n, (name, points) in enumerate(methods.items()):
-            x, y = ([float(p[k]) for p in points] for k in ("kl", key))
+    runs = {f"{name}, run {n}": run for name, of in methods.items() for n, run in enumerate(of)}
+    runs |= {"best of n": best_of} if best_of else {}
+    _check_points(runs, ["kl", *panels])
+    fig = new_figure(4.9 * len(panels) + 0.4, 4.8)
+    largest = max(float(p["kl"]) for run in runs.values() for p in run)
+    axes = np.atleast_1d(fig.subplots(1, len(panels), sharey=True))
+    for ax, (key, title) in zip(axes, panels.items(), strict=True):
+        for n, (name, of) in enumerate(methods.items()):
+            paths = np.array([[(float(p["kl"]), float(p[key])) for p in run] for run in of])
+            if len(of) > 1:
+                for path in paths:
+                    ax.plot(*path.T, color=CYCLE[n % 6], linewidth=1, alpha=0.4)
             ax.plot(
-                x, y, "osD^vPXph"[n % 9], color=colours[n % 9], markersize=9,
-                markeredgecolor="white", linestyle="none", label=name, zorder=2,
+                *paths.mean(axis=0).T, color=CYCLE[n % 6], linewidth=2.2, marker="osD^vP"[n % 6],
+                markersize=8, markeredgecolor="white", label=name, zorder=3,
             )  # fmt: skip
+        if best_of:
+            x, y = ([float(p[k]) for p in best_of] for k in ("kl", key))
+            ax.plot(
+                x, y, "--*", color=INK, markersize=9, linewidth=1.3,
+                label="best of n, by its bound", zorder=2,
+            )  # fmt: skip
+            for p in best_of:
+                ax.annotate(
+                    f"{p['n']:g}", (float(p["kl"]), float(p[key])), (-5, 5),
+                    textcoords="offset points", ha="right", fontsize=10,
+                )  # fmt: skip
         ax.axhline(0, color=INK, linewidth=0.8)
         _sqrt_axis(ax, largest)
         ax.set(title=title, xlabel="KL from the reference (nats per answer, √ scale)")
-    handles, labels = ax.get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside lower center", ncols=4)
+    axes[0].set_ylabel(ylabel)
+    handles, labels = axes[0].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside lower center", ncols=3)
     return fig
 
 

@@ -47,15 +47,23 @@ def test_curves_against_kl() -> None:
     assert not figure.axes[1].containers
 
 
-def test_methods_against_kl_are_dots_and_what_is_behind_has_no_name() -> None:
-    behind = {"β = 0.5": [{"kl": 0.0, "a": 0.0}, {"kl": 30.0, "a": 3.0}]}
-    figure = figures.methods_against_kl(CURVES, {"a": "A"}, behind)
+def test_methods_against_kl_are_lines_through_the_means_of_their_runs() -> None:
+    far = [{"kl": 0.0, "a": 0.0}, {"kl": 9.0, "a": 2.0}]
+    near = [{"kl": 0.0, "a": 0.0}, {"kl": 4.0, "a": 1.0}]
+    best = [{"n": 2, "kl": 0.2, "a": 0.1}, {"n": 16, "kl": 1.8, "a": 3.0}]
+    figure = figures.methods_against_kl({"PPO": [far, near], "DPO": [near]}, {"a": "A"}, best)
     (left,) = lines(figure)
-    assert left == {"β = 0": ([0.0, 9.0], [0.0, 2.0]), "β = 1": ([0.0, 4.0], [0.0, 1.0])}
-    (curve,) = (line for line in figure.axes[0].get_lines() if max(line.get_xdata()) == 30)
-    assert curve.get_label().startswith("_")
-    assert figure.axes[0].get_xlim()[1] < 10, "the methods are what is to be seen"
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == [*CURVES]
+    assert left["PPO"] == ([0.0, 6.5], [0.0, 1.5]) and left["DPO"] == ([0.0, 4.0], [0.0, 1.0])
+    assert left["best of n, by its bound"] == ([0.2, 1.8], [0.1, 3.0])
+    (ax,) = figure.axes
+    thin = [line for line in ax.get_lines() if line.get_linewidth() == 1]
+    assert [list(line.get_xdata()) for line in thin] == [[0.0, 9.0], [0.0, 4.0]]
+    assert [text.get_text() for text in ax.texts] == ["2", "16"]
+    assert ax.get_xlim()[1] > 9 and ax.get_ylabel()
+    named = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert named == ["PPO", "DPO", "best of n, by its bound"]
+    (alone,) = lines(figures.methods_against_kl({"DPO": [near]}, {"a": "A"}))
+    assert list(alone) == ["DPO"]
 
 
 def test_the_proxy_is_dashed_and_the_gold_solid_in_every_panel() -> None:
@@ -141,6 +149,8 @@ def test_gains_of_seeds_show_every_training_and_the_interval() -> None:
         (lambda: figures.against_kl({}, {"a": "A"}), "nothing to draw"),
         (lambda: figures.against_kl({"x": []}, {"a": "A"}), "nothing to draw"),
         (lambda: figures.against_kl({"x": [{"kl": 1.0}]}, {"a": "A"}), "'x' has no 'a'"),
+        (lambda: figures.methods_against_kl({}, {"a": "A"}), "nothing to draw"),
+        (lambda: figures.methods_against_kl({"x": [[{"kl": 1.0}]]}, {"a": "A"}), "has no 'a'"),
         (lambda: figures.over_steps({"x": [{"a": 1.0}]}, {"kl": "KL"}), "'x' has no 'kl'"),
         (lambda: figures.gains_of_seeds({}), "no judges"),
     ],
