@@ -108,7 +108,7 @@ EXERCISES: dict[str, Exercise] = {
             "That is the gain at the first look beyond. Go back to `at` along the line.": (
                 lambda kl, gain, at: float(gain[np.argmax(kl >= at)])
             ),
-            "You read it on the way back. The KL falls again at the end: take the first crossing.": (
+            "You read it on the way back. The KL falls again: take the first crossing.": (
                 lambda kl, gain, at: _gain_at_kl(kl[::-1], gain[::-1], at)
             ),
             "That is the last look, where the training stopped.": lambda kl, gain, at: float(

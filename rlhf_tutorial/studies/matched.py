@@ -60,9 +60,9 @@ def track_of_best_of_n(
 def gain_at_kl(kl: Sequence[float], gain: Sequence[float], at: float) -> float:
     """What a training had gained when it first was `at` nats from the reference.
 
-    Between two looks nobody looked: there the gain is read off a straight line. The line is one
-    over the root of the KL, because a gain grows about like that at first (Gao et al. 2022, "Scaling
-    Laws for Reward Model Overoptimization"), and because the figures have it so.
+    Between two looks nobody looked: there the gain is read off a straight line over the root of the
+    KL, because that is about how a gain grows at first (Gao et al. 2022, "Scaling Laws for Reward
+    Model Overoptimization"), and how the figures draw it.
 
     Args:
         kl, gain: (looks,) means in the order of the training. The KL may fall again.

@@ -1,4 +1,4 @@
-"""Gains at matched KL: read off straight lines over its root, with intervals that cover the truth."""
+"""Gains at matched KL: read off lines over its root, with intervals that cover the truth."""
 
 from __future__ import annotations
 
