@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_tutorial.evaluation.measures import commonest_opening
-from rlhf_tutorial.studies.committed import committed_experiments, committed_trainings
+from rlhf_tutorial.studies.committed import committed_overoptimisation, committed_trainings
 
 JUDGES = {
     "first": "training judge",
@@ -25,38 +25,19 @@ def films() -> list[dict[str, Any]]:
     trainings = committed_trainings()
     first = sorted(trainings, key=lambda name: not name.startswith("default"))
     named = ((name.replace("default", "default run"), trainings[name]) for name in first)
-    experiments = [
-        (e["settings"]["init_kl_coef"], e)
-        for e in committed_experiments().values()
-        if e["name"].startswith("lr 5e-05, KL ") and "looks" in e
-    ]
-    weights = ((f"KL weight {w:g}", e) for w, e in sorted(experiments, key=lambda x: -x[0]))
-    groups = [
+    _, pushed = committed_overoptimisation()
+    pushed.sort(key=lambda run: (run["size"], run["seed"]))
+    against = ((f"judge fitted to {r['size']} grades, seed {r['seed']}", r) for r in pushed)
+    return [
         group("The course's run", named),
-        group("Pushed harder and harder: the first experiment, by KL weight", weights),
-        group("A judge that knows little, and a gold", gold_runs()),
+        group("A judge that knows little, and a gold", against),
     ]
-    return [g for g in groups if g["runs"]]
-
-
-def gold_runs() -> Iterable[tuple[str, dict[str, Any]]]:
-    """Trainings against a proxy with a gold watching, from the smallest proxy to the largest."""
-    from rlhf_tutorial.assets import Bundled, resolve
-    from rlhf_tutorial.errors import AssetError
-
-    try:
-        paths = sorted(resolve(Bundled("overoptimisation")).glob("ppo-*.json"))
-    except AssetError:  # not in this version
-        return []
-    runs = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-    runs.sort(key=lambda run: (run["size"], run["seed"]))
-    return [(f"judge fitted to {run['size']} grades, seed {run['seed']}", run) for run in runs]
 
 
 def group(name: str, runs: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
     """Runs under one name: "name", "queries", "judges" (their labels) and "runs"."""
     runs = list(runs)
-    first = runs[0][1] if runs else {"queries": [], "looks": [{"scores": {}}]}
+    first = runs[0][1]
     judges = list(first["looks"][0]["scores"])
     return {
         "name": name,

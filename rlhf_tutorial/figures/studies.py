@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MultipleLocator
 
@@ -22,7 +21,6 @@ from .style import (
     STYLE,
     VERMILLION,
     finite_array,
-    moving_mean,
     new_figure,
     written,
 )
@@ -64,20 +62,13 @@ def _sqrt_axis(ax: Axes, largest: float) -> None:
 
 
 @rc_context(STYLE)
-def against_kl(
-    curves: Mapping[str, Points],
-    panels: Mapping[str, str],
-    marked: Mapping[str, Mapping[str, Any]] | None = None,
-    path: str | Path | None = None,
-) -> Figure:
+def against_kl(curves: Mapping[str, Points], panels: Mapping[str, str]) -> Figure:
     """One panel per quantity and one curve per training, against the KL from the reference.
 
     Args:
         curves: by name, points with "kl" (nats per response) and the panels' keys, in order.
         panels: key to title, from left to right. If the last point of a curve also has
             `<key>_error`, it gets an error bar of that length up and down.
-        marked: single points by name, with the same keys, drawn as stars.
-        path: a PNG to write as well, 1600 pixels wide.
 
     Raises:
         DataError: without a point, or for a point that lacks a key.
@@ -92,16 +83,11 @@ def against_kl(
             ax.plot(x, y, "o-", color=colour, markersize=4.5, linewidth=1.8, label=name)
             if (error := points[-1].get(f"{key}_error")) is not None:
                 ax.errorbar(x[-1], y[-1], yerr=error, color=colour, capsize=3, linewidth=1.2)
-        for name, point in (marked or {}).items():
-            ax.plot(
-                point["kl"], point[key], "*", color=VERMILLION, markersize=15,
-                markeredgecolor="white", label=name, linestyle="none",
-            )  # fmt: skip
         _sqrt_axis(ax, largest)
         ax.set(title=title, xlabel="KL from the reference (nats per answer, √ scale)")
     handles, labels = axes[0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)))
-    return written(fig, path)
+    return fig
 
 
 @rc_context(STYLE)
@@ -329,32 +315,6 @@ def _graded(ax: Axes, grades: Sequence[Mapping[str, Any]]) -> None:
     ax.xaxis.set_major_locator(MultipleLocator(0.5))
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="y", visible=False)
-
-
-@rc_context(STYLE)
-def over_steps(curves: Mapping[str, Points], panels: Mapping[str, str], window: int = 10) -> Figure:
-    """One panel per quantity and one curve per training, against the steps.
-
-    Args:
-        curves: by name, a point per step with the panels' keys.
-        panels: key to title, from left to right.
-        window: at each step, the mean of the last so many steps is drawn.
-
-    Raises:
-        DataError: without a point, for a point that lacks a key, or for a window below 1.
-    """
-    _check_points(curves, list(panels))
-    fig = new_figure(4.6 * len(panels) + 0.4, 3.9)
-    for ax, (key, title) in zip(
-        np.atleast_1d(fig.subplots(1, len(panels))), panels.items(), strict=True
-    ):
-        for colour, (name, points) in zip(_colours(len(curves)), curves.items(), strict=True):
-            values = moving_mean([float(p[key]) for p in points], window)
-            ax.plot(np.arange(1, len(values) + 1), values, color=colour, linewidth=2, label=name)
-        ax.set(title=title, xlabel=f"step (mean of the last {window})" if window > 1 else "step")
-    handles, labels = ax.get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
-    return fig
 
 
 @rc_context(STYLE)

@@ -14,15 +14,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def committed_experiments() -> dict[str, dict[str, Any]]:
-    """The results of `scripts/study.py` that come with the package, by the experiment's name."""
-    folder = resolve(Bundled("experiments"))
-    results = (
-        json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))
-    )
-    return {result["name"]: result for result in results if "name" in result}
-
-
 def committed_trainings() -> dict[str, dict[str, Any]]:
     """The trainings of `scripts/tuning.py` that come with the package, by arm and seed.
 

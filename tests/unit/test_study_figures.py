@@ -32,17 +32,14 @@ def lines(figure: Figure) -> list[dict[str, tuple[list[float], list[float]]]]:
 
 
 def test_curves_against_kl() -> None:
-    figure = figures.against_kl(
-        CURVES, {"a": "A", "b": "B"}, marked={"chosen": {"kl": 2.0, "a": 0.5, "b": 1.2}}
-    )
+    figure = figures.against_kl(CURVES, {"a": "A", "b": "B"})
     left, right = lines(figure)
     assert left["β = 0"] == ([0.0, 9.0], [0.0, 2.0])
     assert right["β = 1"] == ([0.0, 4.0], [1.0, 1.5])
-    assert left["chosen"][1][0] == 0.5 and right["chosen"][1][0] == 1.2
     ax = figure.axes[0]
     place = ax.transData.transform([(0, 0), (4, 0), (9, 0)])[:, 0]
     assert (place[2] - place[0]) / (place[1] - place[0]) == pytest.approx(3 / 2), "square roots"
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == [*CURVES, "chosen"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [*CURVES]
     assert ax.containers, "the last point of the first curve has its error"
     assert not figure.axes[1].containers
 
@@ -100,14 +97,6 @@ def test_looks_are_drawn_for_every_training_and_named_once() -> None:
         figures.over_looks(groups, {"c": "C"})
 
 
-def test_curves_over_steps_are_running_means() -> None:
-    points = [{"kl": float(i), "kl_coef": 0.1} for i in range(6)]
-    (left, right) = lines(figures.over_steps({"x": points}, {"kl": "KL", "kl_coef": "β"}, 2))
-    assert left["x"][0] == [1, 2, 3, 4, 5, 6]
-    assert left["x"][1] == [0.0, 0.5, 1.5, 2.5, 3.5, 4.5]
-    assert right["x"][1] == pytest.approx([0.1] * 6)
-
-
 def test_a_patient_stands_before_the_healthy_one_in_every_panel() -> None:
     healthy = {"kl": [0.0, 1.0, 2.0], "score": [1.0, 1.1, 1.2]}
     patient = {"kl": [0.0, 9.0], "score": [1.0, 0.2], "other": [5.0]}
@@ -151,7 +140,6 @@ def test_gains_of_seeds_show_every_training_and_the_interval() -> None:
         (lambda: figures.against_kl({"x": [{"kl": 1.0}]}, {"a": "A"}), "'x' has no 'a'"),
         (lambda: figures.methods_against_kl({}, {"a": "A"}), "nothing to draw"),
         (lambda: figures.methods_against_kl({"x": [[{"kl": 1.0}]]}, {"a": "A"}), "has no 'a'"),
-        (lambda: figures.over_steps({"x": [{"a": 1.0}]}, {"kl": "KL"}), "'x' has no 'kl'"),
         (lambda: figures.gains_of_seeds({}), "no judges"),
     ],
 )
