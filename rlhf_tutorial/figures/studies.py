@@ -96,6 +96,7 @@ def methods_against_kl(
     panels: Mapping[str, str],
     best_of: Points = (),
     ylabel: str = "Gain over the untouched policy",
+    intervals: Mapping[str, Mapping[str, Points]] | None = None,
 ) -> Figure:
     """One panel per quantity and one line per method through its looks, against the KL.
 
@@ -104,6 +105,8 @@ def methods_against_kl(
             the panels' keys. The line goes through their means; several runs are drawn thin.
         panels: key to title, from left to right.
         best_of: points of best of n with the same keys and "n", which stands beside them; dashed.
+        intervals: by panel and method, points with "kl" and the "low" and "high" end of a bar. Bars
+            at the same KL stand side by side.
 
     Raises:
         DataError: without a point, or for a point that lacks a key.
@@ -124,6 +127,10 @@ def methods_against_kl(
                 *paths.mean(axis=0).T, color=CYCLE[n % 6], linewidth=2.2, marker="osD^vP"[n % 6],
                 markersize=8, markeredgecolor="white", label=name, zorder=3,
             )  # fmt: skip
+            for bar in (intervals or {}).get(key, {}).get(name, ()):
+                root = np.sqrt(bar["kl"]) + 0.012 * np.sqrt(largest) * (n - (len(methods) - 1) / 2)
+                ends = [float(bar["low"]), float(bar["high"])]
+                ax.plot([root**2] * 2, ends, color=CYCLE[n % 6], linewidth=1.6)
         if best_of:
             x, y = ([float(p[k]) for p in best_of] for k in ("kl", key))
             ax.plot(

@@ -101,7 +101,7 @@ def test_the_bound_of_best_of_16_is_below_two_nats() -> None:
 def test_the_rule_is_told_as_it_stands_in_the_script() -> None:
     assert all(len(rates) == 3 for rates in script.RATES.values())
     assert all(np.allclose(np.divide(rates[1:], rates[:-1]), 2) for rates in script.RATES.values())
-    assert f"go further than {script.MOST_KL:.0f} nats" in PROSE
+    assert f"goes further than {script.MOST_KL:.0f} nats" in PROSE
     prompts = len(load_script("feedback").prompts_of("validation"))
     assert f"looked at with the {prompts} validation prompts" in PROSE
 
