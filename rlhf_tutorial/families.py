@@ -208,13 +208,13 @@ def _find_cache_kind(model: PreTrainedModel) -> CacheKind:
     inputs = {"attention_mask": mask, "position_ids": positions}
     if not agree(model(input_ids=padded, use_cache=False, **inputs).logits[0, _PADDING:], whole):
         raise ModelError(
-            f"{name} reads padding as text, and so would answer a query in a batch otherwise than "
-            "alone: use a model of another family"
+            f"{name} would answer a prompt differently in a batch than alone, because it reads the "
+            "padding: use a model of another family"
         )
     if not _generate_agrees(model, text):
         raise ModelError(
-            f"{name} says something else token by token than of a whole text, whatever the cache: "
-            "PPO needs samples of the policy, use a model of another family"
+            f"{name} gives other logits token by token than for the whole text, with or without a "
+            "cache: PPO needs samples of the policy, use a model of another family"
         )
     return "generate"
 

@@ -19,7 +19,7 @@ import torch
 
 from .assets import Source, resolve
 from .data import dialogues_of, last_reply, load_preferences, load_queries, prepare_queries
-from .device import default_device, trains_in_bf16
+from .device import default_device, processor_name, trains_in_bf16
 from .errors import TutorialError, loading, reason
 from .families import context_length
 from .interruption import Interruption
@@ -462,6 +462,7 @@ class Run:
                 "versions": {p: importlib.metadata.version(p) for p in PACKAGES},
                 "python": platform.python_version(),
                 "device": str(self.device),
+                "processor": processor_name(),
             },
         )
 

@@ -4,6 +4,7 @@
     python scripts/feedback.py sheets rows.jsonl reading --parts 3
     # a reader gets guide.md and one sheet, and writes grades-0.txt beside sheet-0.txt
     python scripts/feedback.py fold rows.jsonl reading --parts 3 -o graded.jsonl
+    python scripts/feedback.py looks training.json 0 20 40 --name long -o rows.jsonl
     python scripts/feedback.py agreement graded.jsonl graded-again.jsonl
 
 A reader may be a person or a model: it sees prompts and answers in random order, and nothing else.
@@ -89,6 +90,17 @@ def parts_of(rows: list[Row], parts: int) -> list[list[Row]]:
     return [rows[start:end] for start, end in itertools.pairwise(bounds)]
 
 
+def answers_on_the_way(training: Path, steps: list[int], name: str) -> list[Row]:
+    """The answers with which a committed training was looked at after these steps, as rows."""
+    found = json.loads(training.read_text(encoding="utf-8"))
+    rows: list[Row] = [{"prompt": query, "answers": []} for query in found["queries"]]
+    for at in (look for look in found["looks"] if look["step"] in steps):
+        for row, text, ended in zip(rows, at["answers"], at["ended"], strict=True):
+            source = f"{name}, step {at['step']}"
+            row["answers"].append({"text": text, "ended": bool(ended), "source": source})
+    return rows
+
+
 def write_sheets(rows: list[Row], folder: Path, parts: int, seed: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(resolve(FEEDBACK) / "GUIDE.md", folder / "guide.md")
@@ -123,6 +135,11 @@ def main() -> None:
     drawing.add_argument("--temperature", type=float, default=0.5)
     drawing.add_argument("--seed", type=int, default=0)
     drawing.add_argument("-o", "--output", type=Path, required=True)
+    looks = commands.add_parser("looks", help="what a training answered on its way")
+    looks.add_argument("training", type=Path)
+    looks.add_argument("steps", type=int, nargs="+")
+    looks.add_argument("--name", required=True)
+    looks.add_argument("-o", "--output", type=Path, required=True)
     for name, text in (("sheets", "sheets to read"), ("fold", "rows with the grades on them")):
         command = commands.add_parser(name, help=text)
         command.add_argument("rows", type=Path)
@@ -144,6 +161,8 @@ def main() -> None:
             seed=args.seed,
         )
         save_feedback(rows, args.output)
+    elif args.command == "looks":
+        save_feedback(answers_on_the_way(args.training, args.steps, args.name), args.output)
     elif args.command == "sheets":
         write_sheets(load_feedback(args.rows), args.folder, args.parts, args.seed)
     elif args.command == "fold":

@@ -38,24 +38,27 @@ def flat(rows: list[Row]) -> tuple[list[str], list[str], list[float]]:
     return list(prompts), list(texts), list(grades)
 
 
-def graded_rows(name: str) -> dict[str, list[Row]]:
+def graded_rows(name: str) -> tuple[list[list[Row]], dict[str, list[Row]]]:
     """The answers that a judge learns from, and those on which it is measured, by their file.
+
+    It learns from the untouched policy's answers, the first list, and from those of each round.
 
     The two judges share the training prompts: of a round's answers each is measured on those to the
     other one's prompts.
     """
     train = load_feedback(FEEDBACK / "train.jsonl")
     others = {row["prompt"] for row in train[3::4]}
-    found: dict[str, list[Row]] = {"fit": [], "validation": [], "test": []}
+    fit: list[list[Row]] = []
+    found: dict[str, list[Row]] = {"validation": [], "test": []}
     for path in (FEEDBACK / "train.jsonl", *sorted(FEEDBACK.glob("round-*.jsonl"))):
         rows = load_feedback(path)
         mine = [row for row in rows if (row["prompt"] in others) == (name == "evaluating_judge")]
-        found["fit"] += mine
+        fit.append(mine)
         if path.stem != "train":
             found[path.stem] = [row for row in rows if row not in mine]
     for split in ("validation", "test"):
         found[split] = load_feedback(FEEDBACK / f"{split}.jsonl")
-    return found
+    return fit, found
 
 
 def accuracies(rows: list[Row], scores: list[float]) -> dict[str, Any]:
@@ -108,6 +111,17 @@ Pairs of different grade to prompts whose grades it has not seen, with 95% inter
 {table}
 
 By the number of prompts it learns from, on validation pairs, means of five draws: {curve}.
+All training prompts are graded: more would have to be written.
+
+## Round by round
+
+The same judge when it had learned from the untouched policy's answers alone, and then from one
+round more each time. Pairs as above, of all answers. In italics: rounds that it had not learned
+from yet.
+
+| learned from | {columns} |
+| --- | {dashes} |
+{rounds}
 
 ## Limits
 
@@ -139,6 +153,14 @@ def write_card(name: str, metrics: dict[str, Any], folder: Path) -> None:
         for split, found in metrics["accuracy"].items()
     )
     curve = ", ".join(f"{n}: {share:.1%}" for n, share in metrics["by_prompts"].items())
+    splits = [split for split in metrics["accuracy"] if split != "validation"]
+    rounds = []
+    for known, found in enumerate(metrics["by_rounds"]):
+        row = [f"{known or 'no'} round{'s' * (known > 1)}"]
+        for split in splits:
+            text = cell(found[split])
+            row.append(f"*{text}*" if split in splits[known + 1 :] else text)
+        rounds.append(f"| {' | '.join(row)} |")
     title, role = TITLES[name]
     layers = LAYERS[name]
     card = CARD.format(
@@ -152,6 +174,9 @@ def write_card(name: str, metrics: dict[str, Any], folder: Path) -> None:
         prompts=metrics["prompts"],
         table=table,
         curve=curve,
+        columns=" | ".join(LABELS.get(split, split) for split in splits),
+        dashes=" | ".join("---" for _ in splits),
+        rounds="\n".join(rounds),
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
 
@@ -162,8 +187,8 @@ def main() -> None:
     for name in parser.parse_args().names or LAYERS:
         layers = LAYERS[name]
         reader = StateReader.from_pretrained(assets.resolve(assets.SMOLLM2), layers)
-        tests = graded_rows(name)
-        rows = tests.pop("fit")
+        fit, tests = graded_rows(name)
+        rows = [row for part in fit for row in part]
         prompts, texts, grades = flat(rows)
         features = reader(prompts, texts)
         weights, bias = fit_line(features, torch.tensor(grades))
@@ -179,7 +204,18 @@ def main() -> None:
                 for split in tests
             },
             "by_prompts": {},
+            "by_rounds": [],
         }
+        learned = 0
+        for part in fit:
+            learned += sum(len(row["answers"]) for row in part)
+            line, level = fit_line(features[:learned], torch.tensor(grades[:learned]))
+            metrics["by_rounds"].append(
+                {
+                    split: pair_accuracy(tests[split], (read[split] @ line + level).tolist())
+                    for split in tests
+                }
+            )
         names = np.array(prompts)
         for size in (size for size in SIZES if size <= metrics["prompts"]):
             found = []

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,15 +34,18 @@ from rlhf_tutorial.human.judge import (
     Features,
     cross_validated_agreement,
     state_reader,
+    weights_of,
 )
-from rlhf_tutorial.human.labels import Pair, policy_name
+from rlhf_tutorial.human.labels import NextPair, Pair, policy_name
 from rlhf_tutorial.human.readers import TASTES, SimulatedReader
 from rlhf_tutorial.human.steering import STEPS, pairs_against, steer, steered_policy
 from rlhf_tutorial.human.study import (
+    FROM_COURSE,
     agreement_in_taste,
+    committed_curves,
     committed_steering,
     label_pairs,
-    labels_needed,
+    labels_needed_table,
     learning_curve,
     pairs_of_rows,
     simulated_label,
@@ -52,6 +56,7 @@ from rlhf_tutorial.studies.looks import look_at
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
 BUNDLED = ROOT / "rlhf_tutorial" / "bundled"
@@ -98,24 +103,28 @@ def slug(taste: str) -> str:
 
 
 def labels() -> None:
-    """Learning curves of each taste, by random choice and by both kinds of active choice."""
+    """Learning curves of each taste: random choice, both kinds of active choice, and with a prior.
+
+    The prior is the course's judge, as far as the features tell it, for the pairs of random choice.
+    """
     features, train, test = load_features(), pool("train"), pool("test")
+    course = weights_of(Run(load_preset("smollm2"), RUNS / "reader").load_reward(), features, train)
     for taste in TASTES:
         path = FOLDER / f"labels_{slug(taste)}.json"
-        if path.exists():
-            continue
-        curves: dict[str, list[Any]] = {}
-        for seed in SEEDS:
-            choices = {
-                "random": random_choice(seed),
-                "active, weights": active_choice(features),
-                "active, pairs": active_choice(features, "pairs", seed),
-            }
-            order = candidates(train, seed)
-            for how, choose in choices.items():
-                given = label_pairs(order, SimulatedReader(taste, seed), LABELS, choose)
-                curves.setdefault(how, []).append(learning_curve(features, given, test, taste))
-                print(taste, seed, how, [row["agreement"] for row in curves[how][-1]], flush=True)
+        curves = json.loads(path.read_text(encoding="utf-8"))["curves"] if path.exists() else {}
+        ways: dict[str, tuple[Callable[[int], NextPair], Tensor | None]] = {
+            "random": (random_choice, None),
+            "active, weights": (lambda _: active_choice(features), None),
+            "active, pairs": (lambda seed: active_choice(features, "pairs", seed), None),
+            FROM_COURSE: (random_choice, course),
+        }
+        for how, (choose, prior) in ways.items():
+            for seed in SEEDS[len(curves.setdefault(how, [])) :]:
+                reader = SimulatedReader(taste, seed)
+                given = label_pairs(candidates(train, seed), reader, LABELS, choose(seed))
+                curve = learning_curve(features, given, test, taste, prior_mean=prior)
+                curves[how].append(curve)
+                print(taste, seed, how, [row["agreement"] for row in curve], flush=True)
         result = {"taste": taste, "pool": CANDIDATES, "seeds": list(SEEDS), "curves": curves}
         path.write_text(json.dumps(result) + "\n", encoding="utf-8")
 
@@ -216,12 +225,7 @@ def test_queries(run: Run) -> Dataset:
 
 
 def table() -> None:
-    for taste in TASTES:
-        path = FOLDER / f"labels_{slug(taste)}.json"
-        if path.exists():
-            for how, curves in json.loads(path.read_text(encoding="utf-8"))["curves"].items():
-                needed = {s: [labels_needed(c, s) for c in curves] for s in (0.7, 0.75)}
-                print(f"{taste}, {how}: labels needed {needed}")
+    print(labels_needed_table(committed_curves()).to_string())
     print(committed_steering().round(3).to_string())
 
 

@@ -81,7 +81,7 @@ def without_training(test: list[Row]) -> None:
 
 def lora(test: list[Row], count: int) -> None:
     """A low-rank adapter on all layers of the policy's body, by pairs of grades."""
-    asked = {row["prompt"] for row in graded_rows("judge")["fit"]}
+    asked = {row["prompt"] for part in graded_rows("judge")[0] for row in part}
     train = [row for row in load_feedback(FEEDBACK / "train.jsonl") if row["prompt"] in asked]
     judge = train_reward_model(
         pairs(train[:count]), assets.resolve(assets.SMOLLM2), learning_rate=3e-4,

@@ -174,11 +174,13 @@ def report(rows: list[Row], best: dict[str, float]) -> dict[str, Any]:
     best_seeds = [f"{seed}, best" for seed in seeds]
 
     def trained_against_untouched(compare: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+        at_best = compare(rows, "untouched, best", best_seeds)
         return {
             "default": compare(rows, "untouched", seeds),
             "long": compare(rows, "untouched", ["long"]),
             "best_temperatures": {
-                "default": compare(rows, "untouched, best", best_seeds),
+                **at_best,  # the default run's, as a control has them
+                "default": at_best,
                 "long": compare(rows, "untouched, best", ["long, best"]),
             },
         }

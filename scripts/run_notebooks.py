@@ -34,6 +34,9 @@ from rlhf_tutorial.doctor import examine, report
 from rlhf_tutorial.notebook import headline
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "site"))
+from lessons import captions  # noqa: E402
+
 RESULTS = ("stats.jsonl", "comparison.csv", "perplexity.json", "results.json")
 MINUTES = {
     "01": 0.2,
@@ -48,13 +51,16 @@ MINUTES = {
     "08": 8,
     "08b": 1,
     "09": 8,
-    "10": 15,
+    "10": 12,
 }
 """On two cores with bfloat16 arithmetic, with the default preset: the README's table in numbers."""
 FOLDED = """{% extends 'lab/index.html.j2' %}
 {% block input_group %}{% if 'solution' in cell.metadata.get('tags', []) %}
 <details><summary>A solution</summary>{{ super() }}</details>
-{% else %}{{ super() }}{% endif %}{% endblock input_group %}"""
+{% else %}{{ super() }}{% endif %}{% endblock input_group %}
+{% block data_png scoped %}{% set alt = output | get_metadata('alt', 'image/png') %}
+{%- set begin = '<img alt="' ~ (alt | escape_html) ~ '" ' if alt else '<img ' %}
+{{- super() | replace('<img ', begin, 1) }}{% endblock data_png %}"""
 
 
 def first_line(cell: nbformat.NotebookNode) -> str:
@@ -149,11 +155,20 @@ def execute(path: Path, runs: Path) -> nbformat.NotebookNode:
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # times of day: noise in a committed file
     notebook.metadata.pop("widgets", None)
+    describe_pictures(notebook)
     return notebook
 
 
+def describe_pictures(notebook: nbformat.NotebookNode) -> None:
+    """Give each picture its caption as alternative text, for whoever does not see it."""
+    for index, caption in captions(notebook).items():
+        for output in notebook.cells[index].outputs:
+            if "image/png" in output.get("data", {}):
+                output.metadata.setdefault("image/png", {})["alt"] = caption
+
+
 def as_html(notebook: nbformat.NotebookNode) -> str:
-    """The notebook as a page, with the solutions folded away, as JupyterLab has them."""
+    """The notebook as a page: solutions folded away, as JupyterLab has them, pictures described."""
     exporter = HTMLExporter()
     exporter.raw_template = FOLDED
     html, _ = exporter.from_notebook_node(notebook)

@@ -23,6 +23,21 @@ def levers(reading: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
+def cheap_levers(reading: dict[str, Any]) -> list[dict[str, Any]]:
+    """The levers before training, as `levers`: what notebook 01 lets one guess, to be folded."""
+    low = f"temperature {reading['temperatures']['untouched']:g}"
+    named = {
+        "untouched, temperature 1": ("Ask", "a system message, temperature 1"),
+        "untouched, no prompt": ("Cool", f"no system message, {low}"),
+        "untouched, best": ("Both", f"a system message, {low}"),
+        "untouched, best of 4": ("Choose", "a system message, the best of four by the judge"),
+    }
+    return [
+        {"name": name, "what": what, "grade": reading[source]["grade_after"]}
+        for source, (name, what) in named.items()
+    ]
+
+
 def last_run(lesson: Lesson, results: dict[str, Any], root: Path) -> str:
     """Since when the outputs are what they are, and what made them, as far as is known."""
     python = lesson.notebook.metadata.language_info.version
@@ -34,6 +49,8 @@ def last_run(lesson: Lesson, results: dict[str, Any], root: Path) -> str:
         versions = results["versions"]
         parts += [f"torch {versions['torch']}", f"transformers {versions['transformers']}"]
         parts += [results["device"].upper()]
+        if results.get("processor"):  # since 1.0.0 a run records it
+            parts += [results["processor"]]
     date = outputs_since(lesson.path, root)
     return "last run" + (f" {date}" if date else "") + ": " + ", ".join(parts)
 

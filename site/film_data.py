@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+sys.path.append(str(Path(__file__).resolve().parent.parent / "scripts"))
+import tuning
+
 from rlhf_tutorial.evaluation.measures import commonest_opening
-from rlhf_tutorial.studies.committed import committed_overoptimisation, committed_trainings
+from rlhf_tutorial.studies.committed import committed_trainings
 
 JUDGES = {
     "first": "training judge",
@@ -18,34 +21,99 @@ JUDGES = {
     "proxy": "training judge",
     "gold": "gold",
 }
+DEFAULT = "default"
+WAYS = {
+    "all-layers": "all layers trained",
+    "long": "the long run",
+    "lora-1e-3": "LoRA at rate 1e-3",
+    "lora-5e-4": "LoRA at rate 5e-4",
+    "top-8": "8 layers trained",
+}
+"""Arms of `scripts/tuning.py` in words."""
+Run = tuple[float, str, dict[str, Any]]
+"""A KL weight, what else tells the training from its neighbours, and the training as committed."""
 
 
 def films() -> list[dict[str, Any]]:
     """The groups of trainings that one can choose from, each with runs on the same prompts."""
-    trainings = committed_trainings()
-    first = sorted(trainings, key=lambda name: not name.startswith("default"))
-    named = ((name.replace("default", "default run"), trainings[name]) for name in first)
-    _, pushed = committed_overoptimisation()
-    pushed.sort(key=lambda run: (run["size"], run["seed"]))
-    against = ((f"judge fitted to {r['size']} grades, seed {r['seed']}", r) for r in pushed)
+    groups = [
+        group("The course's run, by KL weight", by_weight()),
+        group("The course's run, varied", in_other_ways()),
+        group("A judge that knows little, and a gold", gold_runs()),
+    ]
+    return [g for g in groups if g["runs"]]
+
+
+def by_weight() -> list[Run]:
+    """The default run, and those that differ from it in the KL weight only."""
+    runs = [
+        (kl_weight(run), f"seed {run['seed']}", run)
+        for run in committed_trainings().values()
+        if differs_in_weight_only(run)
+    ]
+    return sorted(runs, key=lambda run: (-run[0], run[2]["seed"]))
+
+
+def in_other_ways() -> list[Run]:
+    """The other trainings of `scripts/tuning.py`."""
     return [
-        group("The course's run", named),
-        group("A judge that knows little, and a gold", against),
+        (kl_weight(run), f"{WAYS.get(run['arm'], run['arm'])}, seed {run['seed']}", run)
+        for run in committed_trainings().values()
+        if not differs_in_weight_only(run)
     ]
 
 
-def group(name: str, runs: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
-    """Runs under one name: "name", "queries", "judges" (their labels) and "runs"."""
-    runs = list(runs)
-    first = runs[0][1]
+def kl_weight(training: dict[str, Any]) -> float:
+    """What the training's arm says: the files of `scripts/tuning.py` name the arm alone."""
+    return tuning.preset_of(training["arm"], training["seed"]).ppo["init_kl_coef"]
+
+
+def differs_in_weight_only(training: dict[str, Any]) -> bool:
+    """Whether nothing but the KL weight tells it from the default run."""
+    return set(tuning.ARMS[training["arm"]]) <= {"init_kl_coef"}
+
+
+def gold_runs() -> list[Run]:
+    """Trainings against a proxy with a gold watching, from the smallest proxy to the largest."""
+    from rlhf_tutorial.assets import Bundled, resolve
+    from rlhf_tutorial.errors import AssetError
+
+    try:
+        paths = sorted(resolve(Bundled("overoptimisation")).glob("ppo-*.json"))
+    except AssetError:  # not in this version
+        return []
+    runs = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    runs.sort(key=lambda run: (run["size"], run["seed"]))
+    return [
+        (
+            run["settings"]["init_kl_coef"],
+            f"judge fitted to {run['size']} grades, seed {run['seed']}",
+            run,
+        )
+        for run in runs
+    ]
+
+
+def group(name: str, runs: list[Run]) -> dict[str, Any]:
+    """Runs under one name: "name", "queries", "judges" (their labels), "runs" and "opens".
+
+    It opens at the default run where that is one of them, else at the first.
+    """
+    first = runs[0][2] if runs else {"queries": [], "looks": [{"scores": {}}]}
     judges = list(first["looks"][0]["scores"])
+    defaults = [i for i, (_, _, run) in enumerate(runs) if run.get("arm") == DEFAULT]
     return {
         "name": name,
         "queries": first["queries"],
         "judges": [JUDGES.get(judge, judge) for judge in judges],
+        "opens": next(iter(defaults), 0),
         "runs": [
-            {"name": label, "looks": [frame(look, judges) for look in run["looks"]]}
-            for label, run in runs
+            {
+                "name": f"KL weight {weight:g}" + (f", {label}" if label else ""),
+                "weight": weight,
+                "looks": [frame(look, judges) for look in run["looks"]],
+            }
+            for weight, label, run in runs
         ],
     }
 

@@ -87,7 +87,7 @@ def assemble() -> None:
         if lesson.has_solutions:
             write(f"handouts/{name}", nbformat.writes(lessons.handout(lesson.notebook)))
 
-    three = committed_three()
+    three, reading = committed_three(), facts.read_json(RESULTS / "reading.json")
     told = {
         "lessons": course,
         "colab": lessons.COLAB,
@@ -95,7 +95,8 @@ def assemble() -> None:
         "results": results,
         "three": three,
         "opening": widest_swing(three),
-        "levers": facts.levers(facts.read_json(RESULTS / "reading.json")),
+        "levers": facts.levers(reading),
+        "cheap_levers": facts.cheap_levers(reading),
         "citation": yaml.safe_load(read(ROOT / "CITATION.cff")),
         "cards": [p.relative_to(ROOT).as_posix()[:-3] for p in sorted(ROOT.glob(PAGES[1]))],
     }

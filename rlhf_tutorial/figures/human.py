@@ -9,7 +9,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from ..errors import DataError
-from .style import CYCLE, GREY, INK, STYLE, VERMILLION, new_figure
+from .style import CHANCE, CYCLE, GREY, STYLE, new_figure
 
 Curves = Mapping[str, Sequence[Sequence[Mapping[str, float]]]]
 """By name, a curve a seed: rows of "labels" and "agreement"."""
@@ -30,14 +30,16 @@ def curves_of_tastes(panels: Mapping[str, Curves], note: str) -> Figure:
     fig = new_figure(4.2 * len(panels) + 0.4, 4.2)
     axes = np.atleast_1d(fig.subplots(1, len(panels), sharey=True))
     for ax, (title, curves) in zip(axes, panels.items(), strict=True):
-        for colour, (name, seeds) in zip(CYCLE, curves.items(), strict=False):
+        for colour, dashes, (name, seeds) in zip(
+            CYCLE, ("-", "--", "-.", ":"), curves.items(), strict=False
+        ):
             x = [row["labels"] for row in seeds[0]]
             y = np.array([[row["agreement"] for row in curve] for curve in seeds])
-            ax.plot(x, y.mean(axis=0), color=colour, linewidth=2, label=name)
+            ax.plot(x, y.mean(axis=0), dashes, color=colour, linewidth=2, label=name)
             ax.fill_between(x, y.min(axis=0), y.max(axis=0), color=colour, alpha=0.15, linewidth=0)
         for share in (0.7, 0.75):
-            ax.axhline(share, color=GREY, linewidth=0.9, linestyle=":")
-        ax.axhline(0.5, color=INK, linewidth=0.8)
+            ax.axhline(share, color=GREY, linewidth=0.9)
+        ax.axhline(0.5, **CHANCE)
         ax.set(title=title, xlabel="labels")
     axes[0].set_ylabel("held-out pairs chosen alike")
     handles, labels = axes[0].get_legend_handles_labels()
@@ -65,7 +67,7 @@ def agreement_curve(rows: Sequence[Mapping[str, float]], note: str) -> Figure:
     )
     errors = [share - low, high - share]
     ax.errorbar(x, share, yerr=errors, fmt="o-", color=CYCLE[0], capsize=3, linewidth=1.8)
-    ax.axhline(0.5, color=VERMILLION, linewidth=1)
-    ax.annotate("a coin", (x[0], 0.5), (6, 4), textcoords="offset points", color=VERMILLION)
+    ax.axhline(0.5, **CHANCE)
+    ax.annotate("a coin", (x[0], 0.5), (6, 4), textcoords="offset points")
     ax.set(xlabel="labels", ylabel="chosen alike", ylim=(0, 1), title=note)
     return fig

@@ -50,13 +50,15 @@ def plan_diagram(path: str | Path | None = None) -> Figure:
     )
     policy = _draw_box(ax, _Box(38, 40, 25, 15), "Policy", "the chat model", trained)
     value = _draw_box(ax, _Box(38, 28, 25, 12), "Value head", "predicts the reward", trained)
-    answers = _draw_box(ax, _Box(74, 35, 23, 20), "Answers", "sampled, one\nto each prompt", plain)
-    reference = _draw_box(
-        ax, _Box(74, 61, 23, 13), "Reference", "the policy as it was\nbefore training", frozen
+    both = _draw_box(
+        ax, _Box(70, 35, 28, 20), "Prompt + answer", "one answer sampled\nto each prompt", plain
     )
-    kl = _draw_box(ax, _Box(106, 63, 22, 19), "KL", "how far from\nthe reference?", result)
+    reference = _draw_box(
+        ax, _Box(72.5, 61, 23, 13), "Reference", "the policy as it was\nbefore training", frozen
+    )
+    kl = _draw_box(ax, _Box(109, 63, 20, 19), "KL", "how far from\nthe reference?", result)
     judge = _draw_box(
-        ax, _Box(106, 35, 22, 20), "Judge", "reads the prompt\nand the answer", frozen
+        ax, _Box(109, 35, 20, 20), "Judge", "reads the prompt\nand the answer", frozen
     )
     reward = _draw_box(ax, _Box(139, 35, 18, 20), "Reward", "score minus\nKL penalty", result)
     update = _draw_box(
@@ -68,15 +70,15 @@ def plan_diagram(path: str | Path | None = None) -> Figure:
     )
 
     _arrow(ax, [prompts.right(47), policy.left(47)])
-    _arrow(ax, [policy.right(47), answers.left(47)])
-    _arrow(ax, [answers.right(), judge.left()])
-    _arrow(ax, [answers.top(), reference.bottom()])
-    _arrow(ax, [judge.right(), reward.left()], "score", beside=(133, 47))
+    _arrow(ax, [policy.right(47), both.left(47)])
+    _arrow(ax, [both.right(), judge.left()])
+    _arrow(ax, [both.top(), reference.bottom()])
+    _arrow(ax, [judge.right(), reward.left()], "score", beside=(134, 47))
     _arrow(ax, [policy.top(59), (59, 78.5), kl.left(78.5)], r"$\log\,\pi$", beside=(68, 80.5))
     _arrow(
-        ax, [reference.right(67), kl.left(67)], r"$\log\,\pi_{\mathrm{ref}}$", beside=(101, 69.5)
+        ax, [reference.right(67), kl.left(67)], r"$\log\,\pi_{\mathrm{ref}}$", beside=(102, 69.5)
     )
-    _arrow(ax, [kl.right(), (148, 72.5), reward.top()], "KL penalty", beside=(137, 75))
+    _arrow(ax, [kl.right(), (148, 72.5), reward.top()], "KL penalty", beside=(138.5, 75))
     _arrow(ax, [reward.bottom(), update.top(148)])
     _arrow(ax, [value.bottom(), update.top(50.5)], "values", beside=(55, 22.5))
     _arrow(
@@ -88,7 +90,7 @@ def plan_diagram(path: str | Path | None = None) -> Figure:
         width=3.5,
     )
     _badge(ax, 39.8, 59, "1", "generate")
-    _badge(ax, 107.5, 59, "2", "score")
+    _badge(ax, 110.8, 59, "2", "score")
     _badge(ax, 76.5, 21, "3", "step")
     key = ((81, trained, "trained"), (75.5, frozen, "frozen"), (70, result, "computed in step 3"))
     for y, look, text in key:

@@ -12,15 +12,16 @@ from matplotlib.figure import Figure
 from ..errors import DataError
 from .style import (
     BLUE,
+    CHANCE,
     CYCLE,
     GREY,
     INK,
-    SKY,
     STYLE,
     VERMILLION,
     add_headroom,
     columns_of,
     finite_array,
+    mark_of,
     new_figure,
     two_decimals,
 )
@@ -176,7 +177,7 @@ def shares(
         panels: title to name to {"value"} and, where there is an interval, {"low", "high"}. The
             first panel has all names.
         xlabel: what the shares are.
-        lines: shares to compare with, by label; a vertical line in each panel.
+        lines: what chance would give, by label; a vertical line in each panel.
 
     Raises:
         DataError: without a panel, or with one that has no share.
@@ -188,8 +189,8 @@ def shares(
     axes = np.atleast_1d(fig.subplots(1, len(panels), sharex=True, sharey=True))
     for ax, (title, rows) in zip(axes, panels.items(), strict=True):
         for label, share in lines.items():
-            ax.axvline(100 * share, color=GREY, linestyle="--", linewidth=1.2)
-            ax.text(100 * share, len(names) - 0.45, f" {label}", color=GREY, va="bottom")
+            ax.axvline(100 * share, **CHANCE)
+            ax.text(100 * share, -0.68, f" {label}", va="top")
         for y, name in enumerate(names):
             if name not in rows:
                 continue
@@ -200,8 +201,9 @@ def shares(
             ax.annotate(
                 f"{value:.0f}%", (value, y), (0, 5), textcoords="offset points", ha="center",
                 va="bottom", fontsize=9,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
             )  # fmt: skip
-        ax.set(title=title, xlabel=xlabel, xlim=(-3, 103), ylim=(len(names) - 0.4, -0.7))
+        ax.set(title=title, xlabel=xlabel, xlim=(-7, 103), ylim=(len(names) - 0.4, -0.7))
         ax.tick_params(axis="y", length=0)
     axes[0].set_yticks(range(len(names)), names, parse_math=False)
     return fig
@@ -213,7 +215,7 @@ def bars_with_intervals(rows: Sequence[Mapping[str, Any]], xlabel: str) -> Figur
 
     Args:
         rows: {"label", "value", "low", "high"} each, drawn from top to bottom; a line from "low"
-            to "high" is the interval.
+            to "high" is the interval. Where "ppo" is true, the bar is blue, else grey.
         xlabel: what the values are.
 
     Raises:
@@ -235,7 +237,8 @@ def bars_with_intervals(rows: Sequence[Mapping[str, Any]], xlabel: str) -> Figur
     y = np.arange(len(rows))
     fig = new_figure(7.5, 0.9 + 0.5 * len(rows))
     ax = fig.add_subplot()
-    ax.barh(y, values, height=0.62, color=SKY)
+    colours = [BLUE if row.get("ppo") else "#BDBDBD" for row in rows]
+    ax.barh(y, values, height=0.62, color=colours)
     ax.errorbar(
         values, y, xerr=(values - low, high - values), fmt="none", ecolor=INK, capsize=4, lw=1.4
     )
@@ -244,7 +247,7 @@ def bars_with_intervals(rows: Sequence[Mapping[str, Any]], xlabel: str) -> Figur
     ax.set_yticks(y, [str(row["label"]) for row in rows], parse_math=False)
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.set_xlim(0, 1.12 * high.max())
-    ax.set_xlabel(f"{xlabel}; lines: the interval")
+    ax.set_xlabel(f"{xlabel}; lines: 95% intervals")
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="y", visible=False)
     return fig
@@ -262,7 +265,8 @@ def dots_with_intervals(
 
     Args:
         rows: {"label", "group", "value", "low", "high"} each; labels are drawn from top to bottom
-            in the order in which they come first, and each group has a marker and a colour.
+            in the order in which they come first, and each group has a marker and a colour: see
+            `style.MARKS`.
         xlabel: what the values are.
         even: where neither side is ahead: a vertical line.
         limits: ends of the axis; by default what the intervals need.
@@ -277,10 +281,11 @@ def dots_with_intervals(
     looks = ((INK, "s", "white"), (BLUE, "o", BLUE))
     if len(groups) > len(looks):
         raise DataError(f"dots_with_intervals got {len(groups)} groups: it has marks for two")
+    marks = [mark_of(name, look) for name, look in zip(groups, looks, strict=False)]
     several = len(rows) > len(labels)
     fig = new_figure(7.5, 1.1 + (0.58 if several else 0.42) * len(labels))
     ax = fig.add_subplot()
-    for name, (colour, marker, face) in zip(groups, looks, strict=False):
+    for name, (colour, marker, face) in zip(groups, marks, strict=True):
         for row in (row for row in rows if row["group"] == name):
             value, low, high = (float(row[key]) for key in ("value", "low", "high"))
             if not low <= value <= high:
@@ -299,7 +304,7 @@ def dots_with_intervals(
                 textcoords="offset points", color=colour, fontsize=10,
             )  # fmt: skip
     if even is not None:
-        ax.axvline(even, color=INK, linewidth=1, linestyle=":")
+        ax.axvline(even, **CHANCE)
     ax.set_yticks(range(len(labels)), labels, parse_math=False)
     ax.set_ylim(len(labels) - 0.4, -0.6)
     low, high = ax.get_xlim()
@@ -394,7 +399,8 @@ def length_histogram(
         (measured[~kept], GREY, f"dropped: {(~kept).sum():,}"),
     ):
         shown = values[values < edges[-1]]
-        ax.hist(shown, bins, color=colour, edgecolor="white", linewidth=0.5, label=name)
+        if len(values):
+            ax.hist(shown, bins, color=colour, edgecolor="white", linewidth=0.5, label=name)
     ax.axvline(limit, color=VERMILLION, linewidth=2, linestyle="--", label=f"limit: {limit}")
     if beyond:
         xlabel += f"; {beyond:,} of {int(edges[-1])} or more not shown"

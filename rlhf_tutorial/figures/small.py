@@ -177,14 +177,19 @@ def credit(tokens: Sequence[str], advantages: Mapping[str, ArrayLike]) -> Figure
 
 
 def _label_ends(ax: Axes, x: float, ends: Mapping[str, tuple[float, str]]) -> None:
-    """Name each curve of a log scale behind its last point, names kept apart."""
+    """Name each curve of a log scale behind its end, names kept apart, a thin line to each."""
     low, high = np.log(ax.get_ylim())
     below = -np.inf
     for name, (y, colour) in sorted(ends.items(), key=lambda item: item[1][0]):
         below = max(np.log(y), below + (high - low) / 14)
+        place = (x, float(np.exp(below)))
         ax.annotate(
-            name, (x, float(np.exp(below))), (6, 0), textcoords="offset points", va="center",
-            color=colour, annotation_clip=False,
+            name, place, (20, 0), textcoords="offset points", va="center", color=colour,
+            annotation_clip=False,
+        )  # fmt: skip
+        ax.annotate(
+            "", (x, y), (1.02 * x, place[1]), annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.8, "shrinkA": 0},
         )  # fmt: skip
 
 
@@ -215,7 +220,7 @@ def tilting(
         at, side, inwards = (0, "left", 8) if height[0] > 0.1 else (-1, "right", -8)
         layers.annotate(  # a layer has more room below on the left, and above on the right
             name, (x[at], upper[n][at] - (0.7 if at == 0 else 0.25) * height[at]), (inwards, 0),
-            textcoords="offset points", ha=side, va="center", color="white" if n else INK,
+            textcoords="offset points", ha=side, va="center", color=INK,
         )  # fmt: skip
     for n, (name, values) in enumerate(means.items()):
         y, colour = finite_array(values, name), (VERMILLION, BLUE)[n % 2]
@@ -258,11 +263,12 @@ def race_to_optimum(distances: Mapping[str, Sequence[ArrayLike]], answers_per_ba
     ends: dict[str, tuple[float, str]] = {}
     x: np.ndarray = np.zeros(1)
     colours = (INK, BLUE, ORANGE, GREEN, PURPLE, VERMILLION)
-    for colour, (name, seeds) in zip(colours, distances.items(), strict=False):
+    dashes = ("-", "-", "--", (0, (6, 2)), "-.", (0, (2, 1)))  # told apart in grey
+    for colour, dash, (name, seeds) in zip(colours, dashes, distances.items(), strict=False):
         curves = np.array([finite_array(curve, name) for curve in seeds]).clip(1e-4)
         x = answers_per_batch * np.arange(curves.shape[1])
         ax.plot(x, curves.T, color=colour, linewidth=0.7, alpha=0.35)
-        ax.plot(x, curves.mean(axis=0), color=colour, linewidth=2.2)
+        ax.plot(x, curves.mean(axis=0), color=colour, linewidth=2.2, linestyle=dash)
         ends[name] = float(curves[:, -1].mean()), colour
     ax.set_yscale("log")
     ax.set(xlabel="answers drawn", ylabel="KL(π ‖ π*), nats, log scale", xlim=(0, x[-1]))

@@ -29,7 +29,7 @@ from .style import (
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-QUANTITIES = {"value": (BLUE, "-"), "return": (ORANGE, "--"), "advantage": (GREEN, "-")}
+QUANTITIES = {"value": (BLUE, "-"), "return": (INK, "--"), "advantage": (GREEN, "-")}
 """Colour and dashes of a quantity that is drawn as a line."""
 FURTHEST = 7.5
 """How many clip ranges from 1 the axis of a ratio ends."""
@@ -124,7 +124,7 @@ def along_response(
 ) -> Figure:
     """Quantities along one response, a line each, named at its end; the tokens on the x axis.
 
-    The first word of a name chooses the colour: a value is blue in every picture, a return orange
+    The first word of a name chooses the colour: a value is blue in every picture, a return dark
     and dashed, an advantage green. A second line of the same quantity is thin and dotted.
 
     Args:
@@ -267,9 +267,13 @@ def clipped_objective(ratio: ArrayLike, advantages: ArrayLike, cliprange: float)
         here = ratios[signs == sign]
         flat = here > 1 + cliprange if sign > 0 else here < 1 - cliprange
         band = (1 - cliprange, 1 + cliprange)
-        ax.axvspan(*band, color="#ECECEC", zorder=0, label="inside the clip")
-        ax.plot(grid, -sign * grid, color=GREY, linewidth=1.2, linestyle="--", label="no clip")
-        ax.plot(grid, loss(grid), color=INK, linewidth=1.8, label="clipped")
+        once = sign > 0  # what is the same in both panels is named in the first
+        for thing, label in (
+            (ax.axvspan(*band, color="#ECECEC", zorder=0), "inside the clip"),
+            (*ax.plot(grid, -sign * grid, "--", color=GREY, linewidth=1.2), "no clip"),
+            (*ax.plot(grid, loss(grid), color=INK, linewidth=1.8), "clipped"),
+        ):
+            thing.set_label(label if once else "")
         for dots, face, name in (
             (here[~flat], BLUE, "still pushed"),
             (here[flat], "white", "on the flat part: no push"),
@@ -287,7 +291,7 @@ def clipped_objective(ratio: ArrayLike, advantages: ArrayLike, cliprange: float)
             furthest = wrong[np.abs(wrong - 1).argmax()]
             ax.annotate(
                 "went the wrong way:\nis pulled back", (furthest, loss(furthest)),
-                (0.62, 0.2) if sign < 0 else (0.03, 0.52), textcoords="axes fraction",
+                (0.62, 0.2) if sign < 0 else (0.5, 0.86), textcoords="axes fraction",
                 va="center", arrowprops={"arrowstyle": "->", "color": INK, "shrinkB": 5},
             )  # fmt: skip
         ax.set(xlabel="ratio, new / old probability", title=title, xlim=(low, high))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -21,6 +22,7 @@ from .style import (
     STYLE,
     VERMILLION,
     finite_array,
+    mark_of,
     new_figure,
     written,
 )
@@ -33,8 +35,8 @@ Points = Sequence[Mapping[str, Any]]
 
 
 def _colours(n: int) -> list[Any]:
-    """A colour per curve, from dark to light, so that their order can be seen."""
-    return [colormaps["viridis"](x) for x in np.linspace(0, 0.9, n)] if n > 1 else [BLUE]
+    """A colour per curve, from dark to less dark, so that their order can be seen in grey, too."""
+    return [colormaps["cividis"](x) for x in np.linspace(0, 0.75, n)] if n > 1 else [BLUE]
 
 
 def _check_points(curves: Mapping[str, Points], keys: Sequence[str]) -> None:
@@ -152,7 +154,9 @@ def methods_against_kl(
 
 
 @rc_context(STYLE)
-def proxy_and_gold(panels: Mapping[str, Sequence[Points]], ylabel: str) -> Figure:
+def proxy_and_gold(
+    panels: Mapping[str, Sequence[Points]], ylabel: str, said: Mapping[str, str] | None = None
+) -> Figure:
     """A small panel per judge: what the proxy promises is dashed, what the gold sees solid.
 
     Where the two end farthest apart, they have their names.
@@ -160,13 +164,14 @@ def proxy_and_gold(panels: Mapping[str, Sequence[Points]], ylabel: str) -> Figur
     Args:
         panels: title to the runs, from left to right, each of points with "kl" (nats per answer),
             "proxy" and "gold".
+        said: title to an answer of the policy in the end, its beginning printed below the curves.
 
     Raises:
         DataError: without a point, or for a point that lacks a key.
     """
     flat = {f"{name}, {n}": run for name, runs in panels.items() for n, run in enumerate(runs)}
     _check_points(flat, ["kl", "proxy", "gold"])
-    fig = new_figure(max(3.0 * len(panels), 6.0), 3.4)
+    fig = new_figure(max(3.0 * len(panels), 6.0), 4.2 if said else 3.4)
     axes = np.atleast_1d(fig.subplots(1, len(panels), sharex=True, sharey=True))
     apart = {}  # how far apart each run ends: its panel, and the places of its ends
     for ax, (title, runs) in zip(axes, panels.items(), strict=True):
@@ -194,6 +199,13 @@ def proxy_and_gold(panels: Mapping[str, Sequence[Points]], ylabel: str) -> Figur
             name, place, shift, textcoords="offset points", va="center",
             ha="right" if inside else "left", color=VERMILLION if name == "proxy" else BLUE,
         )  # fmt: skip
+    for ax, title in zip(axes, panels, strict=True):
+        if said and title in said:
+            lines = textwrap.fill(textwrap.shorten(f"“{said[title]}”", 75, placeholder=" …”"), 30)
+            ax.text(0.02, 0.02, lines, transform=ax.transAxes, va="bottom", style="italic")
+    if said:  # the lowest point stays above three lines of text
+        low, high = axes[0].get_ylim()
+        axes[0].set_ylim(low - 0.3 * (high - low), high)
     axes[0].set_ylabel(ylabel)
     fig.supxlabel("KL from the reference (nats per answer, √ scale)", fontsize=11)
     return fig
@@ -216,8 +228,10 @@ def over_looks(groups: Mapping[str, Sequence[Points]], panels: Mapping[str, str]
     last_step = max(float(run[-1]["step"]) for run in runs.values())
     fig = new_figure(4.8 * len(panels) + 0.4, 4.0)
     axes = np.atleast_1d(fig.subplots(1, len(panels), sharey=True))
+    ends: dict[str, tuple[float, Any]] = {}
     for ax, (key, title) in zip(axes, panels.items(), strict=True):
-        for colour, marker, (name, of) in zip(CYCLE, "os^Dv", groups.items(), strict=False):
+        for new, shape, (name, of) in zip(CYCLE, "os^Dv", groups.items(), strict=False):
+            colour, marker, _ = mark_of(name, (new, shape, new))
             for n, run in enumerate(of):
                 steps, values = ([float(p[k]) for p in run] for k in ("step", key))
                 ax.plot(steps, values, color=colour, marker=marker, markersize=5, linewidth=1.8)
@@ -226,13 +240,21 @@ def over_looks(groups: Mapping[str, Sequence[Points]], panels: Mapping[str, str]
                 if (error := run[-1].get(f"{key}_error")) is not None:
                     ax.errorbar(x, values[-1], yerr=error, color=colour, capsize=2, linewidth=1.2)
             if ax is axes[0]:
-                ends = [float(run[-1][key]) for run in of]
-                ax.annotate(
-                    name, (last_step, float(np.mean(ends))), (16, 0), textcoords="offset points",
-                    color=colour, va="center",
-                )  # fmt: skip
+                ends[name] = float(np.mean([float(run[-1][key]) for run in of])), colour
         ax.set(title=title, xlabel="step")
-        ax.set_xticks(sorted({float(p["step"]) for run in runs.values() for p in run}))
+        ticks: list[float] = []
+        for step in sorted({float(p["step"]) for run in runs.values() for p in run}):
+            if not ticks or step - ticks[-1] > 0.06 * last_step:  # or the numbers would touch
+                ticks.append(step)
+        ax.set_xticks(ticks)
+    low, high = axes[0].get_ylim()
+    below = -np.inf
+    for name, (end, colour) in sorted(ends.items(), key=lambda item: item[1][0]):
+        below = max(end, below + (high - low) / 8)  # names of two lines, kept apart
+        axes[0].annotate(
+            name, (last_step, below), (16, 0), textcoords="offset points", color=colour,
+            va="center", annotation_clip=False,
+        )  # fmt: skip
     return fig
 
 
@@ -372,7 +394,7 @@ def beside_healthy(
 
 @rc_context(STYLE)
 def gains_of_seeds(judges: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """One row per judge: a dot for each training's gain, a tick for their mean, its interval a bar.
+    """One row per judge: a tick for the mean gain, its interval a bar, below it a dot a training.
 
     Args:
         judges: name to {"gain_by_seed", "mean_gain", "mean_gain_interval"}: the gain of each
@@ -389,7 +411,7 @@ def gains_of_seeds(judges: Mapping[str, Mapping[str, Any]]) -> Figure:
         gains, (low, high) = result["gain_by_seed"], result["mean_gain_interval"]
         ax.plot([low, high], [y, y], color=GREY, linewidth=7, alpha=0.45, solid_capstyle="butt")
         ax.plot(result["mean_gain"], y, "|", color=INK, markersize=22, markeredgewidth=2.5)
-        ax.plot(gains, np.full(len(gains), y), "o", color=BLUE, alpha=0.75, markersize=7)
+        ax.plot(gains, np.full(len(gains), y + 0.3), "o", color=BLUE, markersize=5)
         ax.annotate(
             f"{result['mean_gain']:.2f} ({low:.2f} to {high:.2f})", (result["mean_gain"], y),
             (0, 14), textcoords="offset points", ha="center", fontsize=10,

@@ -28,6 +28,24 @@ BLUE, ORANGE, GREEN, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY, GREY, INK = "#CC79A7", "#56B4E9", "#8A8A8A", "#222222"
 CYCLE = (BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY)
 
+Mark: TypeAlias = tuple[str, str, str]
+"""A colour, a marker, and the colour inside the marker."""
+MARKS: dict[str, Mark] = {
+    "without PPO": (INK, "s", "white"),
+    "with PPO": (BLUE, "o", BLUE),
+    "default run": (BLUE, "o", BLUE),
+    "16 answers": (BLUE, "o", BLUE),  # a step: the default run
+    "long run": (GREEN, "D", GREEN),
+    "64 answers": (GREEN, "D", GREEN),  # a step: the long run
+}
+"""What has one look in every figure, by how its name begins: see `mark_of`.
+
+The rest goes by meaning, too. Blue is what was trained, what is right, and a mean. Grey is what it
+is compared with: the reference, the policy before, a healthy run, single batches. Vermillion is
+what is wrong: worse, broken, misleading, beyond a limit. What chance would give is `CHANCE`.
+"""
+CHANCE: dict[str, Any] = {"color": INK, "linewidth": 1.2, "linestyle": ":"}
+
 STYLE = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same on every machine
@@ -68,6 +86,11 @@ class NotebookFigure(Figure):
         inches = self.get_size_inches()[0]
         width = round(min(100 * inches, 1000))
         return png_bytes(self, dpi=2 * width / inches), {"width": width}
+
+
+def mark_of(name: str, otherwise: Mark) -> Mark:
+    """The look in `MARKS` that the name begins with, or the other one."""
+    return next((mark for start, mark in MARKS.items() if name.startswith(start)), otherwise)
 
 
 def moving_mean(values: ArrayLike, window: int) -> np.ndarray:

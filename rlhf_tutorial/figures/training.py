@@ -21,7 +21,6 @@ from .style import (
     GREEN,
     GREY,
     INK,
-    SKY,
     STYLE,
     VERMILLION,
     Stats,
@@ -76,19 +75,25 @@ class LiveCurve:
     """
 
     def __init__(
-        self, total_steps: int | None = None, window: int = 10, min_seconds: float = 2.0
+        self,
+        total_steps: int | None = None,
+        window: int = 10,
+        min_seconds: float = 2.0,
+        note: str = "",
     ) -> None:
         """
         Args:
             total_steps: where the axis of steps ends; without it the axis grows.
             window: batches in the moving mean.
             min_seconds: the least time between two drawings. The end is drawn in any case.
+            note: stands behind the number of the step, as who labelled.
 
         Raises:
             DataError: if `window` is below 1.
         """
         moving_mean([], window)  # raises for a wrong window now, before the training
         self.total_steps, self.window, self.min_seconds = total_steps, window, min_seconds
+        self.note = note
         self.scores: list[float] = []
         self.kls: list[float] = []
         self._handle: Any = None
@@ -126,7 +131,7 @@ class LiveCurve:
         """
         if not self.scores:
             raise DataError("the live curve has no step yet: call update(stats) first")
-        return _live_figure(self.scores, self.kls, self.total_steps, self.window)
+        return _live_figure(self.scores, self.kls, self.total_steps, self.window, self.note)
 
     def _show(self) -> None:
         if not _in_notebook():
@@ -179,9 +184,9 @@ def reward_curve(
     errors = columns[STD_KEY] / np.sqrt(batch_size) if batch_size else np.zeros(len(scores))
     fig = new_figure(8.0, 4.2)
     ax = fig.add_subplot()
-    ax.plot(steps, scores, "o", color=SKY, markersize=5)
+    ax.plot(steps, scores, "o", color=GREY, markersize=5)
     if batch_size:
-        ax.vlines(steps, scores - errors, scores + errors, color=SKY, linewidth=1.2)
+        ax.vlines(steps, scores - errors, scores + errors, color=GREY, linewidth=1.2)
     size = min(window, max(1, len(scores) // 2))
     for which, end, ha in (
         ("first", slice(0, size), "left"),
@@ -275,7 +280,7 @@ def _score_lines(
 ) -> None:
     """Draw the scores and their moving mean `smooth` against the steps; (n,) each."""
     marker = "o" if len(steps) == 1 else None  # a line through one point shows nothing
-    ax.plot(steps, scores, color=SKY, linewidth=1.0, marker=marker, label="each batch")
+    ax.plot(steps, scores, color=GREY, linewidth=1.0, marker=marker, label="each batch")
     ax.plot(
         steps,
         smooth,
@@ -288,17 +293,18 @@ def _score_lines(
 
 @rc_context(STYLE)
 def _live_figure(
-    scores: list[float], kls: list[float], total_steps: int | None, window: int
+    scores: list[float], kls: list[float], total_steps: int | None, window: int, note: str
 ) -> Figure:
     steps = np.arange(1, len(scores) + 1)
     fig = new_figure(7.2, 4.0)
     top, bottom = fig.subplots(2, 1, sharex=True, height_ratios=(2.6, 1))
     _score_lines(top, steps, np.array(scores), moving_mean(scores, window), window)
     of_total = f" of {total_steps}" if total_steps else ""
-    top.set(ylabel="mean score", title=f"Step {len(scores)}{of_total}")
+    title = "; ".join(filter(None, [f"Step {len(scores)}{of_total}", note]))
+    top.set(ylabel="mean score", title=title)
     top.legend(loc="lower right", fontsize=9)
-    bottom.plot(steps, kls, color=VERMILLION, marker="o" if len(kls) == 1 else None)
-    bottom.set(ylabel="KL (nats per\nresponse)", xlabel="step")
+    bottom.plot(steps, kls, color=BLUE, marker="o" if len(kls) == 1 else None)
+    bottom.set(ylabel="KL (nats per\nanswer)", xlabel="step")
     _step_axis(bottom, max(total_steps or 0, len(scores)))
     fig.align_ylabels()
     return fig

@@ -13,6 +13,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ from ..evaluation.intervals import accuracy_interval
 from ..reward import StateReader
 from ..reward.states import LAYERS
 from ..run import Run
-from ..scores import check_one_each, checked_scores
+from ..scores import Reward, check_one_each, checked_scores
 from ..template import CHAT
 from .labels import Label, Pair
 
@@ -35,6 +36,8 @@ COMPONENTS = 64
 """Principal components that a judge sees. On the course's grades, 16 to 128 do equally well."""
 VARIANCES = tuple(10.0 ** (exponent / 2) for exponent in range(-6, 5))
 """Prior variances of a weight, from which the evidence chooses."""
+SCALES = (0.5, 1.0, 2.0, 4.0)
+"""What a point of another judge may be worth in log-odds of a choice, likewise."""
 FOLDS = 10
 FEATURES_FILE, ANSWERS_FILE = "features.safetensors", "answers.json"
 POSTERIOR_FILE, SETTINGS_FILE = "posterior.safetensors", "judge.json"
@@ -181,30 +184,34 @@ class Posterior:
     """Log-probability of the choices under the prior, by Laplace's approximation."""
 
 
-def fit_posterior(differences: Tensor, choices: Tensor, variance: float) -> Posterior:
+def fit_posterior(
+    differences: Tensor, choices: Tensor, variance: float, prior_mean: Tensor | None = None
+) -> Posterior:
     """Laplace's approximation: a Gaussian around the most probable weights w, found by Newton.
 
-    They maximise sum_i y_i log sigma(w d_i) + (1 - y_i) log sigma(-w d_i) - |w|^2 / (2 variance);
-    the covariance is the inverse of the second derivatives there (MacKay 1992).
+    With m the prior's mean, they maximise sum_i y_i log sigma(w d_i) + (1 - y_i) log sigma(-w d_i)
+    - |w - m|^2 / (2 variance); the covariance is the inverse of the second derivatives there
+    (MacKay 1992).
 
     Args:
         differences: (N, K), features of a less those of b.
         choices: (N,), 1 for a, 0 for b, 1/2 for a tie: half a choice to each side.
-        variance: of the Gaussian prior of each weight, whose mean is 0.
+        variance: of the Gaussian prior of each weight.
+        prior_mean: (K,), where those Gaussians stand; by default at 0.
     """
     d, y = differences.double(), choices.double()
-    weights = torch.zeros(d.shape[1]).double()
-    identity = torch.eye(len(weights)).double()
+    start = torch.zeros(d.shape[1]).double() if prior_mean is None else prior_mean.double()
+    weights, identity = start, torch.eye(len(start)).double()
 
     def loss(w: Tensor) -> Tensor:
         margins = d @ w
         log_likelihood = y * F.logsigmoid(margins) + (1 - y) * F.logsigmoid(-margins)
-        return w.square().sum() / (2 * variance) - log_likelihood.sum()
+        return (w - start).square().sum() / (2 * variance) - log_likelihood.sum()
 
     value = loss(weights)
     for _ in range(100):  # the loss is convex: some five steps do
         p = torch.sigmoid(d @ weights)
-        gradient = weights / variance - d.T @ (y - p)
+        gradient = (weights - start) / variance - d.T @ (y - p)
         curvature = d.T @ ((p * (1 - p))[:, None] * d) + identity / variance
         step, rate = torch.linalg.solve(curvature, gradient), 1.0
         decrement = float(gradient @ step)
@@ -219,17 +226,38 @@ def fit_posterior(differences: Tensor, choices: Tensor, variance: float) -> Post
     return Posterior(weights, torch.cholesky_inverse(factor), -float(value) - occam)
 
 
-def fit_with_evidence(differences: Tensor, choices: Tensor) -> Posterior:
-    """The posterior under the prior variance, of `VARIANCES`, for which the evidence is largest.
+def fit_with_evidence(
+    differences: Tensor, choices: Tensor, prior_mean: Tensor | None = None
+) -> Posterior:
+    """The posterior under the prior, of all that are tried, for which the evidence is largest.
 
-    Only choices that are no ties are evidence for it. A tie says that two scores are alike, which
-    all of them are under a small variance: to somebody who mostly says "tie" it would always fit.
+    Tried are a mean of 0 and, if one is given, `SCALES` times the prior mean, each with the
+    `VARIANCES`. Only choices that are no ties are evidence. A tie says that two scores are alike,
+    which all of them are under a small variance: to somebody who mostly says "tie" it would always
+    fit.
     """
     told = choices != 0.5
-    variance = max(
-        VARIANCES, key=lambda v: fit_posterior(differences[told], choices[told], v).log_evidence
+    means = [None, *(() if prior_mean is None else (scale * prior_mean for scale in SCALES))]
+    variance, mean = max(
+        product(VARIANCES, means),
+        key=lambda prior: fit_posterior(differences[told], choices[told], *prior).log_evidence,
     )
-    return fit_posterior(differences, choices, variance)
+    return fit_posterior(differences, choices, variance, mean)
+
+
+def weights_of(judge: Reward, features: Features, pairs: Sequence[Pair]) -> Tensor:
+    """(K,), the weights that come nearest to another judge's scores: a prior mean.
+
+    They are fitted by least squares to the differences between its scores of the pairs' answers.
+    How much a point of its scores is worth in choices is left open: see `SCALES`.
+    """
+    prompts, a, b = _columns(pairs)
+    keys = list(zip(prompts + prompts, a + b, strict=True))
+    asked, answers = map(list, zip(*dict.fromkeys(keys), strict=True))  # an answer is in many pairs
+    score = dict(zip(dict.fromkeys(keys), judge(asked, answers), strict=True))
+    scores = torch.tensor([score[key] for key in keys]).double()
+    leads = scores[: len(pairs)] - scores[len(pairs) :]
+    return torch.linalg.lstsq(features.differences(pairs), leads, driver="gelsd").solution
 
 
 class BayesianJudge:
@@ -247,13 +275,23 @@ class BayesianJudge:
         self._unit = max(float(spread / 2) ** 0.5, 1e-12)  # a difference has twice the variance
 
     @classmethod
-    def fit(cls, features: Features, labels: Sequence[Label], policy: str) -> BayesianJudge:
-        """The judge after these labels; skipped pairs and blind tests teach it nothing."""
+    def fit(
+        cls,
+        features: Features,
+        labels: Sequence[Label],
+        policy: str,
+        prior_mean: Tensor | None = None,
+    ) -> BayesianJudge:
+        """The judge after these labels; skipped pairs and blind tests teach it nothing.
+
+        Args:
+            prior_mean: (K,), of another judge that it may begin with (`weights_of`), if the
+                evidence says so; by default it begins with nothing.
+        """
         learned = lessons(labels)
         differences = features.differences([label.pair for label in learned])
-        return cls(
-            features, fit_with_evidence(differences, choice_values(learned)), policy, len(learned)
-        )
+        posterior = fit_with_evidence(differences, choice_values(learned), prior_mean)
+        return cls(features, posterior, policy, len(learned))
 
     def __call__(self, queries: list[str], responses: list[str]) -> list[float]:
         """Score each response to the query at the same place, in the caller's order."""
@@ -365,7 +403,9 @@ def agreement_of(margins: Tensor, choices: Tensor) -> Agreement:
     return Agreement(int((margins * (choices - 0.5) > 0).sum()), int(told.sum()))
 
 
-def cross_validated_agreement(features: Features, labels: Sequence[Label]) -> Agreement:
+def cross_validated_agreement(
+    features: Features, labels: Sequence[Label], prior_mean: Tensor | None = None
+) -> Agreement:
     """How often a judge that learned from other prompts' labels chooses as these labels do.
 
     Prompts are dealt into ten groups, and each is judged by what the other nine teach. A pair that
@@ -384,6 +424,7 @@ def cross_validated_agreement(features: Features, labels: Sequence[Label]) -> Ag
     choices, margins = choice_values(learned).double(), torch.zeros(len(learned)).double()
     for fold in folds.unique():
         out = folds == fold
-        margins[out] = differences[out] @ fit_with_evidence(differences[~out], choices[~out]).mean
+        learned_elsewhere = fit_with_evidence(differences[~out], choices[~out], prior_mean)
+        margins[out] = differences[out] @ learned_elsewhere.mean
     once = torch.tensor([not label.repeat for label in learned])
     return agreement_of(margins[once], choices[once])

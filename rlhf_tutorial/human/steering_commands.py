@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 UNLABELLED = 100
 """Pairs that nobody labels: what the judge's features are found in, and what shows its taste."""
+SHOWN = 3
+"""Training prompts whose answers `steer` prints."""
 
 
 def add_commands(commands: Any, for_stage: argparse.ArgumentParser) -> None:
@@ -80,15 +82,21 @@ def steer(run: Run, args: argparse.Namespace) -> None:
     from .labels import policy_name
 
     fitted = BayesianJudge.from_pretrained(judge_folder(run), state_reader(run), policy_name(run))
+    prompts, before = steering.answers_of(run, None)  # first: it says if there are no such prompts
     steps = args.steps or steering.STEPS
     total = steering.steps_of(steering.steering_run(run, fitted, steps))
     with tqdm(total=total, desc="PPO", unit="step") as bar:
         for stats in steering.steer(run, fitted, steps):
             bar.set_postfix(score=stats["ppo/mean_scores"], kl=stats["objective/kl"])
             bar.update()
-    prompts, before = steering.answers_of(run, None)
     policy = steering.steered_policy(run)
     _, after = steering.answers_of(run, policy)
+    # Of training prompts, because the blind test asks about the others.
+    asked, was = steering.answers_of(run, None, "train", SHOWN)
+    _, now = steering.answers_of(run, policy, "train", SHOWN)
+    for prompt, *answers in zip(asked, was, now, strict=True):
+        print(prompt, *(" ".join(answer.split()) for answer in answers), sep="\n    ")
+    print("\nBefore stands above after. Over held-out prompts:")
     print(steering.habits(prompts, before, after).round(2).to_string())
     print("\nWords that more answers have than before, by the share of answers with them:")
     print(steering.gained_words(before, after).round(2).to_string())

@@ -20,7 +20,10 @@ from .readers import TASTES, SimulatedReader, preferred
 
 if TYPE_CHECKING:
     import pandas as pd
+    from torch import Tensor
 
+FROM_COURSE = "random, from the course's judge"
+"""The committed curves of judges that may begin with the course's: see `BayesianJudge.fit`."""
 EPOCH = datetime.fromtimestamp(0, UTC).isoformat()
 """The time of a label that nobody gave."""
 
@@ -62,16 +65,24 @@ def agreement_in_taste(judge: BayesianJudge, pairs: Sequence[Pair], taste: str) 
 
 
 def learning_curve(
-    features: Features, labels: Sequence[Label], pairs: Sequence[Pair], taste: str, every: int = 10
+    features: Features,
+    labels: Sequence[Label],
+    pairs: Sequence[Pair],
+    taste: str,
+    every: int = 10,
+    prior_mean: Tensor | None = None,
 ) -> list[dict[str, float]]:
     """The agreement on held-out pairs after each so many labels.
+
+    Args:
+        prior_mean: as for `BayesianJudge.fit`.
 
     Returns:
         Rows of "labels", "told" (of them no ties) and "agreement".
     """
     rows = []
     for n in range(every, len(labels) + 1, every):
-        judge = BayesianJudge.fit(features, labels[:n], "")
+        judge = BayesianJudge.fit(features, labels[:n], "", prior_mean)
         share = agreement_in_taste(judge, pairs, taste).share
         told = sum(label.choice != "tie" for label in labels[:n])
         rows.append({"labels": n, "told": told, "agreement": round(share, 4)})
@@ -87,6 +98,32 @@ def labels_needed(curve: Sequence[Mapping[str, float]], share: float) -> float |
         if all(row["agreement"] >= share for row in curve[i : i + 3]):
             return curve[i]["labels"]
     return None
+
+
+def labels_needed_table(
+    panels: Mapping[str, Curves], shares: Sequence[float] = (0.7, 0.75)
+) -> pd.DataFrame:
+    """How many labels each taste takes to an agreement: the median of the seeds, and their range.
+
+    Returns:
+        A row a taste and a way of choosing, a column a share, as text: "50 (30 to over 200)", with
+        "over 200" for a curve of so many labels that never gets there (see `labels_needed`).
+    """
+    import pandas as pd
+
+    rows: dict[tuple[str, str], dict[str, str]] = {}
+    for taste, curves in panels.items():
+        for way, seeds in curves.items():
+            end = seeds[0][-1]["labels"]
+            rows[taste, way] = {}
+            for share in shares:
+                needed = [labels_needed(curve, share) or np.inf for curve in seeds]
+                median, least, most = (
+                    f"{n:.0f}" if n <= end else f"over {end:.0f}"
+                    for n in (np.median(needed), min(needed), max(needed))
+                )
+                rows[taste, way][f"{share:.0%}"] = f"{median} ({least} to {most})"
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def wins(

@@ -6,7 +6,7 @@
   const SHOWN = 6; // answers at a time
   const films = window.FILMS;
   const root = document.getElementById("film");
-  const at = { group: 0, run: 0, look: 0, first: 0 };
+  const at = { group: 0, run: films[0].opens, look: 0, first: 0 };
 
   const el = (name, attributes = {}, ...children) => {
     const svg = ["svg", "path", "line", "text", "circle"].includes(name);
@@ -45,7 +45,7 @@
     const x = (step) => left + ((width - left - 12) * step) / xs[xs.length - 1];
     const y = (value) => 10 + ((height - bottom - 10) * (high - value)) / (high - low);
     const svg = el("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": title });
-    for (const value of [low, 0, high]) {
+    for (const value of new Set([low, 0, high])) {
       svg.append(el("line", { class: "axis", x1: left, x2: width - 12, y1: y(value), y2: y(value) }));
       if (value !== 0 || low > -high / 8) svg.append(el("text", { x: left - 6, y: y(value) + 4, "text-anchor": "end" }, value.toFixed(1)));
     }
@@ -74,6 +74,7 @@
 
     const shown = [
       ...judges.map((judge, j) => [judge, `${now.means[j].toFixed(2)} (${signed(now.means[j] - start.means[j])})`]),
+      ["KL weight", `${run().weight}`],
       ["KL per answer, nats", now.kl.toFixed(1)],
       [`begin with “${now.opening}”`, percent(now.share)],
       ["end in a sentence", percent(now.ended)],
@@ -96,7 +97,7 @@
     )));
   };
 
-  groups.addEventListener("change", () => { Object.assign(at, { group: +groups.value, run: 0, look: 0, first: 0 }); draw(); });
+  groups.addEventListener("change", () => { Object.assign(at, { group: +groups.value, run: films[+groups.value].opens, look: 0, first: 0 }); draw(); });
   runs.addEventListener("input", () => { at.run = +runs.value; at.look = Math.min(at.look, run().looks.length - 1); draw(); });
   steps.addEventListener("input", () => { at.look = +steps.value; draw(); });
   more.addEventListener("click", () => { at.first = (at.first + SHOWN) % group().queries.length; draw(); });

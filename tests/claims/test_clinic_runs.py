@@ -107,6 +107,33 @@ def last(name: str, key: str) -> float:
     return float(STATS[name][key][-4:].mean())
 
 
+def test_two_answers_stand_under_each_chart_before_its_guess() -> None:
+    cells = NOTEBOOK.cells
+    by_id = {cell.id: i for i, cell in enumerate(cells)}
+    shown = outputs_and_prose("05b_clinic.ipynb")[0]
+    names = re.search(r'names = "(.+)"', cells[by_id["load"]].source)[1].split()
+    for letter, backwards in zip("abcdefgh", names, strict=True):
+        place = by_id[f"answers-{letter}"]
+        assert by_id[f"chart-{letter}"] == place - 2, "caption between them"
+        assert place < by_id[f"reveal-{letter}"]
+        log = LOGS[backwards[::-1]]
+        text = " ".join(shown[f"answers-{letter}"].replace("\\n", "\n").split())
+        for n in range(3):
+            there = [
+                " ".join(log[when]["answers"][n].split()) in text for when in ("before", "after")
+            ]
+            assert there == [n < 2] * 2, (letter, n)
+
+
+def test_each_patient_has_a_word_of_the_page_on_metrics() -> None:
+    page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    told = re.findall(r"\*Where \[metrics\.md\]\(\.\./docs/metrics\.md\) tells:\* (.+)", PROSE)
+    assert len(told) == 8
+    for line in told:
+        keys = re.findall(r"`(\w+/[\w/]+)`", line)
+        assert keys and all(f"`{key}`" in page for key in keys), line
+
+
 def test_what_is_told_of_the_first_round() -> None:
     rate, padding, prompt = (STATS[name] for name in ("learning-rate", "padding", "prompt"))
     kl = "objective/kl"

@@ -1,4 +1,8 @@
-"""Notebooks 01 to 05 where Colab's own packages are: none of those that it holds to is replaced."""
+"""Notebooks 01 to 05 where Colab's own packages are: none of those that it holds to is replaced.
+
+The environment is a clean one, with nothing of this project's; the wheel as it is released goes
+into it, and pip finds what that needs.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ import re
 import subprocess
 import sys
 import venv
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,6 +20,7 @@ import nbformat
 import pytest
 from packaging.utils import canonicalize_name
 from support import ROOT
+from support.release import build
 
 pytestmark = [
     pytest.mark.slow,
@@ -34,6 +40,8 @@ COLAB = {
     "traitlets": "5.7.1",
 }
 """What Colab's runtime of 2026 has, and for the most part its package google-colab asks for."""
+COLAB_TORCH = "2.9.0"
+"""The runtime's of January 2026 (googlecolab/colabtools, issue 5661), a CUDA build there."""
 EXECUTE = """
 import sys, nbformat
 from nbclient import NotebookClient
@@ -44,23 +52,34 @@ NotebookClient(notebook, timeout=None, kernel_name="python3").execute()
 
 @pytest.fixture(scope="module")
 def colab(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Python with Colab's packages and a torch, into which ours has been installed."""
+    """A Python with Colab's packages and a torch, into which our wheel has been installed."""
     folder = tmp_path_factory.mktemp("colab")
     venv.create(folder / "environment", with_pip=True)
     python = folder / "environment" / "bin" / "python"
     pip = [python, "-m", "pip", "install", "--quiet"]
-    # Colab's torch is a CUDA build. Any that is there already must do as well.
-    torch = "torch==" + version("torch").split("+")[0]
     there = [f"{name}=={number}" for name, number in COLAB.items()]
-    subprocess.run([*pip, torch, *there], check=True)
+    subprocess.run([*pip, torch_like_colabs(pip), *there], check=True)
     before = frozen(python)
     # What is not there yet as in this project's own environment, so that no release breaks a test.
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     ours = [line for line in lines if canonicalize_name(line.split("==")[0]) not in before]
     (folder / "constraints.txt").write_text("\n".join(ours) + "\n", encoding="utf-8")
-    subprocess.run([*pip, "--constraint", folder / "constraints.txt", ROOT], check=True)
+    _, wheel = build(folder)
+    subprocess.run([*pip, "--constraint", folder / "constraints.txt", wheel], check=True)
     (folder / "before.json").write_text(json.dumps(before), encoding="utf-8")
     return folder
+
+
+def torch_like_colabs(pip: list[str | Path]) -> str:
+    """A CPU build of Colab's torch where an index of pip's has one; else this project's own torch.
+
+    The CUDA build of that number, which the package registry has, is some gigabytes.
+    """
+    wanted, ours = f"torch=={COLAB_TORCH}+cpu", "torch==" + version("torch").split("+")[0]
+    if subprocess.run([*pip, "--dry-run", "--no-deps", wanted], capture_output=True).returncode:
+        warnings.warn(f"no index of pip's has {wanted}: {ours} in its place", stacklevel=2)
+        return ours
+    return wanted
 
 
 def frozen(python: Path) -> dict[str, str]:

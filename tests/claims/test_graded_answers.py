@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def test_what_rounds_and_candidates_answer_are_training_prompts():
 
 def test_the_cards_table_is_that_of_the_files():
     table = re.findall(r"^\| `(\S+\.jsonl)` \| (.+) \|$", CARD, flags=re.MULTILINE)
-    assert {name for name, _ in table} == set(GRADED) - {"validation-again.jsonl"}
+    assert {name for name, _ in table} == {name for name in GRADED if "-again" not in name}
     for name, cells in table:
         stated = [float(cell.strip(" %").replace(",", "")) for cell in cells.split("|")]
         grades = np.array([answer["grade"] for answer in answers(name)], dtype=float)
@@ -96,6 +97,18 @@ def test_the_cards_agreement_is_that_of_the_two_readings():
     assert stated + f"{found['same_order']:.1%} alike" in text
 
 
+def test_the_cards_second_agreement_is_that_of_the_long_runs_two_readings():
+    rows = load_feedback(FOLDER / "reading-long.jsonl")
+    again = load_feedback(FOLDER / "reading-long-again.jsonl")
+    found, text = agreement(rows[: len(again)], again), " ".join(CARD.split())
+    assert (
+        f"on those {found['n']} answers the grades correlate at {found['correlation']:.3f}" in text
+    )
+    assert f"{found['same_grade']:.1%} are the same" in text
+    told = f"the {found['pairs']} pairs that the first told apart {found['same_order']:.1%} are"
+    assert told in text
+
+
 CUES = {
     "the shorter one, in words": lambda answer: -len(answer["text"].split()),
     "it ended": lambda answer: answer["ended"],
@@ -113,6 +126,43 @@ def test_the_cards_shallow_cues_are_those_of_the_files(cue):
         scores = [float(CUES[cue](answer)) for row in rows for answer in row["answers"]]
         found.append(f"{pair_accuracy(rows, scores, resamples=1)['accuracy']:.1%}")
     assert f"| {cue} | {found[0]} | {found[1]} |" in CARD
+
+
+def test_the_cards_log_probability_is_the_ladders():
+    rows = json.loads((FOLDER.parent / "judge" / "ladder.json").read_text(encoding="utf-8"))["rows"]
+    (found,) = (r["all"] for r in rows if r["judge"] == "the policy's log-probability")
+    assert f"log-probability reaches {found['accuracy']:.1%} on the test prompts" in CARD
+
+
+def test_the_card_says_how_the_temperature_does_and_how_answers_vary():
+    text = " ".join(CARD.split())
+    grades: dict[str, list[int]] = {}
+    for name in ("temperatures-untouched.jsonl", "reading.jsonl"):
+        for answer in answers(name):
+            grades.setdefault(answer["source"], []).append(answer["grade"])
+
+    def mean(source: str) -> str:
+        return f"{np.mean(grades[source]):.2f}"
+
+    *others, last = (mean(f"untouched at {t}") for t in (0.01, 0.3, 0.5, 0.7))
+    assert f"({', '.join(others)} and {last} at 0.01, 0.3, 0.5 and 0.7" in text
+    errors = [np.std(grades[f"untouched at {t}"], ddof=1) / 96**0.5 for t in (0.01, 0.3, 0.5, 0.7)]
+    assert min(errors) > 0.07 and max(errors) < 0.15
+    names = ("untouched, best", "untouched", "untouched, greedy")
+    assert f"({', '.join(map(mean, names))})" in text
+    different, shared = {}, {}
+    for name in ("train.jsonl", "candidates/untouched_form.jsonl"):
+        of_prompt = [[a["text"] for a in r["answers"]] for r in load_feedback(FOLDER / name)]
+        fours = [four for texts in of_prompt for four in combinations(texts, 4)]
+        different[name] = np.mean([len(set(four)) for four in fours])
+        sets = [[set(text.lower().split()) for text in texts] for texts in of_prompt]
+        shared[name] = np.mean(
+            [len(a & b) / max(1, len(a | b)) for each in sets for a, b in combinations(each, 2)]
+        )
+    half, third = different.values()
+    assert f"({half:.2f} different texts of four, {third:.2f} at 0.3)" in text
+    half, third = shared.values()
+    assert f"share {half:.0%} of their words, where at 0.3 they share {third:.0%}" in text
 
 
 def test_the_cards_headroom_is_that_of_the_script_and_the_choice_follows_the_rule():

@@ -13,11 +13,15 @@ from typing import Any
 
 import nbformat
 import pytest
+from bs4 import BeautifulSoup
 from support import ROOT, lookalikes
 from support.scripts import load_script
 
 from rlhf_tutorial.assets import Bundled, resolve
 from rlhf_tutorial.feedback import load_feedback
+
+sys.path.append(str(ROOT / "site"))
+import lessons
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 RESULTS = ROOT / "notebooks" / "results" / "smollm2"
@@ -58,6 +62,21 @@ def test_committed_outputs_hold_no_path_widget_or_stray_warning(path: Path) -> N
     assert "widgets" not in nbformat.read(path, as_version=4).metadata
 
 
+def test_every_picture_has_its_caption_as_alternative_text(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    if path.name[:2] in ("09", "10"):  # their committed outputs are from before
+        load_script("run_notebooks").describe_pictures(notebook)
+    described = {
+        index: output.metadata["image/png"].get("alt")
+        for index, cell in enumerate(notebook.cells)
+        for output in cell.get("outputs", [])
+        if "image/png" in output.get("data", {})
+    }
+    assert described == lessons.captions(notebook) and all(described.values())
+    page = BeautifulSoup(load_script("run_notebooks").as_html(notebook), "html.parser")
+    assert [picture["alt"] for picture in page.select("img")] == list(described.values())
+
+
 def test_first_cell_installs_from_the_projects_repository(path: Path) -> None:
     first = code_cells(path)[0].source
     assert first == code_cells(NOTEBOOKS[0])[0].source
@@ -96,16 +115,28 @@ def test_solutions_are_folded_follow_their_exercise_and_are_right() -> None:
     assert having >= {*NOTEBOOKS[:2], *BY_HAND}
     for notebook in having:
         assert len([name for of, name in found if of == notebook]) >= 3
+    step = {"kl_per_token", "rewards_per_token", "gae", "policy_loss"}
+    assert step <= {name for _, name in found}, "the heart of a step is written by hand"
 
 
 def test_guesses_are_asked_for_before_they_are_answered() -> None:
-    for notebook in (*NOTEBOOKS[:2], *BY_HAND):
+    for notebook in NOTEBOOKS:
         sources = [cell.source for cell in code_cells(notebook)]
         asked = [i for i, source in enumerate(sources) if source.startswith("guess = None")]
         answers = [i for i, source in enumerate(sources) if "reveal(" in source]
         assert len(asked) >= 3
         assert all(any(i < answer for answer in answers) for i in asked)
         assert min(answers) > min(asked)
+
+
+def test_heads_state_the_readmes_times_and_the_outcomes() -> None:
+    """A head may say more, as on what machine."""
+    for lesson in lessons.read_lessons(
+        ROOT / "notebooks", (ROOT / "README.md").read_text(encoding="utf-8")
+    ):
+        head = lesson.notebook.cells[0].source
+        assert len(lesson.goals) >= 3, lesson.number
+        assert f"{lesson.takes} to run" in head, lesson.number
 
 
 def test_a_page_folds_the_solutions_away() -> None:

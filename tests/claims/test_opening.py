@@ -47,8 +47,15 @@ def test_the_four_levers_of_the_readme() -> None:
     reading = json.loads(
         (ROOT / "notebooks" / "results" / "smollm2" / "reading.json").read_text(encoding="utf-8")
     )
-    head = README.split("## Two commands")[0]
-    told = re.findall(r"^\| .+ \| (\d\.\d\d) \|$", head, re.M)
+    head, folded, _ = re.split(r"</?details>", README.split("## Two commands")[0])
+    told, after_a_guess = (
+        re.findall(r"^\| (.+) \| (\d\.\d\d) \|$", part, re.M) for part in (head, folded)
+    )
+    cheap = facts.cheap_levers(reading)
+    assert after_a_guess == [(row["what"], f"{row['grade']:.2f}") for row in cheap]
+    for row in cheap:
+        assert f"{row['grade']:.2f}" not in head, "notebook 01 lets one guess it"
+    told = [grade for _, grade in told]
     assert told == [f"{row['grade']:.2f}" for row in facts.levers(reading)]
     start, trained, _ = (float(grade) for grade in told)
     free = reading["untouched, best"]["grade_after"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import nbformat
 import numpy as np
@@ -12,7 +13,8 @@ from support.scripts import load_script
 
 from rlhf_tutorial.assets import Bundled, resolve
 from rlhf_tutorial.evaluation.intervals import paired_difference
-from rlhf_tutorial.evaluation.measures import words
+from rlhf_tutorial.evaluation.measures import commonest_opening, words
+from rlhf_tutorial.evaluation.optimising import last_within
 from rlhf_tutorial.evaluation.reading import compare_sources
 from rlhf_tutorial.feedback import load_feedback
 from rlhf_tutorial.ppo.math import adapted_kl_coef
@@ -147,9 +149,12 @@ def test_best_of_16_gives_no_less_than_ppo_at_its_best_checkpoint() -> None:
     for size in script.SIZES:
         curves = [best_of_n_curve(SCORES[f"proxy-{size}-{k}"], SCORES["gold"]) for k in (0, 1, 2)]
         low, *_, high = sorted(curve[-1]["gold"] for curve in curves)
-        stated.append(f"{low:+.2f} to {high:+.2f} with {size}")
-    stated[0] += " of them"
-    assert f"best of 16 gains {', '.join(stated)}." in prose()
+        grades = " grades" if size == script.SIZES[0] else ""
+        stated.append(
+            f"{low:.2f} to {high:.2f}{grades} if {'its proxy' if grades else 'it'} knew {size}"
+        )
+    told = f"best of 16 gains {stated[0]}, {stated[1]}, and {stated[2]}."
+    assert told in prose()
 
 
 def test_the_less_a_proxy_knows_the_more_it_promises_in_its_own_spread() -> None:
@@ -221,6 +226,23 @@ def test_one_policy_says_no_to_everybody_and_a_third_of_the_reason_is_known() ->
     assert lead(given["gold"]) < 0 < 0.7 < lead(given["proxy-800-2"])
 
 
+def test_no_begins_at_once_and_one_training_turns_away_from_it() -> None:
+    after_one = [100 * beginning_with_no(training)[1] / 96 for training in TRAININGS]
+    told = f'after a single step "no" opens {min(after_one):.0f}% to {max(after_one):.0f}%'
+    assert told in prose()
+    away = BY_NAME[800, 0]
+    counts = dict(zip((at["step"] for at in away["looks"]), beginning_with_no(away), strict=True))
+    assert counts[1] and not any(n for step, n in counts.items() if step >= 15)
+    assert "from step 15 on not one of its answers begins so" in prose()
+    (best_look,) = (at for at in away["looks"] if at["step"] == best(PATHS[800, 0])["step"])
+    word, share = commonest_opening(best_look["answers"], 1)
+    assert (best_look["step"], word, f"{share:.0%}") == (20, "you", "69%")
+    assert (
+        'at step 20, where the gold likes this policy best, 69% of the answers begin with "you"'
+        in (prose())
+    )
+
+
 def test_a_proxy_was_fitted_to_what_it_is_said_to_know() -> None:
     untouched = load_feedback(script.FEEDBACK / "train.jsonl")
     prompts, texts, grades = script.flat(untouched)
@@ -277,11 +299,42 @@ def test_the_leash_holds_the_policy_at_the_same_gain() -> None:
     assert f"{apart[0]:.2f} to {apart[-1]:.2f} under the gold" in prose()
 
 
-def test_stopping_within_five_nats_keeps_a_gain() -> None:
-    for path in PATHS.values():
+def beginning_with_no(training: dict[str, Any]) -> list[int]:
+    """How many answers begin with the word at each look, from the untouched policy's on."""
+    return [sum(words(a)[:1] == ["no"] for a in at["answers"]) for at in training["looks"]]
+
+
+def test_stopping_within_five_nats_keeps_a_gain_and_some_nos() -> None:
+    stopped, before = [], set()
+    for key, path in PATHS.items():
         assert 2.5 < path[1]["kl"] < 5.5
-        inside = [at for at in path[1:] if at["kl"] <= 5]
-        assert inside and inside[-1]["gold"] > 0.2
+        stop = last_within([at["kl"] for at in path], 5)
+        assert path[stop]["gold"] > 0.2
+        counts = beginning_with_no(BY_NAME[key])
+        stopped.append(counts[stop])
+        before.add(counts[0])
+        assert len(BY_NAME[key]["looks"][stop]["answers"]) == 96
+    (untouched,) = before
+    told = f"{min(stopped)} to {max(stopped)} of 96 answers begin so at these checkpoints"
+    assert f"{told}, where {untouched} did before" in prose() and min(stopped) > untouched
+    read = PATHS[50, 0][last_within([at["kl"] for at in PATHS[50, 0]], 5)]
+    assert read == best(PATHS[50, 0]) and round(read["kl"]) == 4, "the one that the reader graded"
+    rows = load_feedback(FOLDER / "reading.jsonl")
+    assert compare_sources(rows, "untouched", ["50, gold's best"])["grade_gain_interval"][0] > 0
+
+
+def test_the_openings_are_counted_by_one_word_and_by_two() -> None:
+    table = notebooks.outputs_and_prose(NOTEBOOK.name)[0]["over-24"]
+    shares = []
+    for (size, seed), training in BY_NAME.items():
+        answers = training["looks"][-1]["answers"]
+        for n in (1, 2):
+            assert "{}: {:.0%}".format(*commonest_opening(answers, n)) in table, (size, seed)
+        word, share = commonest_opening(answers, 1)
+        shares += [f"{share:.0%}"] if word == "no" else []
+    assert sorted(shares) == ["100%", "29%", "95%"]
+    assert "of all answers, of 95%, and of 29%, where it was that of 6% before" in prose()
+    assert {round(100 * beginning_with_no(training)[0] / 96) for training in TRAININGS} == {6}
 
 
 def test_a_horizon_of_200_answers_doubles_the_weight_in_forty_steps() -> None:
@@ -289,3 +342,40 @@ def test_a_horizon_of_200_answers_doubles_the_weight_in_forty_steps() -> None:
     for _ in range(40):
         beta = adapted_kl_coef(beta, 100.0, 6.0, 16, 200)
     assert 1.8 < beta < 2.2 and "here about 200" in prose()
+
+
+def test_the_policy_that_says_no_was_read_as_the_notebook_tells() -> None:
+    prose = notebooks.outputs_and_prose(NOTEBOOK.name)[1]
+    rows = load_feedback(FOLDER / "reading-no.jsonl")
+    training = json.loads((FOLDER / "ppo-800-1.json").read_text(encoding="utf-8"))
+    again = load_script("feedback").answers_on_the_way(
+        FOLDER / "ppo-800-1.json", [0, 2, 40], "800 again"
+    )
+    texts = [[(a["text"], a["source"]) for a in row["answers"]] for row in rows]
+    assert texts == [[(a["text"], a["source"]) for a in row["answers"]] for row in again]
+    looks = {look["step"]: look for look in training["looks"]}
+    assert set(looks[40]["answers"]) == {"no"} and 'it says "no" to all 96 prompts' in prose
+
+    def gain(judge: str, step: int) -> str:
+        found = np.subtract(looks[step]["scores"][judge], looks[0]["scores"][judge])
+        return f"{found.mean():+.2f}"
+
+    def read(step: int) -> str:
+        found = compare_sources(rows, "800 again, step 0", [f"800 again, step {step}"])
+        low, high = found["grade_gain_interval"]
+        gained = found["grade_after"] - found["grade_before"]
+        return f"{gained:+.2f} ({low:+.2f} to {high:+.2f})"
+
+    assert f"by {gain('proxy', 2)}, {gain('gold', 2)} and {read(2)}." in prose
+    assert f"the proxy gives that {gain('proxy', 40)}. This time" in prose
+    assert f"isn't fooled: {gain('gold', 40)}. The reader says {read(40)}." in prose
+    worth = {
+        step: sum(
+            a["grade"] >= 3
+            for row in rows
+            for a in row["answers"]
+            if a["source"] == f"800 again, step {step}"
+        )
+        for step in (0, 40)
+    }
+    assert worth == {0: 14, 40: 1} and "14 of the 96 untouched answers have a 3 or more" in prose

@@ -256,6 +256,9 @@ def test_what_is_said_of_single_answers_is_true_of_them(comparison: Notebook) ->
     assert (~ended["after"]).sum() == 12 and comparison.says("the 12 that are still cut off")
     assert f"{TABLE.nlargest(5, 'score_after')['gain'].mean():.2f}" == "1.55"
     assert comparison.says("Their mean gain is 1.55, nearly three times the 0.56 of all")
+    gains = comparison.shown("worst").split("five largest losses")[0]
+    assert "Best first car under $8000 for a teenager" in gains and "Tesla Model Y" in gains
+    assert comparison.says("names a Tesla Model Y as the best first car under $8000")
 
 
 def test_the_signs_are_as_said(comparison: Notebook) -> None:
@@ -332,6 +335,8 @@ def test_what_the_gain_is_made_of_is_as_said(comparison: Notebook) -> None:
 
 def test_the_levers_and_controls_are_as_said(comparison: Notebook) -> None:
     assert comparison.answer("lever-grades").startswith("fine-tuned.")
+    (levers,) = (cell.source for cell in comparison.cells if cell.id == "levers")
+    assert "two_way_interval(each)" in levers and comparison.says("over its three seeds as well")
     nothing, asked, colder, both = (
         mean_grade(f"untouched, {how}")
         for how in ("no prompt, temperature 1", "temperature 1", "no prompt", "best")

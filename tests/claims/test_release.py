@@ -1,4 +1,8 @@
-"""What is released: built, installed into a clean environment, and used from another folder."""
+"""What is released: built, installed, and used from another folder.
+
+The environment here sees this one's other packages; test_colab.py installs the same wheel into one
+with none of them, where pip finds what it needs.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import sysconfig
 import tarfile
 import venv
@@ -16,29 +19,17 @@ from pathlib import Path
 
 import pytest
 from support import ROOT
+from support.release import build
 
 import rlhf_tutorial
 
 pytestmark = pytest.mark.slow
 
-NOT_SOURCE = shutil.ignore_patterns(
-    ".*", "runs", "build", "dist", "*.egg-info", "__pycache__", "wheels"
-)
-
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The source distribution, and the wheel that is built from it and not from this folder."""
-    folder = tmp_path_factory.mktemp("release")
-    shutil.copytree(ROOT, folder / "source", ignore=NOT_SOURCE)
-    subprocess.run(
-        [sys.executable, "-m", "build", "--no-isolation", "--outdir", "out", "source"],
-        cwd=folder,
-        check=True,
-        capture_output=True,
-    )
-    (archive,), (wheel,) = (folder / "out").glob("*.tar.gz"), (folder / "out").glob("*.whl")
-    return archive, wheel
+    return build(tmp_path_factory.mktemp("release"))
 
 
 @pytest.fixture(scope="module")

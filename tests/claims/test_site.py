@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urldefrag
 
+import jinja2
 import nbformat
 import pytest
 from filelock import FileLock
@@ -110,6 +111,19 @@ def test_the_last_run_is_when_the_outputs_came_and_not_when_the_text_changed(
     assert facts.outputs_since(path, tmp_path) == ""  # not committed yet
 
 
+def test_the_last_run_names_the_processor_only_where_it_was_recorded() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    course = {one.number: one for one in lessons.read_lessons(ROOT / "notebooks", readme)}
+    results = facts.read_json(RESULTS / "results.json")
+    unknown, known = results | {"processor": ""}, results | {"processor": "Abacus 9"}
+    assert facts.last_run(course["05"], known, ROOT).endswith(", CPU, Abacus 9")
+    assert facts.last_run(course["05"], unknown, ROOT).endswith(", CPU")
+    del unknown["processor"]
+    assert facts.last_run(course["05"], unknown, ROOT).endswith(", CPU")
+    by_hand = facts.last_run(course["03b"], known, ROOT)  # which no preset ran
+    assert "Python 3" in by_hand and "Abacus" not in by_hand and "CPU" not in by_hand
+
+
 def test_the_page_of_the_library_has_every_public_name_and_every_equation() -> None:
     page = (ROOT / "site" / "api.md").read_text(encoding="utf-8")
     documented = set(re.findall(r"^\.\. (?:auto\w+|py:data):: (\w+)", page, re.M))
@@ -195,6 +209,22 @@ def test_the_landing_pages_grades_rise_and_are_the_readmes() -> None:
         assert re.search(rf"\b{grade:.2f}\b", table), grade
 
 
+def test_the_landing_page_shows_four_levers_and_folds_what_notebook_one_asks_for() -> None:
+    reading = json.loads((RESULTS / "reading.json").read_text(encoding="utf-8"))
+    cheap = facts.cheap_levers(reading)
+    assert len(cheap) == 4 and facts.levers(reading)[0]["grade"] < cheap[0]["grade"]
+    assert reading["temperatures"]["untouched"] == 0.3 and "0.3" in cheap[1]["what"]
+    page = (ROOT / "site" / "index.md").read_text(encoding="utf-8")
+    section = re.search(r"^{% macro graded.*?^```$", page, re.M | re.S)
+    assert section is not None
+    levers = {"levers": facts.levers(reading), "cheap_levers": cheap}
+    shown = jinja2.Template(section[0]).render(levers)
+    open_, folded = shown.split("<details", 1)
+    for lever in cheap:
+        grade = f"{lever['grade']:.2f}"
+        assert f" {grade}</td>" in folded and grade not in open_
+
+
 def test_the_film_shows_what_the_trainings_say() -> None:
     (course, *_) = films = film_data.films()
     assert len(films) >= 2
@@ -212,9 +242,30 @@ def test_the_film_shows_what_the_trainings_say() -> None:
     committed = json.loads(
         (ROOT / "rlhf_tutorial/bundled/trainings/default-0.json").read_text(encoding="utf-8")
     )
-    last, shown = committed["looks"][-1], course["runs"][0]["looks"][-1]
+    last, shown = committed["looks"][-1], course["runs"][course["opens"]]["looks"][-1]
     assert shown["answers"] == last["answers"] and shown["step"] == last["step"]
     assert shown["means"][0] == pytest.approx(sum(last["scores"]["first"]) / 96, abs=1e-3)
+
+
+def test_the_film_goes_over_kl_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every group in order, whatever is committed; the first group opens at the default run."""
+    trainings = film_data.committed_trainings()
+    course_only = {k: v for k, v in trainings.items() if not k.startswith("kl-")}
+    other = {"kl-0.1, seed 0": trainings["default, seed 0"] | {"arm": "kl-0.1"}}
+    monkeypatch.setattr(film_data, "committed_trainings", lambda: other | course_only)
+    course, *others = film_data.films()
+    weights = [run["weight"] for run in course["runs"]]
+    assert weights == [0.1, 0.05, 0.05, 0.05]
+    assert course["runs"][0]["name"] == "KL weight 0.1, seed 0"
+    assert course["opens"] == 1 and course["runs"][1]["name"] == "KL weight 0.05, seed 0"
+    assert any(len({run["weight"] for run in film["runs"]}) >= 7 for film in others)
+    for film in [course, *others]:
+        shown = [run["weight"] for run in film["runs"]]
+        assert shown == sorted(shown, reverse=True), film["name"]
+        names = [run["name"] for run in film["runs"]]
+        assert len(set(names)) == len(names)
+        for name, weight in zip(names, shown, strict=True):
+            assert name.split(",")[0] == f"KL weight {weight:g}"
 
 
 def test_the_citation_names_the_licence_and_the_place() -> None:
@@ -510,7 +561,7 @@ def test_the_film_moves(read: Any, width: int) -> None:
     def answers() -> list[str]:
         return page.locator("#film .answers li span").all_text_contents()
 
-    first = films[0]["runs"][0]
+    first = films[0]["runs"][films[0]["opens"]]
     assert answers() == first["looks"][0]["answers"][:6]
     page.focus("#film-step")
     page.keyboard.press("End")
@@ -518,17 +569,46 @@ def test_the_film_moves(read: Any, width: int) -> None:
     assert f"{first['looks'][-1]['means'][0]:.2f}" in page.inner_text("#film .numbers")
     page.click("#film-more")
     assert answers() == first["looks"][-1]["answers"][6:12]
-    page.select_option("#film-group", "1")
+    (pushed,) = (i for i, f in enumerate(films) if f["name"].startswith("Pushed"))
+    page.select_option("#film-group", str(pushed))
     page.focus("#film-run")
     page.keyboard.press("End")
     page.focus("#film-step")
     page.keyboard.press("End")
-    last = films[1]["runs"][-1]
+    last = films[pushed]["runs"][-1]
+    weight = page.locator("#film .numbers div", has_text="KL weight")
+    assert weight.locator("dd").inner_text() == f"{last['weight']:g}" == "0"
     assert answers() == last["looks"][-1]["answers"][:6]
     shown = page.inner_text("#film")
     assert last["looks"][-1]["opening"] in shown and last["name"] in shown
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert not reader.wrong
+
+
+def test_no_session_of_a_teachers_plan_is_too_long_and_the_landing_page_counts_the_plans() -> None:
+    course = lessons.read_lessons(ROOT / "notebooks", (ROOT / "README.md").read_text("utf-8"))
+    template = jinja2.Template((ROOT / "site" / "teachers.md").read_text("utf-8"))
+    plans = template.render(lessons=course).split("## Plans")[1].split("## ")[0]
+    headings = r"^\*\*(\w+) sessions?(?: of two hours|, 90 minutes):"
+    _, *parts = re.split(headings, plans, flags=re.M)
+    planned = dict(zip(map(str.lower, parts[::2]), parts[1::2], strict=True))
+    landing = (ROOT / "site" / "index.md").read_text(encoding="utf-8")
+    (promised,) = re.findall(r"Plans for ([\w, ]+) sessions", landing)
+    assert re.findall(r"\w+", promised.replace(" and ", " ")) == list(planned)
+    one = re.findall(r"^\| (\d+) \|", planned["one"], re.M)
+    assert sum(map(int, one)) == 90
+    two: list[int] = []
+    for session, minutes in re.findall(r"^\| (\d?) ?\| (\d+) \|", planned["two"], re.M):
+        two += [0] if session else []
+        two[-1] += int(minutes)
+    assert two == [120, 120]
+    for number, plan in (("five", planned["five"]), ("seven", planned["seven"])):
+        rows = re.findall(r"^\| (\d) \| ([\w, ]+) \| (\d+) \+ (\d+) \|", plan, re.M)
+        assert [int(row[0]) for row in rows] == list(range(1, {"five": 6, "seven": 8}[number]))
+        for _, named, reading, exercises in rows:
+            assert int(reading) + int(exercises) <= 120, (number, named)
+            of = [one for one in course if one.number.lstrip("0") in named.split(", ")]
+            assert sum(one.minutes for one in of) == int(reading), "the notebooks that are named"
 
 
 def test_the_teachers_exercises_are_the_notebooks() -> None:

@@ -87,11 +87,27 @@ def test_the_judge_that_trains_orders_test_answers_better_than_any_shallow_cue(s
 
 
 def test_the_judges_learn_from_different_prompts(script):
-    fits = [script.graded_rows(name)["fit"] for name in ("judge", "evaluating_judge")]
-    prompts = [{row["prompt"] for row in rows} for rows in fits]
+    fits = [script.graded_rows(name)[0] for name in ("judge", "evaluating_judge")]
+    prompts = [{row["prompt"] for part in parts for row in part} for parts in fits]
     assert not prompts[0] & prompts[1]
     assert [len(p) for p in prompts] == [480, 160]
     for name, mine in zip(("judge", "evaluating_judge"), prompts, strict=True):
-        measured = script.graded_rows(name)
-        measured.pop("fit")
+        _, measured = script.graded_rows(name)
         assert not mine & {row["prompt"] for rows in measured.values() for row in rows}
+
+
+@pytest.mark.parametrize("name", ["judge", "evaluating_judge"])
+def test_after_the_last_round_it_is_the_judge_that_ships(name, script):
+    metrics = metrics_of(script, name)
+    rounds = metrics["by_rounds"]
+    assert len(rounds) == 5, "before any round, and after each of four"
+    for split, found in rounds[-1].items():
+        stated = metrics["accuracy"][split]["all"]
+        assert found["accuracy"] == pytest.approx(stated["accuracy"], abs=0.005)
+    card = (script.BUNDLED / name / "README.md").read_text(encoding="utf-8")
+    (before, *_) = [line for line in card.splitlines() if line.startswith("| no round |")]
+    if name == "judge":
+        told = f"{rounds[0]['round-1']['accuracy']:.0%} right before it knew any of them, and "
+        told += f"{rounds[1]['round-1']['accuracy']:.0%} after"
+        assert told in " ".join((ROOT / "docs" / "tuning.md").read_text(encoding="utf-8").split())
+    assert before.count("*") == 8 and f"{rounds[0]['round-1']['accuracy']:.1%}" in before

@@ -19,7 +19,8 @@ from rlhf_tutorial.studies.committed import committed_trainings
 tuning, reading = load_script("tuning"), load_script("reading")
 
 
-def test_the_default_keeps_all_limits_and_the_page_says_so() -> None:
+def test_the_rule_takes_the_default_and_the_page_says_so() -> None:
+    """If this fails: python scripts/tuning.py choose."""
     rows = tuning.rows()
     assert all(row["seeds"] == 3 for row in rows), "an arm has three seeds"
     (default,) = (row for row in rows if row["arm"] == reading.DEFAULT)
@@ -28,9 +29,18 @@ def test_the_default_keeps_all_limits_and_the_page_says_so() -> None:
     seconds = json.loads(results.read_text(encoding="utf-8"))["training"]["seconds"]
     assert default["seconds"] == pytest.approx(seconds, rel=0.05)
     page = (ROOT / "docs" / "tuning.md").read_text(encoding="utf-8")
-    assert tuning.table(rows) in page
-    assert len(rows) == 1, "the page says that nothing has been chosen yet"
-    assert "the only one with its three seeds, and it keeps all limits" in " ".join(page.split())
+    assert tuning.table(rows) in page and tuning.table_at_equal_kl() in page
+    assert {row["arm"] for row in rows} == set(tuning.CANDIDATES)
+    weight, layers = (next(r for r in rows if r["arm"] == arm) for arm in ("kl-0.1", "top-8"))
+    assert weight["out"] == layers["out"] == ["ended"]
+    told = f"{weight['ended']:.0%} and {layers['ended']:.0%} end, where 85% are asked for"
+    assert "**The rule takes the default.**" in page and told in TEXT
+    for other in (weight, layers):
+        assert other["gain"] < default["gain"] - default["error"]
+    found = tuning.gains_at_equal_kl()
+    for at in (2.0, 3.0, 4.0):
+        assert abs(found[at]["kl-0.1"]["more"]) < 0.05, "on one line with the default"
+    assert found[3.0]["top-8"]["more"] < 0 < found[4.0]["long"]["more"]
     assert tuning.preset_of("default", 0).num_shared_layers == PRESETS["smollm2"].num_shared_layers
 
 
@@ -148,3 +158,24 @@ def test_more_than_half_of_the_gain_is_there_after_ten_steps() -> None:
                 looks[step]["scores"]["first"], looks[0]["scores"]["first"]
             ).tolist()
     assert 0.5 < np.mean(gains[10]) / np.mean(gains[40]) < 0.9
+
+
+def test_the_page_says_how_the_long_run_was_read_on_the_way() -> None:
+    """From `reading-long.jsonl`: grades by step, against what the training judge saw."""
+    rows = load_feedback(resolve(Bundled("feedback")) / "reading-long.jsonl")
+    page = (ROOT / "docs" / "tuning.md").read_text(encoding="utf-8")
+    means = {}
+    for look in committed_trainings()["long, seed 0"]["looks"]:
+        given = [
+            a for r in rows for a in r["answers"] if a["source"] == f"long, step {look['step']}"
+        ]
+        grades = np.array([a["grade"] for a in given])
+        assert [a["text"] for a in given] == look["answers"]
+        ended, judge = np.mean([a["ended"] for a in given]), np.mean(look["scores"]["first"])
+        means[look["step"]] = grades.mean()
+        cells = f"{grades.mean():.2f} | {ended:.0%} | {np.mean(grades >= 3):.0%} | {judge:.2f}"
+        assert f"| {look['step']} | {cells} |" in page
+        assert 0.07 < grades.std(ddof=1) / len(grades) ** 0.5 < 0.13
+    gained = (means[10] - means[0]) / (means[40] - means[0])
+    assert 0.7 < gained < 0.85 and "Three quarters of the gain is there after ten steps" in TEXT
+    assert compare_sources(rows, "long, step 20", ["long, step 40"])["grade_gain_interval"][0] < 0

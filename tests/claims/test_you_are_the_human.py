@@ -14,11 +14,17 @@ from support.notebooks import outputs_and_prose, row
 
 from rlhf_tutorial.human.judge import COMPONENTS, VARIANCES
 from rlhf_tutorial.human.readers import short_and_concrete
-from rlhf_tutorial.human.study import committed_curves, committed_steering
+from rlhf_tutorial.human.study import (
+    FROM_COURSE,
+    committed_curves,
+    committed_steering,
+    labels_needed,
+)
 
 CELLS = nbformat.read(ROOT / "notebooks" / "10_you_are_the_human.ipynb", as_version=4).cells
 PROSE = "\n".join(cell.source for cell in CELLS if cell.cell_type == "markdown")
 
+WAYS = ("random", "active, weights", "active, pairs")
 TASTES_IN_ORDER = ("short and concrete", "warm and personal", "names a number")
 
 
@@ -52,6 +58,33 @@ def test_what_is_said_of_each_taste_is_what_its_curves_show() -> None:
     assert "its rival, which asks about other pairs, keeps one" in PROSE
 
 
+def test_what_the_courses_judge_is_worth_as_a_beginning() -> None:
+    def over_tastes(way: str, labels: int) -> float:
+        return float(np.mean([agreement(taste, way, labels) for taste in TASTES_IN_ORDER]))
+
+    begun, alone = ([over_tastes(way, n) for n in (40, 80, 200)] for way in (FROM_COURSE, "random"))
+    told = f"in {begun[0]:.0%} of held-out pairs after 40 labels, and in {begun[1]:.0%} after 80"
+    assert told in PROSE
+    assert f"with nothing do so in {alone[0]:.0%} and {alone[1]:.0%}" in PROSE
+    assert abs(begun[2] - alone[2]) < 0.01 and "After 200 labels the two are even" in PROSE
+
+
+def test_the_labels_needed_are_told_as_the_table_has_them() -> None:
+    def needed(taste: str, way: str, share: float) -> list[float]:
+        curves = committed_curves()[taste][way]
+        return [labels_needed(curve, share) or np.inf for curve in curves]
+
+    for taste, active, at_random in zip(TASTES_IN_ORDER, (40, 70, 20), (60, 160, 50), strict=True):
+        assert np.median(needed(taste, "active, weights", 0.7)) == active
+        assert np.median(needed(taste, "random", 0.7)) == at_random
+    assert "40 to the first mark in place of 60, 70 in place of 160, 20 in place of 50" in PROSE
+    never = np.isinf(needed("names a number", "active, weights", 0.7))
+    assert never.sum() == 1 and "with one seed of “names a number” it never gets there" in PROSE
+    warm = {way: needed("warm and personal", way, 0.75) for way in WAYS}
+    assert [int(np.isfinite(warm[way]).sum()) for way in WAYS] == [0, 1, 0]
+    assert "gets there once in five, by the formula" in PROSE
+
+
 def test_the_judge_is_as_it_is_told() -> None:
     assert COMPONENTS == 64 and "there are 64 weights" in PROSE
     assert len(VARIANCES) == 11 and "the fit tries eleven" in PROSE
@@ -69,39 +102,72 @@ def by(start: str) -> str:
     return found
 
 
+def test_only_what_was_labelled_to_teach_is_counted() -> None:
+    """A run that goes on after its blind test would count those labels as well."""
+    assert SHOWN["label-report"].startswith("88 choices"), "80, and every tenth again"
+    assert "Learned from 88 labels" in SHOWN["fit-judge"]
+    assert "learned from 100 labels" in SHOWN["second-habits"], "and twelve of the race"
+
+
+def test_every_figure_says_who_labelled() -> None:
+    sources = {cell.id: cell.source for cell in CELLS if cell.cell_type == "code"}
+    drawn = [cell.id for cell in CELLS if cell.cell_type == "code" and _pictures(cell)]
+    assert drawn == ["agreement-curve", "curves", "steer", "seeds-figure", "second-round"]
+    assert all("BY" in sources[cell] or "simulated reader" in sources[cell] for cell in drawn)
+
+
+def _pictures(cell: Any) -> list[Any]:
+    return [each for each in cell.outputs if "image/png" in each.get("data", {})]
+
+
+def test_what_the_judge_has_learned_is_told() -> None:
+    assert "{'words': -0.72, 'ends': 0.42}" in SHOWN["liked-words"]
+    assert "Here the two are -0.72 and 0.42" in PROSE
+    clear = []
+    for word in ("i'm", "no", "i", "was", "just"):
+        difference, error, _ = numbers("liked-words", word)
+        clear += [word] if difference > 2.5 * error else []
+    assert clear == ["i'm", "no"] and "“i'm” and “no” stand clear of their errors" in PROSE
+
+
 def test_the_first_round_is_told_as_it_went() -> None:
-    habits = by("table = habits(asked")
-    assert numbers(habits, "words") == [21.9, 8.6]
-    assert "8.6 words where it said 21.9" in PROSE
-    veil = SHOWN[by("judges = {")]
-    assert "16 went to the trained policy, 3 to the untouched one, and 1 were ties" in veil
-    assert "82% (95% interval 61% to 93%)" in veil and "goes from 61% to 93%" in PROSE
-    assert "Your own judge agreed with you 18 of 19 times" in veil
+    assert numbers("habits", "words") == [21.0, 7.02]
+    assert "7.0 words where it said 21.0" in PROSE
+    veil = SHOWN["lift-veil"]
+    assert "8 went to the trained policy, 11 to the untouched one, and 1 were ties" in veil
+    assert "better eleven times, the steered one's eight times, and once it found both" in PROSE
+    assert "42% (95% interval 24% to 64%)" in veil and "goes from 24% to 64%" in PROSE
+    assert "Your own judge agreed with you 6 of 19 times" in veil
     assert "The course's judge agreed with you 12 of 19 times" in veil
-    assert "in 18 of 19 choices" in PROSE and "of this taste, in 12" in PROSE
-    said = SHOWN[by('pd.DataFrame({"prompt": asked, "before": before, "after"')]
-    for answer in ("No.", "I'm sorry to interrupt."):
+    assert "in 6 of 19 choices" in PROSE and "of this taste, agreed in 12" in PROSE
+    assert "in 72% of 78 choices" in SHOWN["fit-judge"] and "was right in 72%" in PROSE
+    both = SHOWN["begin"]
+    assert "nothing:            72%" in both and "judge: 73%" in both, "no difference"
+    said = SHOWN["answers-table"]
+    for answer in ("no.", "No."):
         assert answer in said and f"“{answer}”" in PROSE
 
 
 def test_why_no_wins_the_judge_and_not_the_reader() -> None:
-    trick = SHOWN[by("trick = max(after")]
-    assert "'No.' is the answer to 5 of 48 prompts" in trick and "five prompts of 48" in PROSE
-    assert "85% of the time, the judge says" in trick and "choose it 85% of the time" in PROSE
+    trick = SHOWN["trick"]
+    assert "'No.' is the answer to 10 of 48 prompts" in trick and "ten prompts of 48" in PROSE
+    assert numbers("habits", "opens with “no”") == [0, 0.44]
+    assert "44% of all answers begin with “no”" in PROSE
+    assert "89% of the time, the judge says" in trick and "choose it 89% of the time" in PROSE
     assert short_and_concrete("No no.") < short_and_concrete("No no no " * 20)
 
 
-def test_twelve_labels_change_what_is_said_and_not_what_wins() -> None:
-    second = SHOWN[by("_, later = answers_of")]
-    assert "first round: 'No.' 5 times; 7 answers of one or two words" in second
-    assert "second round: 'No.' 0 times; 2 answers of one or two words" in second
-    assert "of seven answers of one or two words two are left" in PROSE
-    assert numbers(by("_, later = answers_of"), "words") == [21.9, 8.6, 21.9, 11.44]
-    assert "three words more in the mean" in PROSE
-    verdict = SHOWN[by("verdict = pd.DataFrame")]
-    assert [round(100 * x) for x in numbers(by("verdict = pd.DataFrame"), "win_rate")] == [82, 80]
-    assert "[0.708333, 0.916667]  [0.6875, 0.90625]" in verdict and "82% and 80%" in PROSE
-    said = SHOWN[by('pd.DataFrame({"prompt": asked, "before": before, "second round"')]
+def test_twelve_labels_turn_what_wins() -> None:
+    second = SHOWN["second-habits"]
+    assert "first round: 'No.' 10 times; 24 answers of one or two words" in second
+    assert "second round: 'No.' 2 times; 5 answers of one or two words" in second
+    assert "stood ten times in the first round and stands twice in the second" in PROSE
+    assert "of 24 answers of one or two words five are left" in PROSE
+    verdict = SHOWN["verdict"]
+    assert [round(100 * x) for x in numbers("verdict", "win_rate")] == [44, 83]
+    assert "[0.302083, 0.572917]  [0.729167, 0.927083]" in verdict
+    assert "44% (30% to 57%) after the first round, 83% (73% to 93%) after the second" in PROSE
+    said = SHOWN["later-table"]
     for answer in re.findall(r"“([^”]+\.)” ", PROSE.split("Now read what the winner says:")[1]):
         assert answer in said
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from transformers import AutoModelForCausalLM
 
 from rlhf_tutorial import Run, load_preset
 from rlhf_tutorial.__main__ import main
@@ -194,6 +195,42 @@ def test_labels_of_ones_own_prompts(
     assert [label.pair for label in labels] == pairs
     assert {label.prompt for label in labels} <= set(mine) and len(labels) == 3
     assert {label.policy for label in labels} == {f"{tmp_path / 'policy'}, untouched"}
+    main(["judge", *run])
+    monkeypatch.setattr(Run, "train", None)
+    with pytest.raises(SystemExit, match="error: .*mine.jsonl is one file.*'test'"):
+        main(["steer", *run])  # before it trains
     with pytest.raises(SystemExit):
         main(["label", *run, "--pairs", "none"])
     assert "'none' is no such number: give 1 or more" in capsys.readouterr().err
+
+
+def test_ones_own_prompts_and_policy_from_labels_to_the_blind_test(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_tiny_policy(tmp_path / "policy", ["Name a fruit that is red, please."] * 8)
+    monkeypatch.setenv("RLHF_POLICY", str(tmp_path / "policy"))
+    monkeypatch.setattr("rlhf_tutorial.human.steering_commands.UNLABELLED", 10)
+    (tmp_path / "mine").mkdir()
+    mine = {"train": "Name {} of my fruits.", "test": "Eat {} of my fruits."}
+    for split, form in mine.items():
+        lines = (json.dumps({"prompt": form.format(n)}) + "\n" for n in range(20))
+        (tmp_path / "mine" / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+    run = ["--preset", "tiny", "--output", str(tmp_path / "run"), "--data", str(tmp_path / "mine")]
+    typed(monkeypatch, "l", "r", "l", "r", "t", "l")
+    main(["label", *run, "--pairs", "6"])
+    main(["judge", *run])
+    main(["steer", *run, "--steps", "1"])
+    printed = capsys.readouterr().out
+    assert "Learned from 6 labels" in printed and "commonest opening" in printed
+    steered = tmp_path / "run" / "human" / "policy"
+    policy = AutoModelForCausalLM.from_pretrained(steered)
+    for weights in policy.parameters():
+        weights.data.add_(0.5)  # one step changes few answers
+    policy.save_pretrained(steered)
+    typed(monkeypatch, "l", "r")
+    main(["blind-test", *run, "--choices", "2"])
+    printed = capsys.readouterr().out
+    assert "Of 2 choices" in printed and "Your own judge agreed" in printed
+    tested = [x for x in load_labels(steered.parent / "labels.jsonl") if x.purpose == "blind test"]
+    assert {x.prompt for x in tested} <= {mine["test"].format(n) for n in range(20)}
+    assert {x.policy.split(", trained")[0] for x in tested} == {str(tmp_path / "policy")}

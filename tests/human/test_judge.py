@@ -17,6 +17,7 @@ from rlhf_tutorial.human.judge import (
     cross_validated_agreement,
     fit_posterior,
     fit_with_evidence,
+    weights_of,
 )
 from rlhf_tutorial.human.labels import Pair
 
@@ -68,19 +69,23 @@ def test_the_posterior_sits_at_the_bottom_and_is_as_wide_as_the_loss_is_curved()
     np.testing.assert_allclose(posterior.covariance, np.linalg.inv(second), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("k", [1, 2])
-def test_mean_deviation_and_evidence_are_those_of_the_integral(k):
+@pytest.mark.parametrize(("k", "prior_mean"), [(1, None), (2, None), (2, [0.2, -0.6])])
+def test_mean_deviation_and_evidence_are_those_of_the_integral(k, prior_mean):
     """With a few dozen choices the posterior is nearly a Gaussian; the grid knows no such thing."""
     differences = some_differences(60, k, seed=3)
     choices = choices_of(differences, np.array([0.8, -0.4])[:k], seed=4)
     variance = 0.5
-    posterior = fit_posterior(differences, choices, variance)
+    start = prior_mean or [0.0] * k
+    given = None if prior_mean is None else torch.tensor(prior_mean)
+    posterior = fit_posterior(differences, choices, variance, given)
     axis = np.linspace(-4, 4, 401)
     grid = np.stack(np.meshgrid(*[axis] * k, indexing="ij"), axis=-1).reshape(-1, k)
     margins = grid @ differences.numpy().T
     y = choices.numpy()
     log_joint = (y * np.log(sigma(margins)) + (1 - y) * np.log(sigma(-margins))).sum(axis=1)
-    log_joint -= (grid**2).sum(axis=1) / (2 * variance) + k / 2 * np.log(2 * np.pi * variance)
+    log_joint -= ((grid - start) ** 2).sum(axis=1) / (2 * variance) + k / 2 * np.log(
+        2 * np.pi * variance
+    )
     density = np.exp(log_joint - log_joint.max())
     weight = density / density.sum()
     mean = weight @ grid
@@ -127,6 +132,29 @@ def test_ties_do_not_talk_the_evidence_out_of_a_taste():
     alone = fit_with_evidence(told, choices[:40]).mean
     assert both[0] > 0.8 * alone[0] > 1
     assert both[1:].abs().max() < alone[1:].abs().max()  # and tell what does not count
+
+
+def test_another_judge_is_where_it_begins_if_the_evidence_says_so():
+    differences, truth = some_differences(200, 20), np.random.default_rng(5).normal(size=20)
+    few, kin = choices_of(differences, truth)[:25], torch.from_numpy(truth) / 2
+    alone = fit_with_evidence(differences[:25], few)
+    helped = fit_with_evidence(differences[:25], few, kin)
+    misled = fit_with_evidence(differences[:25], few, -kin)
+
+    def right(posterior):
+        return float(
+            ((differences @ posterior.mean > 0) == (differences @ kin > 0)).double().mean()
+        )
+
+    assert right(helped) > right(alone) + 0.05 and helped.log_evidence > alone.log_evidence
+    torch.testing.assert_close(misled.mean, alone.mean)
+
+
+def test_another_judges_weights_are_found_in_its_scores():
+    pairs = pairs_of(40)
+    features, weights = Features.fit(read, pairs), torch.tensor([1.5, -0.5]).double()
+    found = weights_of(lambda q, r: (features(q, r) @ weights + 3).tolist(), features, pairs)
+    torch.testing.assert_close(found, weights)
 
 
 # Features --------------------------------------------------------------------------------------

@@ -12,11 +12,13 @@ from rlhf_tutorial.human.judge import BayesianJudge, Features
 from rlhf_tutorial.human.labels import Pair
 from rlhf_tutorial.human.readers import TASTES, SimulatedReader
 from rlhf_tutorial.human.study import (
+    FROM_COURSE,
     agreement_in_taste,
     committed_curves,
     committed_steering,
     label_pairs,
     labels_needed,
+    labels_needed_table,
     learning_curve,
     pairs_of_rows,
 )
@@ -53,17 +55,27 @@ def test_a_lucky_point_does_not_count_as_enough_labels():
     assert labels_needed(curve, 0.74) is None
 
 
+def test_the_labels_that_a_taste_needs_are_told_over_its_seeds():
+    def curve(*shares):
+        return [{"labels": 10 * n, "agreement": share} for n, share in enumerate(shares, start=1)]
+
+    seeds = [curve(0.6, 0.7, 0.7, 0.7), curve(0.8, 0.8, 0.8, 0.8), curve(0.6, 0.6, 0.9, 0.9)]
+    table = labels_needed_table({TASTE: {"random": seeds, "active": seeds[:1]}}, shares=(0.7,))
+    assert table.loc[(TASTE, "random"), "70%"] == "20 (10 to over 40)"
+    assert table.loc[(TASTE, "active"), "70%"] == "20 (20 to 20)"
+
+
 def test_every_two_different_answers_are_a_pair(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"prompt": "p", "answers": [{"text": "x"}, {"text": "y"}, {"text": "x"}]}\n')
     assert pairs_of_rows(load_feedback(path)) == [Pair("p", "x", "y"), Pair("p", "y", "x")]
 
 
-def test_every_taste_has_committed_curves_of_three_ways_and_five_seeds():
+def test_every_taste_has_committed_curves_of_four_ways_and_five_seeds():
     curves = committed_curves()
     assert set(curves) == set(TASTES)
     for ways in curves.values():
-        assert list(ways) == ["random", "active, weights", "active, pairs"]
+        assert list(ways) == ["random", "active, weights", "active, pairs", FROM_COURSE]
         for seeds in ways.values():
             assert len(seeds) == 5
             assert all([row["labels"] for row in c] == list(range(10, 201, 10)) for c in seeds)

@@ -143,6 +143,9 @@ def test_judge_and_steer_in_a_terminal(monkeypatch, run_and_judge, capsys):
     main(["steer", *where, "--steps", "1"])
     said = capsys.readouterr().out
     assert "commonest opening" in said
+    asked, now = answers_of(run, steered_policy(run), "train", 3)
+    assert all(prompt in said for prompt in asked)
+    assert all(" ".join(answer.split()) in said for answer in now)
     assert (run.folder / "human" / "policy" / "config.json").exists()
     # One step changes few answers of a policy as small as this one.
     policy = AutoModelForCausalLM.from_pretrained(run.folder / "human" / "policy")

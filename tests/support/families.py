@@ -374,7 +374,7 @@ OWN_CACHE = {
 """Sampled with a cache made for their config: layers that keep a state."""
 GENERATE = {"Mamba", "Mamba-2", "OpenAI-GPT"}
 """Sampled by transformers' own loop."""
-REFUSED = {"RWKV": "reads padding as text", "Gemma 3n": "several hidden states to a token"}
+REFUSED = {"RWKV": "because it reads the padding", "Gemma 3n": "several hidden states to a token"}
 """Refused when a policy is made, and why."""
 IN_EVERY_PASS = {
     *("Llama 4", "Gemma 4", "OPT-350m", "XGLM", "Mamba", "Mamba-2"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -98,11 +99,61 @@ def test_a_torch_that_does_not_load_is_told_in_a_line(
             if name == "rlhf_tutorial.device":
                 raise OSError("[WinError 126] The module was not found: c10.dll")
 
-    monkeypatch.delitem(sys.modules, "rlhf_tutorial.device")
+    monkeypatch.delitem(sys.modules, "rlhf_tutorial.device", raising=False)
     monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    monkeypatch.setattr(doctor, "processor_has_bf16", lambda: None)  # so that torch is asked
     found = {f.what: f for f in doctor.examine(PRESETS["tiny"], tmp_path)}
     assert found["torch"].verdict == "no"
     assert "c10.dll" in found["torch"].found and "Visual C++" in found["torch"].advice
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere torch is asked")
+def test_bfloat16_is_found_as_torch_finds_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rlhf_tutorial.device import supports_bf16
+
+    monkeypatch.setattr(doctor, "GPU_DRIVERS", ())
+    found = {f.what: f for f in doctor.examine(PRESETS["tiny"], tmp_path)}
+    assert (found["bfloat16"].verdict == "ok") == supports_bf16("cpu")
+    info = tmp_path / "cpuinfo"
+    assert doctor.processor_has_bf16(info) is None
+    for flags, able in (("fpu avx512_bf16 sse", True), ("amx_bf16", True), ("avx512f bf16", False)):
+        info.write_text(f"processor : 0\nflags : {flags}\n", encoding="utf-8")
+        assert doctor.processor_has_bf16(info) is able
+    monkeypatch.setattr(doctor, "processor_has_bf16", lambda: True)
+    for version, verdict in (("2.12.1", "slow"), ("2.13.0+cpu", "ok"), ("3.0", "ok")):
+        monkeypatch.setattr(doctor.importlib.metadata, "version", lambda _, v=version: v)
+        assert [f.verdict for f in doctor._arithmetic()] == [verdict]
+
+
+def test_the_list_of_fonts_is_looked_for_where_matplotlib_keeps_it() -> None:
+    import matplotlib
+
+    assert Path(matplotlib.get_cachedir()) in doctor.font_lists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    sys.platform != "linux" or any(map(os.path.exists, doctor.GPU_DRIVERS)),
+    reason="there torch is imported, to be asked",
+)
+def test_the_doctor_takes_two_seconds_of_the_processor_at_the_most(tmp_path: Path) -> None:
+    """Of its own and pip's, so that a busy machine fails nothing; torch alone would take them."""
+    code = "from rlhf_tutorial.__main__ import main; main(['doctor', '--preset', 'tiny']); "
+    code += "import sys; print({'torch', 'numpy'} & sys.modules.keys())"
+    before = os.times()
+    told = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        encoding="utf-8",
+        check=True,
+    )
+    after = os.times()
+    assert told.stdout.endswith("set()\n")
+    assert sum(after[2:4]) - sum(before[2:4]) < 2
 
 
 @pytest.mark.slow

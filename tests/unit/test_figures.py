@@ -355,6 +355,9 @@ def test_bars_show_value_and_interval():
     ]
     (ax,) = figures.bars_with_intervals(rows, "perplexity").axes
     assert [bar.get_width() for bar in ax.patches] == [15.0, 18.0]
+    (told,) = figures.bars_with_intervals([rows[0], {**rows[1], "ppo": True}], "grade").axes
+    untrained, trained = (bar.get_facecolor() for bar in told.patches)
+    assert to_hex(trained) == style.BLUE.lower() != to_hex(untrained)
     assert [t.get_text() for t in ax.get_yticklabels()] == ["before", "after"]
     assert ax.yaxis_inverted()  # the first row on top
     segments = next(c for c in ax.collections if hasattr(c, "get_segments")).get_segments()
@@ -381,6 +384,12 @@ def test_dots_have_intervals_and_groups_share_a_line():
               in ("s", "o")}  # fmt: skip
     assert abs(values[2.0] - values[2.5]) < 0.5 < values[1.5] - values[2.0]
     assert ax.yaxis_inverted() and ax.get_xlim() == (0, 5)
+    runs = [row("a", "default run, three seeds", 2.0), row("a", "long run, one seed", 2.5)]
+    (told,) = figures.dots_with_intervals(runs, "wins").axes
+    seen = [
+        (line.get_marker(), line.get_color()) for line in told.lines if line.get_marker() in "oD"
+    ]
+    assert seen == [style.MARKS[name][1::-1] for name in ("default run", "long run")]
     (alone,) = figures.dots_with_intervals([rows[0]], "wins").axes
     assert not alone.figure.legends and alone.get_xlabel() == "wins; lines: 95% intervals"
     for bad, told in (
@@ -409,6 +418,8 @@ def test_length_histogram_splits_exactly_at_the_limit():
     (ax,) = figures.length_histogram(lengths, limit=100).axes
     legend = [t.get_text() for t in ax.get_legend().get_texts()]
     assert legend == ["kept: 2 shorter than 100", "dropped: 3", "limit: 100"]
+    (none,) = figures.length_histogram([10, 99], limit=100).axes
+    assert "dropped: 0" not in [t.get_text() for t in none.get_legend().get_texts()]
     bars = [bar for bar in ax.patches if bar.get_height()]
     assert sum(bar.get_height() for bar in bars) == 4
     below = [bar for bar in bars if bar.get_x() + bar.get_width() <= 100 + 1e-9]
@@ -451,7 +462,7 @@ def test_the_plan_names_every_part_inside_the_picture():
         "Policy",
         "Value head",
         "Reference",
-        "Answers",
+        "Prompt + answer",
         "KL",
         "Judge",
     } <= texts
@@ -461,6 +472,32 @@ def test_the_plan_names_every_part_inside_the_picture():
     assert all(frame.x0 <= b.x0 and b.x1 <= frame.x1 for b in boxes)
     overlaps = [(a, b) for i, a in enumerate(boxes) for b in boxes[:i] if a.overlaps(b)]
     assert not overlaps
+
+
+def test_prompts_reach_the_reference_and_the_judge():
+    from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+
+    (ax,) = figures.plan_diagram().axes
+    frames = [p for p in ax.patches if isinstance(p, FancyBboxPatch)]
+
+    def at(x, y):
+        """The name in the box that holds the point, its border included."""
+        (box,) = (
+            f for f in frames
+            if f.get_x() <= x <= f.get_x() + f.get_width()
+            and f.get_y() <= y <= f.get_y() + f.get_height()
+        )  # fmt: skip
+        inside = [t for t in ax.texts if box.get_path().get_extents().contains(*t.get_position())]
+        return inside[0].get_text()
+
+    ends = {
+        (at(*line[0]), at(*line[-1]))
+        for line in (
+            p._path_original.vertices for p in ax.patches if isinstance(p, FancyArrowPatch)
+        )
+    }
+    assert {("Prompt + answer", "Reference"), ("Prompt + answer", "Judge")} <= ends
+    assert {("Prompts", "Policy"), ("Policy", "Prompt + answer")} <= ends
 
 
 KINDS = {"policy": 4.0, "reference's own": 1.0, "gradients": 1.0, "Adam's two moments": 2.0}
@@ -619,6 +656,8 @@ def test_live_curve_shows_scores_moving_mean_and_kl():
     np.testing.assert_allclose(bottom.lines[0].get_ydata(), column(stats, "objective/kl"))
     assert top.get_xlim()[1] == pytest.approx(96.5)
     assert top.get_title(loc="left") == "Step 12 of 96"
+    curve.note = "labels: yours"
+    assert curve.figure().axes[0].get_title(loc="left") == "Step 12 of 96; labels: yours"
     with pytest.raises(DataError, match="objective/kl"):
         curve.update({"ppo/mean_scores": 1.0})
     with pytest.raises(DataError, match="window"):

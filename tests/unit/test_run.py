@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,6 +58,8 @@ def test_results_hold_headline_seed_versions_and_time(finished: Run) -> None:
     assert results["training"]["seconds"] > 0
     # A wheel's metadata may leave out the build, as in "2.13.0" for "2.13.0+cu130".
     assert results["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    if sys.platform == "linux":
+        assert results["processor"] in Path("/proc/cpuinfo").read_text(encoding="utf-8")
     gain = results["comparison"]["mean_after"] - results["comparison"]["mean_before"]
     assert results["comparison"]["mean_gain"] == pytest.approx(gain)
 

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from rlhf_tutorial import figures
 from rlhf_tutorial.errors import DataError
+from rlhf_tutorial.figures.style import MARKS
 
 pytestmark = pytest.mark.filterwarnings("error::UserWarning")
 
@@ -90,6 +91,27 @@ def test_the_proxy_is_dashed_and_the_gold_solid_in_every_panel() -> None:
         figures.proxy_and_gold({"50": [[{"kl": 0.0, "proxy": 0.0}]]}, "gain")
 
 
+def test_the_default_run_and_the_long_one_look_the_same_in_every_figure() -> None:
+    points = [{"step": n, "a": float(n)} for n in (0, 1, 2, 30, 40)]
+    names = {"64 answers\nper step": "long run", "16 answers per\nstep, three seeds": "default run"}
+    (ax,) = figures.over_looks({name: [points] for name in names}, {"a": "A"}).axes
+    drawn = [(line.get_color(), line.get_marker()) for line in ax.get_lines()]
+    assert drawn == [MARKS[name][:2] for name in names.values()]
+    heights = [text.xy[1] for text in ax.texts]
+    low, high = ax.get_ylim()
+    assert abs(heights[0] - heights[1]) > 0.12 * (high - low), "their names do not touch"
+    assert list(ax.get_xticks()) == [0, 30, 40], "nor do the steps"
+
+
+def test_an_answer_is_printed_below_its_panel_and_cut_short() -> None:
+    run = [[{"kl": 0.0, "proxy": 0.0, "gold": 0.0}, {"kl": 4.0, "proxy": 1.0, "gold": -1.0}]]
+    said = {"a": "no", "b": "word " * 40}
+    left, right = figures.proxy_and_gold({"a": run, "b": run}, "gain", said).axes
+    assert "“no”" in [text.get_text() for text in left.texts]
+    (cut,) = (text.get_text() for text in right.texts if "word" in text.get_text())
+    assert cut.endswith("…”") and len(cut.splitlines()) <= 3
+
+
 def test_looks_are_drawn_for_every_training_and_named_once() -> None:
     points = [{"step": 0, "a": 1.0, "b": 3.0}, {"step": 9, "a": 2.0, "b": 5.0, "a_error": 0.5}]
     groups = {"long": [points], "short": [points, points[:1]]}
@@ -97,7 +119,7 @@ def test_looks_are_drawn_for_every_training_and_named_once() -> None:
     drawn = [list(np.asarray(line.get_ydata())) for line in left.get_lines()]
     assert drawn.count([1.0, 2.0]) == 2 and drawn.count([1.0]) == 1
     assert len(left.containers) == 2 and not right.containers, "errors where they are known"
-    assert [text.get_text() for text in left.texts] == ["long", "short"] and not right.texts
+    assert {text.get_text() for text in left.texts} == {"long", "short"} and not right.texts
     with pytest.raises(DataError, match="has no 'c'"):
         figures.over_looks(groups, {"c": "C"})
 

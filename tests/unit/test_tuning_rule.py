@@ -86,12 +86,13 @@ def test_only_candidates_and_their_three_seeds_come_under_the_rule(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(tuning, "TRAININGS", tmp_path)
-    for arm, seed, gain in [("default", 0, 1.0), ("default", 100, 9.0), ("lora-1e-3", 100, 2.0)]:
+    others = [("default", 100, 9.0), ("lora-1e-3", 100, 2.0), ("kl-0.1", 0, 3.0)]
+    for arm, seed, gain in [*(("default", seed, 1.0) for seed in range(3)), *others]:
         found = {"arm": arm, "seed": seed, **training(LONG, 0.9, gain)}
         (tmp_path / f"{arm}-{seed}.json").write_text(json.dumps(found), encoding="utf-8")
     (row,) = tuning.rows()
-    assert row["arm"] == "default" and row["seeds"] == 1 and row["gain"] == pytest.approx(0.75)
+    assert row["arm"] == "default" and row["seeds"] == 3 and row["gain"] == pytest.approx(0.75)
     shown = tuning.table_of_what_is_trained().splitlines()[2:]
     names = tuning.WHAT_IS_TRAINED
-    assert shown[0].startswith(f"| {names['default']} | 2 | 3.75 ± ")
+    assert shown[0].startswith(f"| {names['default']} | 4 | 2.25 ± ")
     assert shown[1].startswith(f"| {names['lora-1e-3']} | 1 | 1.50 ± ") and len(shown) == 2
