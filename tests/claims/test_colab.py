@@ -48,6 +48,19 @@ from nbclient import NotebookClient
 notebook = nbformat.read(sys.argv[1], as_version=4)
 NotebookClient(notebook, timeout=None, kernel_name="python3").execute()
 """
+CLICK = """
+import sys
+from pathlib import Path
+from rlhf_tutorial.human.labelling import Session
+from rlhf_tutorial.human.labels import Pair, load_labels
+from rlhf_tutorial.human.widget import LabellingWidget
+path, Session.seconds = Path(sys.argv[1]), 1.0  # faster clicks count as double ones
+pairs = [Pair(f"Prompt {n}?", f"One {n}.", f"Two {n}.") for n in range(5)]
+shown = LabellingWidget(Session(pairs, path, policy="tiny, untouched"))
+for name in ("left", "tie", "back", "right", "skip"):
+    shown.buttons[name].click()
+print(*(f"{label.prompt} {label.choice in 'ab'}" for label in load_labels(path)), sep="\\n")
+"""
 
 
 @pytest.fixture(scope="module")
@@ -114,3 +127,15 @@ def test_notebooks_one_to_five_run_there(colab: Path, tmp_path: Path) -> None:
             encoding="utf-8",
         )
         assert done.returncode == 0, f"{path.name}: {done.stderr[-2000:]}"
+
+
+def test_labels_are_clicked_in_colabs_widgets(colab: Path, tmp_path: Path) -> None:
+    """Notebook 10's buttons, under ipywidgets 7: left, tie, back, right, skip."""
+    done = subprocess.run(
+        [colab / "environment" / "bin" / "python", "-c", CLICK, tmp_path / "labels.jsonl"],
+        env={k: v for k, v in os.environ.items() if not re.match("PYTHON|RLHF_|JUPYTER", k)},
+        capture_output=True,
+        encoding="utf-8",
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines() == ["Prompt 0? True", "Prompt 1? True", "Prompt 2? False"]

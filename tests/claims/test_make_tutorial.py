@@ -170,6 +170,10 @@ def test_the_times_are_those_of_the_readmes_table() -> None:
     for number, word in enumerate(f"{numbers}fifteen sixteen".split(), start=1):
         words[f"{word} minute{'s' if number > 1 else ''}"] = number
     assert {name: words[told] for name, told in rows} == script.MINUTES
+    parts = re.findall(r"^\| (?:notebooks )?[\d to]+ \| (\d+) \| [^|]*\|$", page, re.MULTILINE)
+    assert sum(map(int, parts)) == round(sum(script.MINUTES.values()))
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    assert f"by the README's table they take {sum(script.MINUTES.values()):.0f}, most of it" in page
     assert {p.stem.split("_")[0] for p in script.ROOT.glob("notebooks/*.ipynb")} == {
         *script.MINUTES
     }
