@@ -13,7 +13,11 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "scripts"))
 import tuning
 
 from rlhf_tutorial.evaluation.measures import commonest_opening
-from rlhf_tutorial.studies.committed import committed_experiments, committed_trainings
+from rlhf_tutorial.studies.committed import (
+    committed_experiments,
+    committed_overoptimisation,
+    committed_trainings,
+)
 
 JUDGES = {
     "first": "training judge",
@@ -86,22 +90,14 @@ def experiments() -> list[Run]:
 
 def gold_runs() -> list[Run]:
     """Trainings against a proxy with a gold watching, from the smallest proxy to the largest."""
-    from rlhf_tutorial.assets import Bundled, resolve
-    from rlhf_tutorial.errors import AssetError
-
-    try:
-        paths = sorted(resolve(Bundled("overoptimisation")).glob("ppo-*.json"))
-    except AssetError:  # not in this version
-        return []
-    runs = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-    runs.sort(key=lambda run: (run["size"], run["seed"]))
+    _, runs = committed_overoptimisation()
     return [
         (
             run["settings"]["init_kl_coef"],
             f"judge fitted to {run['size']} grades, seed {run['seed']}",
             run,
         )
-        for run in runs
+        for run in sorted(runs, key=lambda run: (run["size"], run["seed"]))
     ]
 
 

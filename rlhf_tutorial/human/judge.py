@@ -71,14 +71,11 @@ class Features:
         Raises:
             DataError: where no two answers differ.
         """
-        prompts, a, b = _columns(pairs)
-        if a == b:
+        if all(pair.a == pair.b for pair in pairs):
             raise DataError("there are no pairs of different answers: give some dozens at least")
-        keys = list(zip(prompts + prompts, a + b, strict=True))
-        place = {key: n for n, key in enumerate(dict.fromkeys(keys))}  # an answer is in many pairs
-        asked, answers = map(list, zip(*place, strict=True))
+        asked, answers, places = _each_answer_once(pairs)
         read = reader(asked, answers)
-        states = read[[place[key] for key in keys]]
+        states = read[places]
         differences = (states[: len(pairs)] - states[len(pairs) :]).double()
         scale = differences.square().mean(dim=0).sqrt() + 1e-6
         _, sizes, directions = torch.linalg.svd(differences / scale, full_matrices=False)
@@ -169,6 +166,15 @@ def _columns(pairs: Sequence[Pair]) -> tuple[list[str], list[str], list[str]]:
     return [p.prompt for p in pairs], [p.a for p in pairs], [p.b for p in pairs]
 
 
+def _each_answer_once(pairs: Sequence[Pair]) -> tuple[list[str], list[str], list[int]]:
+    """Prompts and answers without repetition, for an answer is in many pairs; and where all of the
+    pairs' a, and then all of their b, are among them."""
+    prompts, a, b = _columns(pairs)
+    keys = list(zip(prompts + prompts, a + b, strict=True))
+    place = {key: n for n, key in enumerate(dict.fromkeys(keys))}
+    return [key[0] for key in place], [key[1] for key in place], [place[key] for key in keys]
+
+
 # What choices say of the weights -------------------------------------------------------------
 
 
@@ -251,11 +257,8 @@ def weights_of(judge: Reward, features: Features, pairs: Sequence[Pair]) -> Tens
     They are fitted by least squares to the differences between its scores of the pairs' answers.
     How much a point of its scores is worth in choices is left open: see `SCALES`.
     """
-    prompts, a, b = _columns(pairs)
-    keys = list(zip(prompts + prompts, a + b, strict=True))
-    asked, answers = map(list, zip(*dict.fromkeys(keys), strict=True))  # an answer is in many pairs
-    score = dict(zip(dict.fromkeys(keys), judge(asked, answers), strict=True))
-    scores = torch.tensor([score[key] for key in keys]).double()
+    asked, answers, places = _each_answer_once(pairs)
+    scores = torch.tensor(judge(asked, answers)).double()[places]
     leads = scores[: len(pairs)] - scores[len(pairs) :]
     return torch.linalg.lstsq(features.differences(pairs), leads, driver="gelsd").solution
 
