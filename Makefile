@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/installed
 SITE := $(VENV)/installed-site
 TRL := $(VENV)-trl/installed
 
-.PHONY: doctor tutorial test render site lint study parity bench clean
+.PHONY: doctor tutorial test render site lint parity bench clean
 
 tutorial: $(INSTALLED)
 	$(BIN)/python scripts/run_notebooks.py
@@ -36,14 +36,6 @@ lint: $(INSTALLED)
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-# What the README's headline, docs/first-edition.md and notebook 08 rest on. What is there is kept.
-study: $(INSTALLED)
-	$(BIN)/python scripts/study.py tuning
-	$(BIN)/python scripts/study.py choose
-	$(BIN)/python scripts/study.py sweep
-	$(BIN)/python scripts/study.py seeds
-	$(BIN)/python scripts/study.py table-1
-
 parity: $(INSTALLED) $(TRL)
 	$(VENV)-trl/bin/python scripts/parity/record.py runs/parity
 	PYTHONPATH=tests $(BIN)/python scripts/parity/compare.py runs/parity
@@ -59,7 +51,6 @@ bench: $(INSTALLED) $(TRL)
 		--output benchmarks/results/scoring.json
 	$(BIN)/python benchmarks/perplexity.py $(if $(DIALOGUES),--dialogues $(DIALOGUES)) \
 		--output benchmarks/results/perplexity.json
-	$(BIN)/python benchmarks/learning_curves.py --output benchmarks/results/learning_curves.json
 	$(BIN)/python benchmarks/draw.py
 
 # TRL 0.11.4 needs libraries of its time, and so an environment of its own.

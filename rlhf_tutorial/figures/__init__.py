@@ -20,7 +20,6 @@ from .studies import (
     gains_of_seeds,
     methods_against_kl,
     over_looks,
-    over_steps,
     proxy_and_gold,
     seeds_and_controls,
 )
@@ -50,7 +49,6 @@ __all__ = [
     "margins",
     "methods_against_kl",
     "over_looks",
-    "over_steps",
     "plan_diagram",
     "policy_and_reference",
     "proxy_and_gold",

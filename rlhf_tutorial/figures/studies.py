@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MultipleLocator
 
@@ -24,7 +23,6 @@ from .style import (
     VERMILLION,
     finite_array,
     mark_of,
-    moving_mean,
     new_figure,
     written,
 )
@@ -66,20 +64,13 @@ def _sqrt_axis(ax: Axes, largest: float) -> None:
 
 
 @rc_context(STYLE)
-def against_kl(
-    curves: Mapping[str, Points],
-    panels: Mapping[str, str],
-    marked: Mapping[str, Mapping[str, Any]] | None = None,
-    path: str | Path | None = None,
-) -> Figure:
+def against_kl(curves: Mapping[str, Points], panels: Mapping[str, str]) -> Figure:
     """One panel per quantity and one curve per training, against the KL from the reference.
 
     Args:
         curves: by name, points with "kl" (nats per response) and the panels' keys, in order.
         panels: key to title, from left to right. If the last point of a curve also has
             `<key>_error`, it gets an error bar of that length up and down.
-        marked: single points by name, with the same keys, drawn as stars.
-        path: a PNG to write as well, 1600 pixels wide.
 
     Raises:
         DataError: without a point, or for a point that lacks a key.
@@ -94,57 +85,71 @@ def against_kl(
             ax.plot(x, y, "o-", color=colour, markersize=4.5, linewidth=1.8, label=name)
             if (error := points[-1].get(f"{key}_error")) is not None:
                 ax.errorbar(x[-1], y[-1], yerr=error, color=colour, capsize=3, linewidth=1.2)
-        for name, point in (marked or {}).items():
-            ax.plot(
-                point["kl"], point[key], "*", color=VERMILLION, markersize=15,
-                markeredgecolor="white", label=name, linestyle="none",
-            )  # fmt: skip
         _sqrt_axis(ax, largest)
         ax.set(title=title, xlabel="KL from the reference (nats per answer, √ scale)")
     handles, labels = axes[0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)))
-    return written(fig, path)
+    return fig
 
 
 @rc_context(STYLE)
 def methods_against_kl(
-    methods: Mapping[str, Points],
+    methods: Mapping[str, Sequence[Points]],
     panels: Mapping[str, str],
-    behind: Mapping[str, Points] | None = None,
+    best_of: Points = (),
+    ylabel: str = "Gain over the untouched policy",
+    intervals: Mapping[str, Mapping[str, Points]] | None = None,
 ) -> Figure:
-    """One panel per quantity and one dot per run, against the KL; colours tell the methods.
+    """One panel per quantity and one line per method through its looks, against the KL.
 
     Args:
-        methods: by name, a point per run with "kl" (nats per response) and the panels' keys.
+        methods: by name, a list of runs with equally many points with "kl" (nats per answer) and
+            the panels' keys. The line goes through their means; several runs are drawn thin.
         panels: key to title, from left to right.
-        behind: curves by name, points with the same keys, drawn thin and grey behind the dots.
+        best_of: points of best of n with the same keys and "n", which stands beside them; dashed.
+        intervals: by panel and method, points with "kl" and the "low" and "high" end of a bar. Bars
+            at the same KL stand side by side.
 
     Raises:
         DataError: without a point, or for a point that lacks a key.
     """
-    behind = behind or {}
-    _check_points({**behind, **methods}, ["kl", *panels])
-    fig = new_figure(4.6 * len(panels) + 0.4, 4.4)
-    largest = max(float(p["kl"]) for points in methods.values() for p in points)
-    palette = cast(Sequence[Any], cast(ListedColormap, colormaps["tab10"]).colors)
-    colours = [colour for n, colour in enumerate(palette) if n != 7]  # not grey
-    for ax, (key, title) in zip(
-        np.atleast_1d(fig.subplots(1, len(panels))), panels.items(), strict=True
-    ):
-        for points in behind.values():
-            x, y = ([float(p[k]) for p in points] for k in ("kl", key))
-            ax.plot(x, y, color=GREY, linewidth=1, alpha=0.7, zorder=1)
-        for n, (name, points) in enumerate(methods.items()):
-            x, y = ([float(p[k]) for p in points] for k in ("kl", key))
+    runs = {f"{name}, run {n}": run for name, of in methods.items() for n, run in enumerate(of)}
+    runs |= {"best of n": best_of} if best_of else {}
+    _check_points(runs, ["kl", *panels])
+    fig = new_figure(4.9 * len(panels) + 0.4, 4.8)
+    largest = max(float(p["kl"]) for run in runs.values() for p in run)
+    axes = np.atleast_1d(fig.subplots(1, len(panels), sharey=True))
+    for ax, (key, title) in zip(axes, panels.items(), strict=True):
+        for n, (name, of) in enumerate(methods.items()):
+            paths = np.array([[(float(p["kl"]), float(p[key])) for p in run] for run in of])
+            if len(of) > 1:
+                for path in paths:
+                    ax.plot(*path.T, color=CYCLE[n % 6], linewidth=1, alpha=0.4)
             ax.plot(
-                x, y, "osD^vPXph"[n % 9], color=colours[n % 9], markersize=9,
-                markeredgecolor="white", linestyle="none", label=name, zorder=2,
+                *paths.mean(axis=0).T, color=CYCLE[n % 6], linewidth=2.2, marker="osD^vP"[n % 6],
+                markersize=8, markeredgecolor="white", label=name, zorder=3,
             )  # fmt: skip
+            for bar in (intervals or {}).get(key, {}).get(name, ()):
+                root = np.sqrt(bar["kl"]) + 0.012 * np.sqrt(largest) * (n - (len(methods) - 1) / 2)
+                ends = [float(bar["low"]), float(bar["high"])]
+                ax.plot([root**2] * 2, ends, color=CYCLE[n % 6], linewidth=1.6)
+        if best_of:
+            x, y = ([float(p[k]) for p in best_of] for k in ("kl", key))
+            ax.plot(
+                x, y, "--*", color=INK, markersize=9, linewidth=1.3,
+                label="best of n, by its bound", zorder=2,
+            )  # fmt: skip
+            for p in best_of:
+                ax.annotate(
+                    f"{p['n']:g}", (float(p["kl"]), float(p[key])), (-5, 5),
+                    textcoords="offset points", ha="right", fontsize=10,
+                )  # fmt: skip
         ax.axhline(0, color=INK, linewidth=0.8)
         _sqrt_axis(ax, largest)
         ax.set(title=title, xlabel="KL from the reference (nats per answer, √ scale)")
-    handles, labels = ax.get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside lower center", ncols=4)
+    axes[0].set_ylabel(ylabel)
+    handles, labels = axes[0].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside lower center", ncols=3)
     return fig
 
 
@@ -339,32 +344,6 @@ def _graded(ax: Axes, grades: Sequence[Mapping[str, Any]]) -> None:
     ax.xaxis.set_major_locator(MultipleLocator(0.5))
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="y", visible=False)
-
-
-@rc_context(STYLE)
-def over_steps(curves: Mapping[str, Points], panels: Mapping[str, str], window: int = 10) -> Figure:
-    """One panel per quantity and one curve per training, against the steps.
-
-    Args:
-        curves: by name, a point per step with the panels' keys.
-        panels: key to title, from left to right.
-        window: at each step, the mean of the last so many steps is drawn.
-
-    Raises:
-        DataError: without a point, for a point that lacks a key, or for a window below 1.
-    """
-    _check_points(curves, list(panels))
-    fig = new_figure(4.6 * len(panels) + 0.4, 3.9)
-    for ax, (key, title) in zip(
-        np.atleast_1d(fig.subplots(1, len(panels))), panels.items(), strict=True
-    ):
-        for colour, (name, points) in zip(_colours(len(curves)), curves.items(), strict=True):
-            values = moving_mean([float(p[key]) for p in points], window)
-            ax.plot(np.arange(1, len(values) + 1), values, color=colour, linewidth=2, label=name)
-        ax.set(title=title, xlabel=f"step (mean of the last {window})" if window > 1 else "step")
-    handles, labels = ax.get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
-    return fig
 
 
 @rc_context(STYLE)

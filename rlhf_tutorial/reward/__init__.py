@@ -6,14 +6,13 @@ from ..scores import Reward
 from .judge import RewardModel
 from .rules import rule_of_variety, rule_reward
 from .states import LINE_FILE, StateJudge, StateReader, fit_line
-from .training import cut_pair, train_reward_model
+from .training import train_reward_model
 from .tricks import tricks
 
 __all__ = [
     "RewardModel",
     "StateJudge",
     "StateReader",
-    "cut_pair",
     "fit_line",
     "load_judge",
     "rule_of_variety",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -58,22 +57,6 @@ def _check_pairs(pairs: Sequence[Pair]) -> None:
                 raise DataError(f"pair {i} has no text as its {name!r}: give the three texts")
 
 
-def cut_pair(pair: Pair, rng: random.Random, shortest: int = 8, longest: int = 25) -> Pair:
-    """Both responses cut to the same number of words, drawn evenly from shortest..longest.
-
-    PPO's answers stop after a fixed number of tokens, often in mid-sentence. A judge that has seen
-    only whole answers marks them down for that.
-    """
-    words = rng.randint(shortest, longest)
-    return pair | {side: cut_words(pair[side], words) for side in ("chosen", "rejected")}
-
-
-def cut_words(text: str, words: int) -> str:
-    """The first `words` words of `text`, its spacing kept."""
-    match = re.match(rf"\s*(?:\S+\s+){{0,{words - 1}}}\S+", text)
-    return match.group() if match else ""
-
-
 def train_reward_model(
     pairs: Sequence[Mapping[str, Any]] | Dataset | DatasetDict | Source | str,
     base: str | Path,
@@ -81,12 +64,10 @@ def train_reward_model(
     output: str | Path | None = None,
     lora: bool = True,
     rank: int = 8,
-    layers: Sequence[int] | None = None,
     epochs: int = 1,
     batch_size: int = 32,
     learning_rate: float = 1e-3,
     max_tokens: int = 128,
-    cut_share: float = 0.6,
     seed: int = 0,
     device: torch.device | str | None = None,
     bf16: bool | None = None,
@@ -107,9 +88,7 @@ def train_reward_model(
         base: model to start from, a folder or hub id; it gets a fresh head with one logit.
         output: folder to leave the trained adapter (or, with `lora=False`, checkpoint) in.
         lora: train low-rank adapters (Hu et al. 2021) of this `rank`, or else every weight.
-        layers: numbers of the layers that get adapters; all by default.
         max_tokens: what prompt and response together are longer is cut, see `judge.encode`.
-        cut_share: share of the pairs seen with both responses cut short, see `cut_pair`.
         log: called as `log(step, {"loss", "accuracy", ...})` every ten optimiser steps.
         revision, token, cache_dir: for the download of `base` from the Hub; the latter two also for
             that of the pairs.
@@ -129,7 +108,7 @@ def train_reward_model(
     inputs = {"model_input_names": ["input_ids", "attention_mask"]}
     with loading(base):
         tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False, **inputs)
-    rows = _training_rows(pairs, tokenizer, epochs, batch_size, max_tokens, cut_share, seed)
+    rows = _training_rows(pairs, tokenizer, epochs, batch_size, max_tokens, seed)
     bf16 = supports_bf16(device) if bf16 is None else bf16
     with (
         preserved_random_state(),
@@ -163,7 +142,7 @@ def train_reward_model(
             ),
             train_dataset=rows,
             processing_class=tokenizer,
-            peft_config=_lora_config(model, rank, layers, untrained) if lora else None,
+            peft_config=_lora_config(rank, untrained) if lora else None,
             callbacks=[_log_callback(log)] if log else None,
         )
         trainer.remove_callback(PrinterCallback)
@@ -185,22 +164,20 @@ def _training_rows(
     epochs: int,
     batch_size: int,
     max_tokens: int,
-    cut_share: float,
     seed: int,
 ) -> Any:
     """Token ids of every pair in every epoch, in batches of like length, the batches shuffled."""
     from datasets import Dataset
 
     rng = random.Random(seed)
+    prompts = [pair["prompt"] for pair in pairs]
+    ids = [
+        encode(tokenizer, prompts, [pair[side] for pair in pairs], max_tokens)["input_ids"]
+        for side in ("chosen", "rejected")
+    ]
+    epoch = [{"chosen_ids": c, "rejected_ids": r} for c, r in zip(*ids, strict=True)]
     rows: list[dict[str, list[int]]] = []
     for _ in range(epochs):
-        seen = [cut_pair(pair, rng) if rng.random() < cut_share else pair for pair in pairs]
-        prompts = [pair["prompt"] for pair in seen]
-        ids = [
-            encode(tokenizer, prompts, [pair[side] for pair in seen], max_tokens)["input_ids"]
-            for side in ("chosen", "rejected")
-        ]
-        epoch = [{"chosen_ids": c, "rejected_ids": r} for c, r in zip(*ids, strict=True)]
         rng.shuffle(epoch)
         # Sorted within 16 batches at a time only: in each epoch other pairs share a batch.
         batches = []
@@ -219,24 +196,15 @@ def _longer_side(row: dict[str, list[int]]) -> int:
     return max(len(row["chosen_ids"]), len(row["rejected_ids"]))
 
 
-def _lora_config(model: Any, rank: int, layers: Sequence[int] | None, untrained: list[str]) -> Any:
-    """LoRA on every linear layer of these `layers`, by default of all of them.
-
-    Modules without trained weights, as a fresh head, train in full.
-    """
+def _lora_config(rank: int, untrained: list[str]) -> Any:
+    """LoRA on every linear layer; what has no trained weights yet, as the head, trains in full."""
     from peft import LoraConfig
 
-    linear = {
-        name.rpartition(".")[2]
-        for name, module in model.base_model.named_modules()
-        if isinstance(module, torch.nn.Linear)
-    }
     return LoraConfig(
         task_type="SEQ_CLS",
         r=rank,
         lora_alpha=2 * rank,
-        target_modules="all-linear" if layers is None else sorted(linear),
-        layers_to_transform=None if layers is None else list(layers),
+        target_modules="all-linear",
         modules_to_save=untrained or None,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -12,15 +12,6 @@ from ..feedback import load_feedback
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-def committed_experiments() -> dict[str, dict[str, Any]]:
-    """The results of `scripts/study.py` that come with the package, by the experiment's name."""
-    folder = resolve(Bundled("experiments"))
-    results = (
-        json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))
-    )
-    return {result["name"]: result for result in results if "name" in result}
 
 
 def committed_trainings() -> dict[str, dict[str, Any]]:
@@ -101,64 +92,39 @@ def widest_swing(three: pd.DataFrame) -> pd.Series:
     return three.iloc[int(swing.argmax())]
 
 
-def committed_rivals() -> pd.DataFrame:
-    """The runs of `scripts/rivals.py` that come with the package, a row per prompt and run.
+def committed_methods(what: Literal["trial", "seed"]) -> dict[str, list[dict[str, Any]]]:
+    """The trainings of `scripts/methods.py` that come with the package, by method.
+
+    Args:
+        what: "trial", of learning rates, looked at with the validation prompts; or "seed", at the
+            rate that the rule took, with the test prompts.
 
     Returns:
-        The columns of `compare`, and method, seed, learning_rate, answers (sampled in training) and
-        kl (of this answer; for best-of-n the bound).
+        Of each method the trainings by rate and seed, each with `learning_rate`, `seed`, `answers`
+        (sampled in training), `updates`, `log`, `queries` and `looks` (see `studies.looks.look_at`,
+        and "step"; the first is the untouched policy).
     """
-    import pandas as pd
-
-    tables = []
-    for result in _committed("seed"):
-        columns: dict[str, Any] = {"query": result["queries"]}
-        for when in ("before", "after"):
-            look = result[when]
-            columns[f"response_{when}"] = look["answers"]
-            columns[f"score_{when}"] = look["scores"]["first"]
-            columns[f"second_{when}"] = look["scores"]["second"]
-        columns["kl"] = result["after"]["kl"]
-        own = {key: result.get(key) for key in ("method", "seed", "learning_rate", "answers")}
-        tables.append(pd.DataFrame(columns).assign(**own))
-    return pd.concat(tables, ignore_index=True)
+    found: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted(resolve(Bundled("methods")).glob(f"{what}_*.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        found.setdefault(result["method"], []).append(result)
+    for results in found.values():
+        results.sort(key=lambda result: (result["learning_rate"], result["seed"]))
+    return found
 
 
-def committed_trials() -> pd.DataFrame:
-    """The trials of learning rates of `scripts/rivals.py`, a row each, by method and rate.
+def committed_samples() -> dict[str, np.ndarray]:
+    """Sixteen answers of the untouched policy to each test prompt, by `scripts/methods.py samples`.
 
     Returns:
-        method, learning_rate, gain (mean over the validation prompts under the first judge) and kl.
+        "answers" and, by judge, "first" and "second" scores, (prompts, 16) each. Empty where that
+        has not been run.
     """
-    import pandas as pd
-
-    rows = []
-    for result in _committed("trial"):
-        before, after = (np.mean(result[when]["scores"]["first"]) for when in ("before", "after"))
-        own = {"method": result["method"], "learning_rate": result["learning_rate"]}
-        rows.append(own | {"gain": after - before, "kl": np.mean(result["after"]["kl"])})
-    return pd.DataFrame(rows).sort_values(["method", "learning_rate"], ignore_index=True)
-
-
-def committed_costs() -> pd.DataFrame:
-    """Of each method, by `scripts/rivals.py seconds`: a row of seconds and peak memory in GiB.
-
-    Training is the seconds for 16 answers and all that is learnt from them; at use is the seconds
-    for answers to 16 prompts, of best-of-n and, as "one answer", of any trained policy.
-    """
-    import pandas as pd
-
-    rows = {
-        result["method"]: {
-            "training (s)": result.get("seconds_per_step"),
-            "at use (s)": result.get("seconds_at_use"),
-            "peak memory (GiB)": result["peak_bytes"] / 2**30,
-        }
-        for result in _committed("seconds")
-    }
-    return pd.DataFrame.from_dict(rows, orient="index", dtype=float)
-
-
-def _committed(what: str) -> list[dict[str, Any]]:
-    paths = sorted(resolve(Bundled("rivals")).glob(f"{what}_*.json"))
-    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    paths = sorted(resolve(Bundled("methods")).glob("samples_*.json"))
+    if not paths:
+        return {}
+    draws = json.loads(paths[0].read_text(encoding="utf-8"))["test"]["draws"]
+    found = {"answers": np.array([draw["answers"] for draw in draws]).T}
+    for judge in draws[0]["scores"]:
+        found[judge] = np.array([draw["scores"][judge] for draw in draws]).T
+    return found

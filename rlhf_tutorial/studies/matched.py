@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError
+from .overoptimisation import expected_best_of_n
+from .rivals import best_of_n_kl
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ def track_of(trainings: Sequence[Mapping[str, Any]], judge: str) -> Track:
     """The track of one method's trainings, which differ in their seeds, under one of the judges.
 
     Args:
-        trainings: each with "queries" and "looks", as `committed_trainings` has them.
+        trainings: each with "queries" and "looks", as `committed_methods` has them.
 
     Raises:
         DataError: for no training, or where two have other prompts or another number of looks.
@@ -39,6 +41,20 @@ def track_of(trainings: Sequence[Mapping[str, Any]], judge: str) -> Track:
     scores = np.array([[at["scores"][judge] for at in each["looks"]] for each in trainings])
     kl = np.array([[at["kl"] for at in each["looks"]] for each in trainings])
     return Track(kl, scores - scores[:, :1])
+
+
+def track_of_best_of_n(
+    chooser: np.ndarray, judge: np.ndarray, sizes: Sequence[int] = (1, 2, 4, 8, 16)
+) -> Track:
+    """Best of n as if it were a training, with a look at each n: its KL is the bound on it.
+
+    Args:
+        chooser, judge: (prompts, N) scores of the untouched policy's answers, by the judge that
+            chooses and by the one that looks on.
+    """
+    gain = [expected_best_of_n(chooser, judge, n) - np.mean(judge, axis=1) for n in sizes]
+    kl = [np.full(len(judge), best_of_n_kl(n)) for n in sizes]
+    return Track(np.array([kl]), np.array([gain]))
 
 
 def gain_at_kl(kl: Sequence[float], gain: Sequence[float], at: float) -> float:

@@ -6,6 +6,7 @@ RLOO (Ahmadian et al. 2024, arXiv 2402.14740), GRPO (Shao et al. 2024, arXiv 240
 
 from __future__ import annotations
 
+import random
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,11 +16,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from ..data import dialogues_of, last_reply
+from ..assets import Bundled, resolve
 from ..device import trains_in_bf16
 from ..dialogues import query_turns
 from ..errors import DataError
 from ..evaluation.sampling import Answers, sample_answers
+from ..feedback import load_feedback
+from ..feedback import pairs as pairs_of
 from ..models import AutoModelForCausalLMWithValueHead, set_training_attention
 from ..quiet import quiet_transformers
 from ..randomness import preserved_random_state
@@ -197,29 +200,24 @@ def sampled_pairs(
     return pairs
 
 
-def given_pairs(run: Run) -> list[TokenPair]:
-    """The training preferences' chosen and rejected replies, cut to the policy's length.
+def graded_pairs(run: Run, limit: int, *, seed: int = 0) -> list[TokenPair]:
+    """Pairs of the untouched policy's answers that a reader graded, drawn by the seed.
 
-    Pairs of which the two beginnings are the same are left out.
+    A prompt with four answers can be in up to six of them.
     """
-    template, pairs = run.load_template(), []
-    tokenizer, end = template.tokenizer, template.eos_token_ids[:1]
-    rows = run.preferences("train")
-    sides = (dialogues_of(rows, column) for column in ("chosen", "rejected"))
-    for chosen, rejected in zip(*sides, strict=True):
-        if not isinstance(chosen, str) or not isinstance(rejected, str):
-            continue
-        good, bad = last_reply(chosen), last_reply(rejected)
-        if good and bad and good[0] == bad[0]:
-            replies = [
-                (tokenizer(text, add_special_tokens=False)["input_ids"] + end)[
-                    : run.preset.max_new_tokens
-                ]
-                for text in (good[1], bad[1])
-            ]
-            if replies[0] != replies[1]:
-                pairs.append(_pair(template.encode(good[0]), *replies))
-    return pairs
+    rows = load_feedback(resolve(Bundled("feedback")) / "train.jsonl")
+    template, drawn = run.load_template(), pairs_of(rows)
+    ended = {(row["prompt"], a["text"]): a["ended"] for row in rows for a in row["answers"]}
+
+    def ids(prompt: str, text: str) -> list[int]:
+        end = template.eos_token_ids[:1] if ended[prompt, text] else []
+        return [*template.tokenizer(text, add_special_tokens=False)["input_ids"], *end]
+
+    return [
+        _pair(template.encode(prompt), ids(prompt, pair["chosen"]), ids(prompt, pair["rejected"]))
+        for pair in random.Random(seed).sample(drawn, limit)
+        for prompt in [pair["prompt"]]
+    ]
 
 
 def best_of_n(

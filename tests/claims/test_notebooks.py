@@ -89,7 +89,7 @@ def test_committed_outputs_come_from_the_default_preset(path: Path) -> None:
         assert not any("preset" in c.source for c in code_cells(path))
         return
     text = json.dumps([c.outputs for c in code_cells(path)])
-    assert re.search("preset (smollm2|sixteen-tokens)", text)  # the first one's: 08 and 09
+    assert "preset smollm2" in text
     assert "preset tiny" not in text
 
 
@@ -121,10 +121,6 @@ def test_solutions_are_folded_follow_their_exercise_and_are_right() -> None:
 
 def test_guesses_are_asked_for_before_they_are_answered() -> None:
     for notebook in NOTEBOOKS:
-        if notebook.stem == "09_rivals" and "sixteen-tokens" in notebook.read_text(
-            encoding="utf-8"
-        ):
-            continue  # the course's first experiment, until it is written anew
         sources = [cell.source for cell in code_cells(notebook)]
         asked = [i for i, source in enumerate(sources) if source.startswith("guess = None")]
         answers = [i for i, source in enumerate(sources) if "reveal(" in source]
@@ -134,14 +130,13 @@ def test_guesses_are_asked_for_before_they_are_answered() -> None:
 
 
 def test_heads_state_the_readmes_times_and_the_outcomes() -> None:
-    """A head may say more, as on what machine; of notebook 09 once it is written anew."""
+    """A head may say more, as on what machine."""
     for lesson in lessons.read_lessons(
         ROOT / "notebooks", (ROOT / "README.md").read_text(encoding="utf-8")
     ):
         head = lesson.notebook.cells[0].source
-        assert len(lesson.goals) >= 3 or "first experiment" in head, lesson.number
-        minutes = lesson.takes.replace("fifteen minutes", "a quarter of an hour")
-        assert f"{minutes} to run" in head or "first experiment" in head, lesson.number
+        assert len(lesson.goals) >= 3, lesson.number
+        assert f"{lesson.takes} to run" in head, lesson.number
 
 
 def test_a_page_folds_the_solutions_away() -> None:

@@ -346,7 +346,7 @@ def test_gguf_becomes_bfloat16_safetensors(
 @pytest.mark.weights
 def test_the_real_weights_load() -> None:
     import torch
-    from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = resolve(assets.SMOLLM2)
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -360,17 +360,6 @@ def test_the_real_weights_load() -> None:
     )
     answer = policy.generate(**query, max_new_tokens=12, do_sample=False)
     assert "Paris" in tokenizer.decode(answer[0, query["input_ids"].shape[1] :])
-
-    folder = resolve(assets.MINILM)
-    encoder = AutoModel.from_pretrained(folder)
-    pair = ["A cat sits on the mat.", "A kitten rests on the rug.", "The budget has been cut."]
-    batch = AutoTokenizer.from_pretrained(folder)(pair, padding=True, return_tensors="pt")
-    with torch.no_grad():
-        hidden = encoder(**batch).last_hidden_state
-    mask = batch["attention_mask"].unsqueeze(-1)
-    mean = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
-    near, far = (mean[0] @ mean[1]).item(), (mean[0] @ mean[2]).item()
-    assert near > 0.5 and far < 0.3
 
 
 def test_what_is_given_for_a_download_reaches_it(

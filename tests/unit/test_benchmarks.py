@@ -6,15 +6,9 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-import torch
 from support import ROOT
-from support.judges import tiny_config, tiny_tokenizer
-from transformers import BertForSequenceClassification
-
-from rlhf_tutorial.tiny import make_tiny_policy
 
 BENCHMARKS = ROOT / "benchmarks"
 
@@ -57,40 +51,6 @@ def test_the_original_loops_worker_compiles():
     compile(
         (BENCHMARKS / "original_loop.py").read_text(encoding="utf-8"), "original_loop.py", "exec"
     )
-
-
-def as_deep_as_the_preset(folder: Path) -> Path:
-    """A tiny policy of so many layers that the preset's number of shared ones fits."""
-    from transformers import AutoConfig, LlamaForCausalLM
-
-    make_tiny_policy(folder, ["Some text to learn bytes from."])
-    config = AutoConfig.from_pretrained(folder)
-    config.num_hidden_layers = 24
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
-
-
-@pytest.mark.slow
-def test_learning_curves_are_measured(tmp_path):
-    """With stand-ins for the preset's policy and judge."""
-    policy, judge = as_deep_as_the_preset(tmp_path / "policy"), tmp_path / "judge"
-    BertForSequenceClassification(tiny_config(num_labels=1)).save_pretrained(judge)
-    tiny_tokenizer().save_pretrained(judge)
-    output = tmp_path / "rows.json"
-    variant = "frozen trunk, float32"
-    settings = ["--only", variant, "--every", "1", "--prompts", "4", "--steps", "2"]
-    printed = run(
-        *(str(BENCHMARKS / "learning_curves.py"), *settings, "--output", str(output)),
-        RLHF_POLICY=str(policy),
-        RLHF_REWARD_MODEL=str(judge),
-    )
-    (row,) = json.loads(output.read_text(encoding="utf-8"))
-    steps, seconds, scores = zip(*row["held_out"], strict=True)
-    assert steps == (0, 1, 2) and 0 == seconds[0] < seconds[1] < seconds[2]
-    assert len(set(scores)) > 1, "the policy has changed, and so have its answers"
-    assert len(row["objective/kl"]) == 2 and row["objective/kl"][0] == pytest.approx(0, abs=1e-3)
-    assert variant in printed
 
 
 @pytest.mark.slow

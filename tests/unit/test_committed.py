@@ -1,4 +1,4 @@
-"""How the committed runs of the rivals are read."""
+"""How the results of the long studies are read."""
 
 from __future__ import annotations
 
@@ -6,56 +6,54 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pytest
 
 from rlhf_tutorial.studies import committed
 
 
-def test_the_committed_runs_are_read_in_as_compared(monkeypatch: Any, tmp_path: Path) -> None:
-    at = {"scores": {"first": [1.0], "second": [2.0]}, "answers": ["a"], "kl": [0.0]}
-    after = {"scores": {"first": [3.0], "second": [1.5]}, "answers": ["b"], "kl": [0.7]}
-    result = {"method": "m", "seed": 1, "answers": 9, "queries": ["q"]}
-    (tmp_path / "seed_m_1.json").write_text(json.dumps(result | {"before": at, "after": after}))
-    (tmp_path / "trial_m_1.json").write_text("{}")
-    monkeypatch.setattr(committed, "resolve", lambda _: tmp_path)
-    (row,) = committed.committed_rivals().to_dict("records")
-    assert (row["response_before"], row["response_after"]) == ("a", "b")
-    assert (row["score_before"], row["score_after"]) == (1.0, 3.0)
-    assert (row["second_before"], row["second_after"]) == (2.0, 1.5)
-    assert (row["method"], row["seed"], row["answers"], row["kl"]) == ("m", 1, 9, 0.7)
-
-
-def test_the_committed_trials_and_costs_are_read(monkeypatch: Any, tmp_path: Path) -> None:
-    for rate, after in ((2e-4, 3.0), (5e-5, 1.5)):
-        at = {
-            "before": {"scores": {"first": [1.0, 0.0]}},
-            "after": {"scores": {"first": [after, 0]}},
-        }
-        at["after"]["kl"] = [0.5, 1.5]
-        trial = {"method": "m", "learning_rate": rate}
-        (tmp_path / f"trial_m_{rate}.json").write_text(json.dumps(trial | at))
-    for cost in (
-        {"method": "m", "seconds_per_step": 2.0, "peak_bytes": 2**31},
-        {"method": "one answer", "seconds_at_use": 0.5, "peak_bytes": 2**30},
-    ):
-        (tmp_path / f"seconds_{cost['method']}_0.json").write_text(json.dumps(cost))
-    monkeypatch.setattr(committed, "resolve", lambda _: tmp_path)
-    assert committed.committed_trials().to_dict("records") == [
-        {"method": "m", "learning_rate": 5e-5, "gain": 0.25, "kl": 1.0},
-        {"method": "m", "learning_rate": 2e-4, "gain": 1.0, "kl": 1.0},
-    ]
-    costs = committed.committed_costs()
-    assert costs.loc["m", "training (s)"] == costs.loc["m", "peak memory (GiB)"] == 2
-    assert costs.loc["one answer", "at use (s)"] == 0.5 and np.isnan(costs.loc["m", "at use (s)"])
-
-
-def test_the_committed_trainings_are_named_by_arm_and_seed(
-    monkeypatch: Any, tmp_path: Path
-) -> None:
-    for arm, seed in (("default", 1), ("long", 0)):
-        path = tmp_path / f"{arm}-{seed}.json"
-        path.write_text(json.dumps({"arm": arm, "seed": seed, "looks": []}), encoding="utf-8")
+@pytest.fixture
+def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(committed, "resolve", lambda source: tmp_path)
+    return tmp_path
+
+
+def test_the_methods_trainings_are_found_by_method_in_the_order_of_rate_and_seed(
+    folder: Path,
+) -> None:
+    def training(what: str, method: str, rate: float, seed: int) -> None:
+        found = {"method": method, "learning_rate": rate, "seed": seed}
+        name = f"{what}_{method}_{rate:g}_{seed}.json"
+        (folder / name).write_text(json.dumps(found), encoding="utf-8")
+
+    training("trial", "ppo", 1e-4, 100)
+    training("trial", "ppo", 5e-5, 100)
+    training("seed", "ppo", 1e-4, 1)
+    training("seed", "ppo", 1e-4, 0)
+    training("seed", "dpo, graded pairs", 2e-4, 0)
+    trials, seeds = committed.committed_methods("trial"), committed.committed_methods("seed")
+    assert [each["learning_rate"] for each in trials["ppo"]] == [5e-5, 1e-4]
+    assert [each["seed"] for each in seeds["ppo"]] == [0, 1]
+    assert set(trials) == {"ppo"} and set(seeds) == {"ppo", "dpo, graded pairs"}
+
+
+def test_the_samples_are_prompts_by_draws_and_may_not_be_there(folder: Path) -> None:
+    assert committed.committed_samples() == {}
+    draws: list[dict[str, Any]] = [
+        {"answers": [f"a{i}", f"b{i}"], "scores": {"first": [i, 10 + i], "second": [-i, 5]}}
+        for i in range(3)
+    ]
+    found = {split: {"queries": ["a", "b"], "draws": draws} for split in ("validation", "test")}
+    (folder / "samples_best-of-n_0.json").write_text(json.dumps(found), encoding="utf-8")
+    samples = committed.committed_samples()
+    assert samples["answers"].tolist() == [["a0", "a1", "a2"], ["b0", "b1", "b2"]]
+    assert samples["first"].tolist() == [[0, 1, 2], [10, 11, 12]]
+    assert samples["second"].tolist() == [[0, -1, -2], [5, 5, 5]]
+
+
+def test_the_committed_trainings_are_named_by_arm_and_seed(folder: Path) -> None:
+    for arm, seed in (("default", 1), ("long", 0)):
+        path = folder / f"{arm}-{seed}.json"
+        path.write_text(json.dumps({"arm": arm, "seed": seed, "looks": []}), encoding="utf-8")
     found = committed.committed_trainings()
     assert list(found) == ["default, seed 1", "long, seed 0"]
     assert found["long, seed 0"]["arm"] == "long"

@@ -20,6 +20,7 @@ from rlhf_tutorial.evaluation.compare import summarise
 from rlhf_tutorial.evaluation.perplexity import score_texts
 from rlhf_tutorial.evaluation.reading import gain_by_ending
 from rlhf_tutorial.exercises import BAR, EXERCISES, QUESTIONS, check
+from rlhf_tutorial.studies.matched import gain_at_kl
 
 SLIPS = [(name, words) for name, exercise in EXERCISES.items() for words in exercise.slips]
 
@@ -353,6 +354,18 @@ def test_the_split_is_the_packages():
     found = gain_by_ending(rows, "before", ["after"], resamples=1)
     by_ending, by_content = EXERCISES["split_gain"].solution(side("before"), side("after"))
     assert (by_ending, by_content) == pytest.approx((found["by_ending"], found["by_content"]))
+
+
+def test_the_gain_at_a_kl_is_the_packages():
+    for case in EXERCISES["gain_at_kl"].cases:
+        assert EXERCISES["gain_at_kl"].solution(*case) == pytest.approx(gain_at_kl(*case))
+
+
+def test_the_best_of_n_is_what_drawing_says():
+    p, n = EXERCISES["best_of"].cases[0]
+    drawn = np.random.default_rng(0).choice(len(p), size=(100_000, n), p=p).max(axis=1)
+    shares = np.bincount(drawn, minlength=len(p)) / len(drawn)
+    assert EXERCISES["best_of"].solution(p, n) == pytest.approx(shares, abs=0.006)
 
 
 def test_the_perplexities_are_the_packages():

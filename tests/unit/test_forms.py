@@ -378,7 +378,7 @@ def test_a_judge_is_trained_on_preferences_of_any_form(tmp_path: Path, capsys: A
         "chosen": [said("user", "w1"), said("assistant", "good w2")],
         "rejected": [said("user", "w1"), said("assistant", "bad w3")],
     }
-    settings = {"device": "cpu", "bf16": False, "cut_share": 0.0, "batch_size": 2}
+    settings = {"device": "cpu", "bf16": False, "batch_size": 2}
     scores = []
     for i, pairs in enumerate(([row] * 4, datasets.Dataset.from_list([messages] * 4))):
         folder = tmp_path / f"adapter-{i}"

@@ -13,6 +13,7 @@ from rlhf_tutorial.studies.matched import (
     gain_at_kl,
     gains_at_kl,
     track_of,
+    track_of_best_of_n,
 )
 
 
@@ -49,6 +50,16 @@ def test_a_track_is_what_was_gained_since_the_first_look() -> None:
     for trainings in ([], [training(0, 4, 1), other]):
         with pytest.raises(DataError, match="the same prompts and looks"):
             track_of(trainings, "first")
+
+
+def test_best_of_n_is_a_track_to_its_bound() -> None:
+    rng = np.random.default_rng(0)
+    chooser = rng.normal(size=(50, 16))
+    track = track_of_best_of_n(chooser, chooser, sizes=(1, 4, 16))
+    assert track.gain.shape == (1, 3, 50)
+    assert track.gain[0, 0] == pytest.approx(np.zeros(50))
+    assert track.gain[0, 2] == pytest.approx(chooser.max(axis=1) - chooser.mean(axis=1))
+    assert track.kl[0, :, 0] == pytest.approx([0, np.log(4) - 3 / 4, np.log(16) - 15 / 16])
 
 
 def noisy(seed: int, slope: float, seeds: int = 1, prompts: int = 100) -> Track:

@@ -14,6 +14,7 @@ from support.tokenizers import byte_tokenizer, with_chat_template
 from rlhf_tutorial.assets import Bundled, resolve
 from rlhf_tutorial.feedback import load_feedback
 from rlhf_tutorial.presets import PRESETS
+from rlhf_tutorial.studies.rivals import graded_pairs
 
 methods = load_script("methods")
 ANSWERS = [f"{start} a slow walk every evening before bed" for start in ("Take", "Try", "Do", "Go")]
@@ -102,9 +103,9 @@ def test_the_graded_pairs_are_a_readers_and_end_as_the_answers_did() -> None:
     given = {row["prompt"]: row["answers"] for row in rows}
     run = _Run()
     template = run.load_template()
-    found = methods.graded_pairs(run, 40, seed=3)
-    assert len(found) == 40 and found == methods.graded_pairs(run, 40, seed=3)
-    assert found != methods.graded_pairs(run, 40, seed=4)
+    found = graded_pairs(run, 40, seed=3)
+    assert len(found) == 40 and found == graded_pairs(run, 40, seed=3)
+    assert found != graded_pairs(run, 40, seed=4)
     ends = set()
     for pair in found:
         (prompt,) = (p for p in given if template.encode(p) == pair["prompt_ids"])

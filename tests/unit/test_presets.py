@@ -26,8 +26,8 @@ def _no_overrides(monkeypatch):
         monkeypatch.delenv(variable, raising=False)
 
 
-def test_there_are_four_presets_and_the_default_needs_no_hub(monkeypatch):
-    assert set(PRESETS) == {"smollm2", "dlite", "sixteen-tokens", "tiny"}
+def test_there_are_three_presets_and_the_default_needs_no_hub(monkeypatch):
+    assert set(PRESETS) == {"smollm2", "dlite", "tiny"}
     assert all(preset.name == name for name, preset in PRESETS.items())
     default = load_preset()
     assert default.name == "smollm2" and default.num_shared_layers == 18
@@ -77,20 +77,16 @@ def test_every_source_can_be_replaced_by_a_folder_or_a_hub_id(monkeypatch, tmp_p
 def test_another_policy_freezes_the_presets_share_of_its_layers(monkeypatch, tmp_path, make_policy):
     monkeypatch.setenv("RLHF_POLICY", str(tmp_path))
     shares = {name: load_preset(name).num_shared_layers for name in PRESETS}
-    assert shares == {"smollm2": 0.6, "dlite": None, "sixteen-tokens": 0.733, "tiny": 0.5}
+    assert shares == {"smollm2": 0.6, "dlite": None, "tiny": 0.5}
     for layers, frozen in ((30, 18), (16, 10), (2, 1)):
         policy = make_policy("llama", layers=layers)
         create_reference_model(policy, shares["smollm2"])
         assert policy.num_shared_layers == frozen
-    policy = make_policy("llama", layers=30)
-    create_reference_model(policy, shares["sixteen-tokens"])
-    assert policy.num_shared_layers == PRESETS["sixteen-tokens"].num_shared_layers
 
 
 def test_the_depths_are_those_of_the_presets_own_policies():
     assert LAYERS.keys() == {n for n, p in PRESETS.items() if p.num_shared_layers is not None}
-    assert LAYERS["smollm2"] == LAYERS["sixteen-tokens"] == 30
-    assert PRESETS["smollm2"].policy == PRESETS["sixteen-tokens"].policy == SMOLLM2
+    assert LAYERS["smollm2"] == 30 and PRESETS["smollm2"].policy == SMOLLM2
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ import torch
 from support.judges import (
     QUERIES,
     RESPONSES,
-    WORDS,
     accuracy,
     load,
     tiny_config,
@@ -28,16 +27,9 @@ from transformers import (
 
 from rlhf_tutorial.device import default_device, supports_bf16
 from rlhf_tutorial.errors import DataError, ModelError, RewardError
-from rlhf_tutorial.reward import (
-    RewardModel,
-    cut_pair,
-    rule_reward,
-    train_reward_model,
-    tricks,
-)
+from rlhf_tutorial.reward import RewardModel, rule_reward, train_reward_model, tricks
 from rlhf_tutorial.reward import training as rewards
 from rlhf_tutorial.reward.judge import encode
-from rlhf_tutorial.reward.training import cut_words
 
 
 @pytest.fixture(scope="module")
@@ -173,18 +165,17 @@ def test_a_special_token_that_a_text_spells_out_is_text_to_a_chat_judge(chat_jud
     assert ids == tokenizer(text, add_special_tokens=False)["input_ids"] and ids.count(1) == 1
 
 
-def test_adapters_can_be_kept_to_some_layers(chat_judge, tmp_path):
+def test_adapters_are_on_every_linear_layer_of_a_chat_judge(chat_judge, tmp_path):
     from safetensors import safe_open
 
     train_reward_model(
-        [{"prompt": "a", "chosen": "good", "rejected": "bad"}] * 4, chat_judge, layers=[1],
+        [{"prompt": "a", "chosen": "good", "rejected": "bad"}] * 4, chat_judge,
         output=tmp_path / "adapter", batch_size=2, device="cpu", bf16=False,
     )  # fmt: skip
     with safe_open(tmp_path / "adapter" / "adapter_model.safetensors", "pt") as file:
         names = list(file.keys())
     adapted = {name for name in names if "lora_" in name}
-    assert len(adapted) == 2 * 7, "two matrices for each of a block's seven linear layers"
-    assert all(".layers.1." in name for name in adapted)
+    assert len(adapted) == 2 * 2 * 7, "two matrices for each of two blocks' seven linear layers"
 
 
 def test_the_choice_of_precision_is_printed_once(checkpoint, capsys):
@@ -261,7 +252,7 @@ def test_loading_keeps_the_random_state_and_warns_of_nothing(adapter, encoder, c
 # Training -------------------------------------------------------------------------------------
 
 
-TOY = {"cut_share": 0, "batch_size": 16, "epochs": 6, "learning_rate": 5e-3, "device": "cpu"}
+TOY = {"batch_size": 16, "epochs": 6, "learning_rate": 5e-3, "device": "cpu"}
 
 
 @pytest.fixture(scope="module")
@@ -305,7 +296,7 @@ def test_full_tuning_learns_and_reports(encoder, tmp_path):
 
 
 def test_training_repeats_by_seed_and_keeps_the_random_state(encoder):
-    short = TOY | {"epochs": 1, "cut_share": 0.5, "bf16": False}
+    short = TOY | {"epochs": 1, "bf16": False}
     torch.manual_seed(5), random.seed(5), np.random.seed(5)
     expected = torch.rand(1).item(), random.random(), np.random.rand()
     torch.manual_seed(5), random.seed(5), np.random.seed(5)
@@ -319,7 +310,7 @@ def test_training_repeats_by_seed_and_keeps_the_random_state(encoder):
 
 def test_training_rows_are_all_there_truncated_and_grouped_by_length():
     pairs = toy_pairs(40, 2)
-    rows = rewards._training_rows(pairs, tiny_tokenizer(), 2, 8, 12, 0.0, 0)
+    rows = rewards._training_rows(pairs, tiny_tokenizer(), 2, 8, 12, 0)
     ids = []
     for pair in pairs:
         asked, said = pair["prompt"].split(), pair["chosen"].split()
@@ -350,17 +341,6 @@ def test_rule_reward_against_values_by_hand():
     assert rule_reward(["q"] * 6, texts) == pytest.approx(expected)
     with pytest.raises(RewardError):
         rule_reward(["q"], [])
-
-
-def test_cuts_keep_whole_words_and_treat_both_sides_alike():
-    assert cut_words("  one two\nthree four", 3) == "  one two\nthree"
-    assert cut_words("one two", 9) == "one two"
-    assert cut_words("", 3) == ""
-    text = " ".join(WORDS)
-    cuts = [cut_pair({"prompt": "p", "chosen": text, "rejected": text}, random.Random(i), 8, 25)
-            for i in range(200)]  # fmt: skip
-    assert all(cut["chosen"] == cut["rejected"] and cut["prompt"] == "p" for cut in cuts)
-    assert {len(cut["chosen"].split()) for cut in cuts} == set(range(8, 26))
 
 
 def test_a_decoder_judge_pads_with_its_tokenizer_s_token(tokenizer) -> None:

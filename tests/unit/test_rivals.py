@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from support.scripts import load_script
 
 from rlhf_tutorial import Run, load_preset
 from rlhf_tutorial.errors import DataError
@@ -20,7 +17,6 @@ from rlhf_tutorial.studies.looks import experiment, look_at
 from rlhf_tutorial.studies.rivals import (
     best_of_n,
     best_of_n_kl,
-    given_pairs,
     sampled_pairs,
     train_dpo,
     train_online,
@@ -158,15 +154,6 @@ def test_sampled_pairs_put_the_better_answer_first(run: Run) -> None:
     assert sampled_pairs(run, lambda queries, _: [0.5] * len(queries), limit=12) == []
 
 
-def test_given_pairs_are_the_preferences_beginnings(run: Run) -> None:
-    tokenizer = run.load_tokenizer()
-    pairs, rows = given_pairs(run), run.preferences("train")
-    assert 0.9 * len(rows) < len(pairs) <= len(rows)
-    reply = rows["chosen"][0].split("\n\nAssistant: ")[1]
-    assert pairs[0]["chosen_ids"] == tokenizer(reply)["input_ids"][:16]
-    assert all(len(p["chosen_ids"]) <= 16 and p["chosen_ids"] != p["rejected_ids"] for p in pairs)
-
-
 def logprob(model: Any, prompt: list[int], answer: list[int]) -> float:
     """Of the answer's tokens, the plain way."""
     with torch.no_grad():
@@ -242,32 +229,10 @@ def test_the_kl_of_best_of_n_is_bounded_as_stated() -> None:
     assert best_of_n_kl(1) == 0
 
 
-def test_a_look_at_a_policy_s_own_reference_finds_no_distance(run: Run, tmp_path: Path) -> None:
+def test_a_look_at_a_policy_s_own_reference_finds_no_distance(run: Run) -> None:
     from rlhf_tutorial import create_reference_model
 
     policy, queries = run.load_policy(), run.queries("test").select(range(4))
     at = look_at(policy, create_reference_model(policy), run, {"first": rule_reward}, queries)
     assert at["kl"] == pytest.approx([0.0] * 4, abs=1e-4)
     assert at == look_at(policy, policy, run, {"first": rule_reward}, queries)
-
-
-def test_the_rule_takes_the_best_trial_within_the_limit(monkeypatch: Any, tmp_path: Path) -> None:
-    script = load_script("rivals")
-    monkeypatch.setattr(script, "FOLDER", tmp_path)
-    monkeypatch.setattr(script, "RATES", {"m": (1e-5, 1e-4, 1e-3), "ppo": (5e-5,)})
-
-    def trial(rate: float, score: float, kl: float) -> None:
-        after = {"scores": {"first": [score, score]}, "kl": [kl, kl]}
-        result = {"learning_rate": rate, "after": after}
-        script.path_of("trial", "m", rate).write_text(json.dumps(result))
-
-    trial(1e-5, 0.1, 0.5)
-    trial(1e-4, 0.9, 9.9)
-    with pytest.raises(SystemExit, match="run the trials of 'm' first"):
-        script.rate_of("m")
-    trial(1e-3, 2.0, 10.1)
-    assert script.rate_of("m") == 1e-4, "the third moved too far"
-    trial(1e-5, 0.1, 12.0)
-    trial(1e-4, 0.9, 11.0)
-    assert script.rate_of("m") == 1e-3, "none is within: the nearest"
-    assert script.rate_of("ppo") == 5e-5

@@ -33,30 +33,40 @@ def lines(figure: Figure) -> list[dict[str, tuple[list[float], list[float]]]]:
 
 
 def test_curves_against_kl() -> None:
-    figure = figures.against_kl(
-        CURVES, {"a": "A", "b": "B"}, marked={"chosen": {"kl": 2.0, "a": 0.5, "b": 1.2}}
-    )
+    figure = figures.against_kl(CURVES, {"a": "A", "b": "B"})
     left, right = lines(figure)
     assert left["β = 0"] == ([0.0, 9.0], [0.0, 2.0])
     assert right["β = 1"] == ([0.0, 4.0], [1.0, 1.5])
-    assert left["chosen"][1][0] == 0.5 and right["chosen"][1][0] == 1.2
     ax = figure.axes[0]
     place = ax.transData.transform([(0, 0), (4, 0), (9, 0)])[:, 0]
     assert (place[2] - place[0]) / (place[1] - place[0]) == pytest.approx(3 / 2), "square roots"
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == [*CURVES, "chosen"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [*CURVES]
     assert ax.containers, "the last point of the first curve has its error"
     assert not figure.axes[1].containers
 
 
-def test_methods_against_kl_are_dots_and_what_is_behind_has_no_name() -> None:
-    behind = {"β = 0.5": [{"kl": 0.0, "a": 0.0}, {"kl": 30.0, "a": 3.0}]}
-    figure = figures.methods_against_kl(CURVES, {"a": "A"}, behind)
+def test_methods_against_kl_are_lines_through_the_means_of_their_runs() -> None:
+    far = [{"kl": 0.0, "a": 0.0}, {"kl": 9.0, "a": 2.0}]
+    near = [{"kl": 0.0, "a": 0.0}, {"kl": 4.0, "a": 1.0}]
+    best = [{"n": 2, "kl": 0.2, "a": 0.1}, {"n": 16, "kl": 1.8, "a": 3.0}]
+    figure = figures.methods_against_kl({"PPO": [far, near], "DPO": [near]}, {"a": "A"}, best)
     (left,) = lines(figure)
-    assert left == {"β = 0": ([0.0, 9.0], [0.0, 2.0]), "β = 1": ([0.0, 4.0], [0.0, 1.0])}
-    (curve,) = (line for line in figure.axes[0].get_lines() if max(line.get_xdata()) == 30)
-    assert curve.get_label().startswith("_")
-    assert figure.axes[0].get_xlim()[1] < 10, "the methods are what is to be seen"
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == [*CURVES]
+    assert left["PPO"] == ([0.0, 6.5], [0.0, 1.5]) and left["DPO"] == ([0.0, 4.0], [0.0, 1.0])
+    assert left["best of n, by its bound"] == ([0.2, 1.8], [0.1, 3.0])
+    (ax,) = figure.axes
+    thin = [line for line in ax.get_lines() if line.get_linewidth() == 1]
+    assert [list(line.get_xdata()) for line in thin] == [[0.0, 9.0], [0.0, 4.0]]
+    assert [text.get_text() for text in ax.texts] == ["2", "16"]
+    assert ax.get_xlim()[1] > 9 and ax.get_ylabel()
+    named = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert named == ["PPO", "DPO", "best of n, by its bound"]
+    bars = {"a": {"DPO": [{"kl": 4.0, "low": 0.5, "high": 1.5}]}}
+    (ax,) = figures.methods_against_kl({"DPO": [near]}, {"a": "A"}, intervals=bars).axes
+    (bar,) = [line for line in ax.get_lines() if line.get_linewidth() == 1.6]
+    assert list(bar.get_xdata()) == pytest.approx([4.0, 4.0])
+    assert list(bar.get_ydata()) == [0.5, 1.5]
+    (alone,) = lines(figures.methods_against_kl({"DPO": [near]}, {"a": "A"}))
+    assert list(alone) == ["DPO"]
 
 
 def test_the_proxy_is_dashed_and_the_gold_solid_in_every_panel() -> None:
@@ -114,14 +124,6 @@ def test_looks_are_drawn_for_every_training_and_named_once() -> None:
         figures.over_looks(groups, {"c": "C"})
 
 
-def test_curves_over_steps_are_running_means() -> None:
-    points = [{"kl": float(i), "kl_coef": 0.1} for i in range(6)]
-    (left, right) = lines(figures.over_steps({"x": points}, {"kl": "KL", "kl_coef": "β"}, 2))
-    assert left["x"][0] == [1, 2, 3, 4, 5, 6]
-    assert left["x"][1] == [0.0, 0.5, 1.5, 2.5, 3.5, 4.5]
-    assert right["x"][1] == pytest.approx([0.1] * 6)
-
-
 def test_a_patient_stands_before_the_healthy_one_in_every_panel() -> None:
     healthy = {"kl": [0.0, 1.0, 2.0], "score": [1.0, 1.1, 1.2]}
     patient = {"kl": [0.0, 9.0], "score": [1.0, 0.2], "other": [5.0]}
@@ -163,7 +165,8 @@ def test_gains_of_seeds_show_every_training_and_the_interval() -> None:
         (lambda: figures.against_kl({}, {"a": "A"}), "nothing to draw"),
         (lambda: figures.against_kl({"x": []}, {"a": "A"}), "nothing to draw"),
         (lambda: figures.against_kl({"x": [{"kl": 1.0}]}, {"a": "A"}), "'x' has no 'a'"),
-        (lambda: figures.over_steps({"x": [{"a": 1.0}]}, {"kl": "KL"}), "'x' has no 'kl'"),
+        (lambda: figures.methods_against_kl({}, {"a": "A"}), "nothing to draw"),
+        (lambda: figures.methods_against_kl({"x": [[{"kl": 1.0}]]}, {"a": "A"}), "has no 'a'"),
         (lambda: figures.gains_of_seeds({}), "no judges"),
     ],
 )

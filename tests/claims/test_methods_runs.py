@@ -1,0 +1,116 @@
+"""The trainings behind notebook 09, and what it says of them and of TRL."""
+
+from __future__ import annotations
+
+import re
+
+import nbformat
+import numpy as np
+import pytest
+from support import ROOT
+from support.scripts import load_script
+
+from rlhf_tutorial.assets import Bundled, resolve
+from rlhf_tutorial.feedback import load_feedback, pairs
+from rlhf_tutorial.studies.committed import committed_methods, committed_samples
+
+script = load_script("methods")
+TRIALS, SEEDS = committed_methods("trial"), committed_methods("seed")
+CELLS = nbformat.read(ROOT / "notebooks" / "09_rivals.ipynb", as_version=4).cells
+PROSE = " ".join(" ".join(c.source for c in CELLS if c.cell_type == "markdown").split())
+
+
+def source(cell: str) -> str:
+    (found,) = (c.source for c in CELLS if c.id == cell)
+    return found
+
+
+def test_every_method_was_tuned_and_trained_at_the_rate_that_the_rule_takes() -> None:
+    assert set(TRIALS) == set(SEEDS) == set(script.RATES)
+    for method, trainings in SEEDS.items():
+        trials = script.trials_of(method)
+        assert {row["rate"] for row in trials} >= set(script.RATES[method])
+        assert script.next_rate(method) is None, "no trial is missing"
+        assert {each["learning_rate"] for each in trainings} == {script.rate_of(trials)}
+        assert [each["seed"] for each in trainings] == list(range(len(trainings)))
+    for method, trials in TRIALS.items():
+        assert {each["seed"] for each in trials} == {script.TRIAL_SEED}, method
+
+
+@pytest.mark.parametrize(("trainings", "split"), [(TRIALS, "validation"), (SEEDS, "test")])
+def test_every_look_is_at_the_held_out_prompts_and_the_first_at_the_untouched_policy(
+    trainings: dict, split: str
+) -> None:
+    prompts = sorted(load_script("feedback").prompts_of(split))
+    untouched: dict[int, list[str]] = {}
+    for method, runs in trainings.items():
+        steps = 20 if method.startswith("dpo") else 40
+        for training in runs:
+            assert sorted(training["queries"]) == prompts
+            first, last = training["looks"][0], training["looks"][-1]
+            assert np.mean(first["kl"]) == pytest.approx(0, abs=0.01)
+            answers = untouched.setdefault(training["seed"], first["answers"])
+            assert answers == first["answers"], "the same untouched policy for every method"
+            looked = [at["step"] for at in training["looks"]]
+            quarters = [0, steps // 4, steps // 2] if split == "test" else [0]
+            assert looked[:-1] == quarters and steps - 1 <= last["step"] <= steps
+            assert training["answers"] == (0 if "graded" in method else 640)
+            assert training["updates"] == {"ppo": 80}.get(method, last["step"])
+
+
+def test_the_samples_are_sixteen_answers_to_every_test_prompt() -> None:
+    samples = committed_samples()
+    assert not samples or {x.shape for x in samples.values()} == {(128, 16)}
+
+
+def test_the_notebook_trains_with_the_weights_and_groups_of_the_script() -> None:
+    terms: dict[str, str] = {}
+    exec(source("budget").split("}\n")[0] + "}", terms)
+    weights = {"ppo": script.PRESET.ppo["init_kl_coef"], **script.BETA}
+    weights[script.GRADED] = script.BETA["dpo"]
+    stated = {method: float(text.split(",")[0]) for method, text in terms["KL_TERM"].items()}
+    assert stated == weights
+    assert f"beta={weights['rloo']}" in source("train-rloo")
+    assert '"rloo": 4, "grpo": 4' in source("budget")
+    assert "num_generations: int = 4" in (
+        ROOT / "rlhf_tutorial" / "studies" / "rivals.py"
+    ).read_text(encoding="utf-8")
+    epochs = script.PRESET.ppo["ppo_epochs"]
+    assert epochs == 2 and "PPO makes two updates on a batch" in PROSE
+    layers = 30 - script.PRESET.num_shared_layers
+    assert f"its {layers} trained layers" in PROSE
+
+
+def test_what_the_notebook_says_of_trl() -> None:
+    from trl import DPOConfig, GRPOConfig, RLOOConfig
+
+    fields = {config: config.__dataclass_fields__ for config in (DPOConfig, GRPOConfig, RLOOConfig)}
+    assert "temperature" not in fields[DPOConfig] and "temperature" in fields[RLOOConfig]
+    assert fields[GRPOConfig]["beta"].default == 0 and "has *no KL at all*" in PROSE
+    assert fields[GRPOConfig]["loss_type"].default == "dapo"
+    assert all(fields[c]["num_iterations"].default == 1 for c in (GRPOConfig, RLOOConfig))
+
+
+def test_the_bound_of_best_of_16_is_below_two_nats() -> None:
+    from rlhf_tutorial.studies.rivals import best_of_n_kl
+
+    assert 1.8 < best_of_n_kl(16) < 2
+    assert "A 16-fold price moves the policy by less than two nats" in PROSE
+
+
+def test_the_rule_is_told_as_it_stands_in_the_script() -> None:
+    assert all(len(rates) == 3 for rates in script.RATES.values())
+    assert all(np.allclose(np.divide(rates[1:], rates[:-1]), 2) for rates in script.RATES.values())
+    assert f"goes further than {script.MOST_KL:.0f} nats" in PROSE
+    prompts = len(load_script("feedback").prompts_of("validation"))
+    assert f"looked at with the {prompts} validation prompts" in PROSE
+
+
+def test_there_are_as_many_graded_pairs_as_the_notebook_has_them() -> None:
+    rows = load_feedback(resolve(Bundled("feedback")) / "train.jsonl")
+    assert len(pairs(rows)) > 2000
+    assert "all pairs that the reader has graded, and not 320 of them" in PROSE
+
+
+def test_nothing_is_left_to_be_written() -> None:
+    assert not re.search("AWAITS", PROSE)
