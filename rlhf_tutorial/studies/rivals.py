@@ -91,12 +91,15 @@ def train_online(
     num_generations: int = 4,
     seed: int = 0,
     after: After | None = None,
+    **settings: Any,
 ) -> Trained:
     """TRL's RLOO or GRPO: `batch_size` answers a step, `num_generations` to each prompt.
 
     Args:
         beta: weight of the KL to the reference: in RLOO of the reward, as in PPO; in GRPO of a term
             of the loss, beside advantages that were divided by their standard deviation.
+        settings: others of TRL's `RLOOConfig` or `GRPOConfig`, such as `num_iterations`, the updates
+            on a batch.
     """
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
@@ -123,10 +126,11 @@ def train_online(
             args=config_of(
                 **shared_arguments(run, scratch, learning_rate, batch_size, seed),
                 **sizes,
-                max_steps=steps,
+                max_steps=steps * settings.get("num_iterations", 1),
                 beta=beta,
                 temperature=run.temperature,
                 log_completions=False,
+                **settings,
             ),
             train_dataset=Dataset.from_dict(rows),
             processing_class=template.tokenizer,
@@ -200,10 +204,13 @@ def sampled_pairs(
     return pairs
 
 
-def graded_pairs(run: Run, limit: int, *, seed: int = 0) -> list[TokenPair]:
+def graded_pairs(run: Run, limit: int | None = None, *, seed: int = 0) -> list[TokenPair]:
     """Pairs of the untouched policy's answers that a reader graded, drawn by the seed.
 
     A prompt with four answers can be in up to six of them.
+
+    Args:
+        limit: how many; all by default.
     """
     rows = load_feedback(resolve(Bundled("feedback")) / "train.jsonl")
     template, drawn = run.load_template(), pairs_of(rows)
@@ -215,7 +222,7 @@ def graded_pairs(run: Run, limit: int, *, seed: int = 0) -> list[TokenPair]:
 
     return [
         _pair(template.encode(prompt), ids(prompt, pair["chosen"]), ids(prompt, pair["rejected"]))
-        for pair in random.Random(seed).sample(drawn, limit)
+        for pair in random.Random(seed).sample(drawn, min(limit or len(drawn), len(drawn)))
         for prompt in [pair["prompt"]]
     ]
 

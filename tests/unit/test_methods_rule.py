@@ -12,7 +12,7 @@ from support.scripts import load_script
 from support.tokenizers import byte_tokenizer, with_chat_template
 
 from rlhf_tutorial.assets import Bundled, resolve
-from rlhf_tutorial.feedback import load_feedback
+from rlhf_tutorial.feedback import load_feedback, pairs
 from rlhf_tutorial.presets import PRESETS
 from rlhf_tutorial.studies.rivals import graded_pairs
 
@@ -106,6 +106,7 @@ def test_the_graded_pairs_are_a_readers_and_end_as_the_answers_did() -> None:
     found = graded_pairs(run, 40, seed=3)
     assert len(found) == 40 and found == graded_pairs(run, 40, seed=3)
     assert found != graded_pairs(run, 40, seed=4)
+    assert len(graded_pairs(run)) == len(graded_pairs(run, 10_000)) == len(pairs(rows))
     ends = set()
     for pair in found:
         (prompt,) = (p for p in given if template.encode(p) == pair["prompt_ids"])

@@ -129,6 +129,19 @@ def test_the_judge_gets_the_course_s_questions_and_whole_groups(run: Run, method
     assert first["kl"] == pytest.approx(0, abs=1e-6), "the reference is the untouched policy"
 
 
+@pytest.mark.parametrize("method", ["rloo", "grpo"])
+def test_two_updates_a_batch_sample_no_more_answers(run: Run, method: str) -> None:
+    judged: list[str] = []
+
+    def reward(queries: list[str], responses: list[str]) -> list[float]:
+        judged.extend(responses)
+        return rule_reward(queries, responses)
+
+    trained = online(method)(run, 1e-3, reward, num_iterations=2)
+    assert trained.answers == len(judged) == 16
+    assert len([row for row in trained.log if "loss" in row]) == 4
+
+
 def test_the_text_that_trl_tokenises_gives_the_course_s_tokens(run: Run) -> None:
     tokenizer, queries = run.load_tokenizer(), run.queries()
     for text, ids in zip(queries["query"][:8], queries["input_ids"][:8], strict=True):
