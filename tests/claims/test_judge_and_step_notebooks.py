@@ -209,7 +209,13 @@ def test_one_step() -> None:
     assert "a probability of 3%, and is now six times as likely" in prose
     explained, kl = (numbers(line) for line in shown["moved-table"].splitlines())
     assert "3.10 nats, after 1.58" in prose and [f"{n:.2f}" for n in kl] == ["1.58", "3.10"]
-    assert kl[0] * 0.7 < kl[1] - kl[0] < kl[0] and "nearly as far as the three before it" in prose
+    assert kl[0] * 0.7 < kl[1] - kl[0] < kl[0]
+    assert "one step adds nearly as much as the three before it together" in prose
+    tokens = re.findall(r"\s(\d\d)\s+\d\.\d\d(?=\s)", shown["scores"])
+    full = tokens.count("32")
+    assert len(tokens) == 16 and (full, full - (12 - (16 - full))) == (5, 4)
+    assert "12 of them ended" in shown["sample"] and "Five answers of the table have" in prose
+    assert "Four of these are cut off" in prose
     assert [f"{n:.2f}" for n in explained] == ["-0.77", "-0.19"]
     assert "from -0.77 to -0.19" in prose
 
