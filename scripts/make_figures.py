@@ -57,7 +57,8 @@ def read() -> list[dict[str, Any]]:
         return float(np.mean([a["grade"] for a in answers if a["source"] == source]))
 
     untouched = mean_grade(UNTOUCHED)
-    found = [{"label": "the untouched policy", "value": untouched, "ppo": False}]
+    label = "untouched, with the\nsystem message, at 0.3"
+    found = [{"label": label, "value": untouched, "ppo": False}]
     for label, (sources, ppo) in READ.items():
         gain = gains_of(rows, UNTOUCHED, sources)
         low, high = (untouched + end for end in gain["mean_gain_interval"])

@@ -17,7 +17,9 @@ none: whoever is new to it takes longer, and whoever skips the code, less."""
 REPOSITORY = "https://github.com/rlhf-tutorial/rlhf-tutorial"
 COLAB = "https://colab.research.google.com/github/rlhf-tutorial/rlhf-tutorial/blob/main/notebooks"
 
-_ROW = re.compile(r"^\| \[(\S+) [^\]]*\]\(notebooks/(\S+)\.ipynb\) \| (.+?) \| (.+?) \|$", re.M)
+_ROW = re.compile(
+    r"^\| \[(\S+) [^\]]*\]\(notebooks/(\S+)\.ipynb\) \| (.+?) \| \d+ min \| (.+?) \|$", re.M
+)
 # A line of code that one reads: no import, comment or closing bracket.
 _READ = re.compile(r"\s*(?!from |import |#|[)\]}])\S")
 # Text in italics from the first letter on. In formulas a star is a star.

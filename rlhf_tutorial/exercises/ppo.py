@@ -46,19 +46,25 @@ def _clipped(
 
 
 EXERCISES: dict[str, Exercise] = {
-    "kl_per_token": Exercise(
-        lambda logprobs, ref_logprobs: kl_per_token(logprobs, ref_logprobs),
-        [(logprobs(3, 4), logprobs(3, 4))],
+    "full_kl": Exercise(
+        lambda logprobs, ref_logprobs: kl_per_token(logprobs, ref_logprobs, "full"),
+        [(normal(3, 4, 5).log_softmax(-1), normal(3, 4, 5).log_softmax(-1))],
         {
-            "The sign is turned: it is log pi - log pi_ref, since the answers come from pi.": (
-                lambda p, q: q - p
+            "The weights are the reference's: answers come from pi, so pi weighs.": (
+                lambda p, q: (q.exp() * (p - q)).sum(-1)
             ),
-            "You have taken the absolute value: a single token's KL may be negative.": (
-                lambda p, q: (p - q).abs()
+            "That is the other KL, of the reference from the policy.": (
+                lambda p, q: (q.exp() * (q - p)).sum(-1)
             ),
-            "That is k2, half the square.": lambda p, q: 0.5 * (p - q) ** 2,
-            "You have subtracted probabilities: the KL is about their logarithms.": (
-                lambda p, q: p.exp() - q.exp()
+            "The sign is turned: it is log pi - log pi_ref.": (
+                lambda p, q: (p.exp() * (q - p)).sum(-1)
+            ),
+            "You weigh with log-probabilities: the weights are the probabilities themselves.": (
+                lambda p, q: (p * (p - q)).sum(-1)
+            ),
+            "The weights are missing: likely tokens count for more.": lambda p, q: (p - q).sum(-1),
+            "You have averaged over the vocabulary: the weights sum to 1, so sum.": (
+                lambda p, q: (p.exp() * (p - q)).mean(-1)
             ),
         },
     ),

@@ -92,7 +92,7 @@ def plan_diagram(path: str | Path | None = None) -> Figure:
     _badge(ax, 39.8, 59, "1", "generate")
     _badge(ax, 110.8, 59, "2", "score")
     _badge(ax, 76.5, 21, "3", "step")
-    key = ((81, trained, "trained"), (75.5, frozen, "frozen"), (70, result, "computed in step 3"))
+    key = ((81, trained, "trained"), (75.5, frozen, "frozen"), (70, result, "computed in call 3"))
     for y, look, text in key:
         _draw_box(ax, _Box(3, y - 1.6, 6, 3.2), "", "", look)
         ax.text(11, y, text, va="center", fontsize=14)
@@ -237,7 +237,7 @@ def _arrow(
 
 
 def _badge(ax: Axes, x: float, y: float, number: str, text: str) -> None:
-    """Draw the number of a step in a disc, and the step's name to its right."""
+    """Draw the number of a call in a disc, and its name to the right."""
     ax.plot(x, y, "o", markersize=27, color=VERMILLION, zorder=3)
     ax.text(x, y, number, ha="center", va="center_baseline", fontsize=17, weight="bold",
             color="white", zorder=4)  # fmt: skip

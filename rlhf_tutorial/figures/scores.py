@@ -215,7 +215,8 @@ def bars_with_intervals(rows: Sequence[Mapping[str, Any]], xlabel: str) -> Figur
 
     Args:
         rows: {"label", "value", "low", "high"} each, drawn from top to bottom; a line from "low"
-            to "high" is the interval. Where "ppo" is true, the bar is blue, else grey.
+            to "high" is the interval. Where "ppo" is true, the bar has the training's colour (see
+            `style.MARKS`) or is blue, else it's grey.
         xlabel: what the values are.
 
     Raises:
@@ -237,7 +238,8 @@ def bars_with_intervals(rows: Sequence[Mapping[str, Any]], xlabel: str) -> Figur
     y = np.arange(len(rows))
     fig = new_figure(7.5, 0.9 + 0.5 * len(rows))
     ax = fig.add_subplot()
-    colours = [BLUE if row.get("ppo") else "#BDBDBD" for row in rows]
+    blue = (BLUE, "o", BLUE)
+    colours = [mark_of(str(r["label"]), blue)[0] if r.get("ppo") else "#BDBDBD" for r in rows]
     ax.barh(y, values, height=0.62, color=colours)
     ax.errorbar(
         values, y, xerr=(values - low, high - values), fmt="none", ecolor=INK, capsize=4, lw=1.4

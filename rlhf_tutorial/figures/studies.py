@@ -21,6 +21,7 @@ from .style import (
     INK,
     STYLE,
     VERMILLION,
+    Mark,
     finite_array,
     mark_of,
     new_figure,
@@ -319,11 +320,16 @@ def _judged(ax: Axes, seeds: Mapping[str, Sequence[Points]]) -> None:
     ax.set_xticks(sorted({p["step"] for runs in seeds.values() for run in runs for p in run}))
 
 
+def _look(row: Mapping[str, Any]) -> Mark:
+    """That of the training which the label names, blue for another one, dark without PPO."""
+    return mark_of(row["label"], (BLUE, "o", BLUE)) if row["ppo"] else (INK, "s", "white")
+
+
 def _graded(ax: Axes, grades: Sequence[Mapping[str, Any]]) -> None:
     """A row each: its mean, its interval, below it a small dot a seed; dotted, the first row."""
     ax.axvline(grades[0]["value"], color=INK, linewidth=1.2, linestyle=":")
     for y, row in enumerate(grades):
-        colour, marker, face = (BLUE, "o", BLUE) if row["ppo"] else (INK, "s", "white")
+        colour, marker, face = _look(row)
         if y:
             ax.plot([row["low"], row["high"]], [y, y], color=colour, linewidth=1.6)
         by_seed = row.get("seeds", [])
@@ -338,7 +344,7 @@ def _graded(ax: Axes, grades: Sequence[Mapping[str, Any]]) -> None:
         )  # fmt: skip
     ax.set_yticks(range(len(grades)), [row["label"] for row in grades], parse_math=False)
     for label, row in zip(ax.get_yticklabels(), grades, strict=True):
-        label.set(color=BLUE if row["ppo"] else INK, fontweight="bold" if row["ppo"] else "normal")
+        label.set(color=_look(row)[0], fontweight="bold" if row["ppo"] else "normal")
     ax.set_ylim(len(grades) - 0.4, -0.6)
     ax.set_xlabel("mean grade, 0 to 5")
     ax.xaxis.set_major_locator(MultipleLocator(0.5))

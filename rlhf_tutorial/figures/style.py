@@ -38,7 +38,7 @@ MARKS: dict[str, Mark] = {
     "long run": (GREEN, "D", GREEN),
     "64 answers": (GREEN, "D", GREEN),  # a step: the long run
 }
-"""What has one look in every figure, by how its name begins: see `mark_of`.
+"""What has one look in every figure, by what is in its name: see `mark_of`.
 
 The rest goes by meaning, too. Blue is what was trained, what is right, and a mean. Grey is what it
 is compared with: the reference, the policy before, a healthy run, single batches. Vermillion is
@@ -89,8 +89,8 @@ class NotebookFigure(Figure):
 
 
 def mark_of(name: str, otherwise: Mark) -> Mark:
-    """The look in `MARKS` that the name begins with, or the other one."""
-    return next((mark for start, mark in MARKS.items() if name.startswith(start)), otherwise)
+    """The look in `MARKS` whose words are in the name, or the other one."""
+    return next((mark for words, mark in MARKS.items() if words in name), otherwise)
 
 
 def moving_mean(values: ArrayLike, window: int) -> np.ndarray:

@@ -19,8 +19,11 @@ def test_the_policy_gradient() -> None:
     runs = re.findall(r"(\d+) of 10", shown["train"])
     assert runs[:2] == ["8", "10"], "without a baseline, and with one"
     assert "two of the ten runs" in prose and "all ten runs find" in prose
-    noise, signal = row(shown["baseline-table"], "b = 10.00")[-1], 0.282
-    assert noise / signal > 20 and "over twenty times the signal" in prose
+    by_formula = re.findall(r"'([-+][\d.]+)'", shown["gradient-check"].splitlines()[0])
+    signal = math.hypot(*map(float, by_formula))
+    noise = row(shown["baseline-table"], "b = 10.00")[-1]
+    assert f"{signal:.2f}" == "0.37" and 18.5 < noise / signal < 20
+    assert "nearly twenty times the signal (0.37, the gradient's length)" in prose
     assert 0.2 < row(shown["drift-table"], "k1")[3] < 0.3
     assert "a quarter of the batches" in prose
     assert row(shown["drift-table"], "k3")[2] < row(shown["drift-table"], "k1")[2] / 3
@@ -41,6 +44,23 @@ def test_the_policy_gradient() -> None:
         credit = (score if t == 3 else 0) + values[t + 1] - values[t] + 0.95 * credit
         chain.append(f"{credit:.3f}")
     assert all(number in prose for number in ("0.30;", *chain[1:]))
+
+
+def test_the_bargain_of_a_head_that_is_half_right() -> None:
+    shown, prose = outputs_and_prose("03b_policy_gradient.ipynb")
+    cells = re.findall(r"  (-?\d\.\d{3})(?=  )", shown["bias"].split("perfect")[-1])
+    found = [float(cell) for cell in cells]  # rows of three numbers: three for each head
+    assert len(found) == 27
+    perfect, half, constant = (
+        [found[i : i + 3] for i in range(start, start + 9, 3)] for start in (0, 9, 18)
+    )
+    assert all(mean == perfect[2][1] for _, mean, _ in perfect) and perfect[0][2] == 0
+    kept, noise = (half[1][column] / half[2][column] for column in (1, 2))
+    assert f"keeps {kept:.0%} of the truth, with {noise:.0%} of the noise" in prose
+    for column in (1, 2):
+        assert abs(constant[1][column] / constant[2][column] - 0.95**3) < 0.002
+    assert f"{0.95**3:.2f}" == "0.86" and "$0.95^3 = 0.86$" in prose
+    assert abs(0.95**31 - 1 / 5) < 0.005 and "first of 32 tokens keeps a fifth" in prose
 
 
 def test_how_many_batches_push_the_best_answer_down() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 
 import pytest
@@ -11,7 +12,9 @@ from support import ROOT
 from support.notebooks import outputs_and_prose
 
 from rlhf_tutorial.assets import Bundled, resolve
+from rlhf_tutorial.data import load_preferences
 from rlhf_tutorial.exercises import EXERCISES
+from rlhf_tutorial.ppo import PPOConfig
 from rlhf_tutorial.presets import PRESETS
 
 RESULTS = ROOT / "notebooks" / "results" / "smollm2"
@@ -20,6 +23,10 @@ RESULTS = ROOT / "notebooks" / "results" / "smollm2"
 def test_prompts() -> None:
     shown, prose = outputs_and_prose("01_prompts.ipynb")
     assert "better on 80" in shown["answer-pushed"] and "on 80 of them" in prose
+    assert "2.03 points, and the first answer 1.14" in prose
+    assert {"1.14", "2.03"} == set(re.findall(r"\d\.\d\d", shown["three"]))
+    validation = load_preferences(Bundled("preferences"), "validation")
+    assert f"*validation*, has {len(validation)} prompts" in prose
     assert "Rowing is not rowing." in shown["three"] and '"Rowing is not rowing."' in prose
     reading, results = (
         json.loads((RESULTS / name).read_text(encoding="utf-8"))
@@ -35,7 +42,17 @@ def test_prompts() -> None:
     assert f"<b>{both:.2f}.</b>" in shown["levers"] and reading["temperatures"]["untouched"] == 0.3
     trained = reading["best_temperatures"]["default"]["grade_after"]
     assert f"bring {trained:.2f}, where the two free levers bring {both:.2f}" in prose
-    assert trained - both < both - neither, "smaller than what the free levers bring together"
+    assert (
+        f"a real gain: {trained - both:.2f}. But the free levers together bring more, "
+        f"{both - neither:.2f}," in prose
+    )
+    share = (colder - neither) / (both - neither)
+    assert 0.45 < share < 0.55 and "Alone, the temperature brings half of the way" in prose
+    assert asked - neither < 0.15 and "the system message next to nothing" in prose
+    beyond, *_ = re.findall(
+        r"bring (\S+) more than they add up to; 95% interval (\S+) to", shown["levers"]
+    )
+    assert float(beyond[1]) > 0 and "they bring more than the sum" in prose
     assert f"comes near, with {best_of_4:.2f}" in prose
     assert f"one answer alone has {reading['default']['grade_before']:.2f}" in prose
     assert "24 of 64, 38%" in outputs_and_prose("02_policy_and_reference.ipynb")[0]["how-many-end"]
@@ -83,15 +100,30 @@ def test_policy_and_reference() -> None:
     assert 0.4 < 1 - split / whole < 0.5 and "Nearly half of the time is saved" in prose
     assert "0.5: 24 of 64, 38%" in shown["how-many-end"] and "At temperature 0.5, 38%" in prose
     assert "35 of 64" in shown["answer-ending"]
-    counts = [int(n) for n in re.findall(r": (\d+) of 64", shown["how-many-end"])]
-    assert min(counts) / 64 > 0.3 and max(counts) / 64 < 0.56 and '"a third to a half"' in prose
+    shares = [int(n) / 64 for n in re.findall(r": (\d+) of 64", shown["how-many-end"])][:3]
+    errors = [(p * (1 - p) / 64) ** 0.5 for p in shares]
+    hot, middle, cold = shares
+    assert abs(middle - hot) < math.hypot(*errors[:2]) and "first two can't be told apart" in prose
+    assert abs((cold - middle) / math.hypot(*errors[1:]) - 2) < 0.1
+    assert "by two standard errors of the difference" in prose
     card = (resolve(Bundled("feedback")) / "README.md").read_text(encoding="utf-8")
     assert "| 44.7% |" in card and "as 45% to 56%" in prose
+    assert "| `train.jsonl` | 640 | 2,560 | 1.24 |" in card and "have a mean of 1.24" in prose
+    assert preset.value_head_start == 1.25 and "about the mean grade, 1.25" in prose
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    assert "21.6 processor seconds with the frozen trunk, 33.3 with LoRA and 40.4 with" in page
+    assert 33.3 / 40.4 > 0.8 and "saves less than a fifth of the time" in prose
+    assert 0.5 < 21.6 / 40.4 < 0.55 and "the shared trunk saves nearly half" in prose
+    assert (
+        PPOConfig(batch_size=128).ppo_epochs == 4 and "TRL's default has four PPO epochs" in prose
+    )
+    assert preset.ppo["ppo_epochs"] == 2 and "(ours two, notebook 05)" in prose
     found = re.findall(r"(SmolLM2|GPT-2) +([\d.]+)% +([\d.]+)%", shown["position-effect"])
     real, columns = ({row[0]: float(row[i]) for row in found} for i in (1, 2))
     assert set(real.values()) == {0.0} and columns["SmolLM2"] == 1e-4 and columns["GPT-2"] > 1
     assert "(0.0001% is rounding)" in prose
     assert "<b>10.</b> As many as ended early" in shown["early-eos"]
+    assert "and 10 of the answers end before their 32nd token" in prose
 
 
 @pytest.mark.weights

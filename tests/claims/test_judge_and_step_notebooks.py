@@ -72,11 +72,18 @@ def test_the_reward_model() -> None:
         ("MiniLM, fitted to other data", "all", "a coin, 56% and 57%"),
         ("SmolLM2, fitted to other data", "all", "a coin, 56% and 57%"),
         ("the policy's log-probability", "all", "says a little, 61%"),
+        ("the policy's log-probability", "whole", "and 64% where both ended"),
+        ("SmolLM2, fitted to other data", "whole", "Where both answers ended, SmolLM2 has 63%."),
+        ("evaluating judge", "whole", "Where both ended it has 63% (54% to 71%)"),
     ):
         assert said in prose and f"{rungs[judge][part]['accuracy']:.0%}" in said
     rule = rungs["rule: it ended, then longer"]["all"]["accuracy"]
     assert 0.73 < rule < 0.77 and "three of four pairs" in prose
-    assert rungs["evaluating judge"]["all"]["accuracy"] < rule, "no better than the two-step rule"
+    second = rungs["evaluating judge"]
+    assert second["all"]["accuracy"] < rule and "it's no better than the rule" in prose
+    assert [f"{second['whole'][end]:.0%}" for end in ("low", "high")] == ["54%", "71%"]
+    for other in ("the policy's log-probability", "SmolLM2, fitted to other data"):
+        assert rungs[other]["whole"]["accuracy"] >= second["whole"]["accuracy"], "no more than"
     assert "<b>two-step.</b>" in shown["answer-ladder"]
 
     test, everywhere, ended = (
@@ -97,6 +104,7 @@ def test_the_reward_model() -> None:
 
     lead = numbers(shown["by-pairs"].split("comparisons: ")[-1])
     assert lead[1] < 0 < lead[2] and "the interval of the difference contains 0" in prose
+    assert {round(-lead[1]), round(lead[2])} == {3} and "3 points better or worse" in prose
     by_grades, by_pairs = (numbers(line)[1] for line in shown["by-pairs"].splitlines()[:2])
     assert abs(by_grades - 1.28) < 0.15 and abs(by_pairs - 1.28) > 0.5
     sizes = json.loads((JUDGE / "metrics.json").read_text(encoding="utf-8"))["by_prompts"]
@@ -139,6 +147,13 @@ def test_the_rounds_of_the_judge() -> None:
     assert re.search(r"1 +A +400 +1.78 +92% +26% +1.41", shown["rounds-read"])
     assert "A quarter of this policy's answers" in prose and "the reader 1.41" in prose
     found = json.loads((JUDGE / "metrics.json").read_text(encoding="utf-8"))["accuracy"]
+    card = (JUDGE / "README.md").read_text(encoding="utf-8").split("## Round by round")[1]
+    rounds = {
+        int(n): [float(share) for share in re.findall(r"([\d.]+)% \(", shares)]
+        for n, shares in re.findall(r"(?m)^\| ([2-4]) rounds \|(.*)$", card)
+    }
+    moved = [abs(b - a) for n in (3, 4) for a, b in zip(rounds[2], rounds[n], strict=True)]
+    assert len(moved) == 10 and max(moved) < 2.5 and "moved by a point or two" in prose
     for kind, pairs, share in (("round", 747, "67%"), ("", 280, "72%")):
         parts = [v["whole"] for k, v in found.items() if k.startswith("round") == bool(kind)]
         n = sum(part["n"] for part in parts)
@@ -152,13 +167,14 @@ def test_the_tricks_and_their_control() -> None:
     shown, prose = outputs_and_prose("03_reward_model.ipynb")
     assert "<b>No, it&#x27;s generally not.</b>" in shown["tricks"].replace("'", "&#x27;")
     (share,) = set(re.findall(r"above the good answer in (\d+)%", shown["tricks"]))
-    assert 60 < int(share) < 72 and "wins two times in three" in prose
+    assert 57 < int(share) < 63 and "wins six times in ten" in prose
     told = shown["fooled"].splitlines()
     good, trick, average = (numbers(line.split(": ")[1]) for line in told[1:4])
-    assert [f"{mean:.1f}" for mean in good] == ["1.2", "2.3"]
-    assert "good answers 1.2 on average, and the policy's own 2.3" in prose
-    assert [f"{mean:.1f}" for mean in trick] == ["1.6", "1.6"]
-    assert average == [1.28] and "average answer has 1.28" in prose and 'not." gets 1.6' in prose
+    assert [f"{mean:.1f}" for mean in good] == ["1.4", "2.3"]
+    assert "good answers 1.4 on average, and the policy's own 2.3" in prose
+    assert [f"{mean:.1f}" for mean in trick] == ["1.5", "1.6"]
+    assert average == [1.28] and "average answer has 1.28" in prose
+    assert 'not." gets 1.5 to 1.6' in prose
     verdict = shown["solution-4"]
     assert "Right. The judge gives it 2.23 or more" in verdict
 
@@ -193,7 +209,13 @@ def test_one_step() -> None:
     assert "a probability of 3%, and is now six times as likely" in prose
     explained, kl = (numbers(line) for line in shown["moved-table"].splitlines())
     assert "3.10 nats, after 1.58" in prose and [f"{n:.2f}" for n in kl] == ["1.58", "3.10"]
-    assert kl[0] * 0.7 < kl[1] - kl[0] < kl[0] and "nearly as far as the three before it" in prose
+    assert kl[0] * 0.7 < kl[1] - kl[0] < kl[0]
+    assert "one step adds nearly as much as the three before it together" in prose
+    tokens = re.findall(r"\s(\d\d)\s+\d\.\d\d(?=\s)", shown["scores"])
+    full = tokens.count("32")
+    assert len(tokens) == 16 and (full, full - (12 - (16 - full))) == (5, 4)
+    assert "12 of them ended" in shown["sample"] and "Five answers of the table have" in prose
+    assert "Four of these are cut off" in prose
     assert [f"{n:.2f}" for n in explained] == ["-0.77", "-0.19"]
     assert "from -0.77 to -0.19" in prose
 

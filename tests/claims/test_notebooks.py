@@ -115,7 +115,7 @@ def test_solutions_are_folded_follow_their_exercise_and_are_right() -> None:
     assert having >= {*NOTEBOOKS[:2], *BY_HAND}
     for notebook in having:
         assert len([name for of, name in found if of == notebook]) >= 3
-    step = {"kl_per_token", "rewards_per_token", "gae", "policy_loss"}
+    step = {"full_kl", "rewards_per_token", "gae", "policy_loss"}
     assert step <= {name for _, name in found}, "the heart of a step is written by hand"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from typing import Any
 
 import jinja2
 import pytest
@@ -13,6 +14,7 @@ from support.scripts import load_script
 
 from rlhf_tutorial.assets import Bundled, resolve
 from rlhf_tutorial.data import first_prompt
+from rlhf_tutorial.evaluation.reading import pair_accuracy
 from rlhf_tutorial.feedback import load_feedback
 from rlhf_tutorial.studies.committed import committed_three, widest_swing
 
@@ -77,8 +79,15 @@ def test_what_the_readme_says_of_the_controls() -> None:
     for words in ("gives about half of the five-minute run's gain", "somewhat more",
                   "Fine-tuning gives all of it"):  # fmt: skip
         assert words in PROSE
-    against = reading["fine-tuned"]["long_against_it"]["win_rate_interval"]
-    assert against[0] < 0.5 < against[1] and "fine-tuning only within the noise" in PROSE
+    found = reading["fine-tuned"]["long_against_it"]
+    low, high = found["win_rate_interval"]
+    assert low < 0.5 < high and (
+        f"Against the fine-tuned policy it wins {found['win_rate']:.0%} of the pairs ({low:.0%} to "
+        f"{high:.0%}), which proves nothing" in PROSE
+    )
+    for name in ("untouched, first sentence", "untouched, best of 4"):
+        assert reading[name]["long_against_it"]["win_rate_interval"][0] > 0.5
+    assert "The long run beats the first two" in PROSE
     split = reading["gain_by_ending"]["best_temperatures"]
     assert split["default"]["by_ending"] > split["default"]["by_content"]
     assert split["default"]["by_content_interval"][0] < 0 < split["long"]["by_content_interval"][0]
@@ -92,6 +101,38 @@ def test_what_the_readme_says_of_the_controls() -> None:
     assert "take {:.2f} to {:.2f} for".format(*gains) in results
     tuning = " ".join((ROOT / "docs" / "tuning.md").read_text(encoding="utf-8").split())
     assert "had 1.75 there" in tuning and "had 1.75 in an earlier one" in PROSE
+
+
+def test_how_often_the_judges_order_trained_answers_as_the_reader_does() -> None:
+    rows = load_feedback(resolve(Bundled("feedback")) / "reading.jsonl")
+    shares = {}
+    for part in ("all", "ended"):
+        trained = [
+            row | {"answers": [a for a in row["answers"] if of_training(a, part == "ended")]}
+            for row in rows
+        ]
+        for judge in ("first", "second"):
+            scores = [a[judge] for row in trained for a in row["answers"]]
+            found = pair_accuracy(trained, scores, resamples=1)
+            shares[part, judge] = f"{found['accuracy']:.0%}"
+    assert (
+        "answers of *trained* policies it's {} and {}; where both ended, {} and {}.".format(
+            *shares.values()
+        )
+        in PROSE
+    )
+
+
+def of_training(answer: dict[str, Any], whole: bool) -> bool:
+    return answer["source"].startswith(("default", "long")) and (answer["ended"] or not whole)
+
+
+def test_the_temperatures_under_the_picture_are_those_of_the_reading() -> None:
+    script = load_script("reading")
+    sources = script.test_sources({"untouched": 0.3, "default-0": 0.3, "long": 0.01})
+    assert sources["fine-tuned"].temperature == 0.3 == sources["untouched, best"].temperature
+    assert sources["untouched, best of 4"].temperature == 0.5
+    assert "0.5 for the best of 4" in PROSE and "fine-tuned policy: it has 0.3" in PROSE
 
 
 @pytest.mark.slow

@@ -98,6 +98,8 @@ def test_the_training_rose_and_paid(training: Notebook) -> None:
         "0.08 of score for 0.7 nats. What's left of that, 0.05, is less than its standard error"
     )
     done = EXERCISES["done_after"].solution(np.array(left), of_ten)
+    missed = 2 * np.hypot(of_ten[1], of_ten[3])
+    assert abs(missed - 0.14) < 0.02 and training.says("a rise of less than 0.14 would have")
     assert done == 1 and training.shown("done").startswith("Done after steps 11 to 20: 1.68")
     assert f"{left[1] - left[0]:.2f}" == "0.17"
     assert 45 < 100 * 0.05 * (kl[-1] - kl[0]) / rise < 55 and training.says(
@@ -124,6 +126,8 @@ def test_the_training_is_as_healthy_as_the_table_says(training: Notebook) -> Non
     assert training.answer("weak").startswith(
         f"value head. Steps outside the band, of 40: KL 0, clip 0, value head {(smooth < 0).sum()}."
     )
+    low = [i + 1 for i, x in enumerate(smooth) if x < 0 and i >= 5]
+    assert low == list(range(15, 26)) and training.says("is below 0 from step 15 to 25")
     lag = np.array(tens("ppo/returns/mean")) - tens("ppo/val/mean")
     assert lag.argmax() == 1 and training.says("the scores ran ahead of the head")
 
@@ -174,12 +178,20 @@ def test_draws_and_seeds_are_as_far_apart_as_is_said(training: Notebook) -> None
         *(t["looks"][-1]["scores"]["first"] for t in (trainings["long, seed 0"], seeds[0]))
     )
     assert f"{lead.mean():.2f}" == "0.13" and 1.7 < lead.mean() / (lead.std(ddof=1) / 96**0.5) < 2.3
-    assert training.says("only 0.13 above the best seed, about two standard errors")
+    error = lead.std(ddof=1) / 96**0.5
+    assert f"{error:.2f}" == "0.06" and training.says(
+        "only 0.13 above the best seed. (Compared prompt by prompt, ± 0.06: about two standard"
+    )
+    gains = [run["first"] for run in runs[3]]
+    assert int(np.argmax(gains)) == 3 and training.says("the policy climbs until step 30")
     assert training.says(
         f"the untouched policy has {TABLE['score_before'].mean():.2f}, the run above gains "
         f"{TABLE['gain'].mean():.2f} (notebook 06)"
     )
-    assert training.says(f"with other prompts, and finds {TABLE['gain'].mean():.2f}")
+    assert training.says(
+        f"with other prompts, and they say {TABLE['gain'].mean():.2f} and "
+        f"{TABLE['second_gain'].mean():.2f}"
+    )
     twin = [step["score"] for step in seeds[0]["steps"][:3]]
     same = [
         round(score, 3) == round(own, 3)

@@ -200,6 +200,21 @@ def test_lessons_have_readmes_words_and_a_time_that_grows_with_the_text() -> Non
         lessons.read_lessons(ROOT / "notebooks", "")
 
 
+def test_readme_has_the_readers_time_as_the_heads_add_it_up() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    told = dict(re.findall(r"\(notebooks/(\S+)\.ipynb\) \|.*\| (\d+) min \|", readme))
+    minutes = {}
+    for path in NOTEBOOKS:
+        head = nbformat.read(path, as_version=4).cells[0].source
+        parts = re.findall(r"(\d+) (?:minutes to read|more for the exercises)", head)
+        clicks = 10 * ("and ten for your clicks" in head)
+        minutes[path.stem] = sum(map(int, parts)) + clicks
+    assert {name: int(time) for name, time in told.items()} == minutes
+    assert 10.75 <= sum(minutes.values()) / 60 < 11.5 and "some eleven hours" in readme
+    of_the_machine = re.findall(r"^\| (?:notebooks )?[\d to]+ \| (\d+) \|", readme, re.M)
+    assert sum(map(int, of_the_machine)) == 40 and "forty minutes" in readme
+
+
 def test_the_landing_pages_grades_rise_and_are_the_readmes() -> None:
     levers = facts.levers(json.loads((RESULTS / "reading.json").read_text(encoding="utf-8")))
     grades = [lever["grade"] for lever in levers]
