@@ -74,6 +74,9 @@ def against_kl(
 ) -> Figure:
     """One panel per quantity and one curve per training, against the KL from the reference.
 
+    Of two curves the first is grey, for the second, blue, is compared with it, and each has its
+    name at its end. More go from dark to less dark, and have a legend.
+
     Args:
         curves: by name, points with "kl" (nats per response) and the panels' keys, in order.
         panels: key to title, from left to right. If the last point of a curve also has
@@ -88,21 +91,30 @@ def against_kl(
     fig = new_figure(4.6 * len(panels) + 0.4, 4.2)
     axes = np.atleast_1d(fig.subplots(1, len(panels)))
     largest = max(float(p["kl"]) for points in curves.values() for p in points)
+    two = len(curves) == 2 and not marked
+    colours = [GREY, BLUE] if two else _colours(len(curves))
     for ax, (key, title) in zip(axes, panels.items(), strict=True):
-        for colour, (name, points) in zip(_colours(len(curves)), curves.items(), strict=True):
+        for colour, (name, points) in zip(colours, curves.items(), strict=True):
             x, y = ([float(p[k]) for p in points] for k in ("kl", key))
             ax.plot(x, y, "o-", color=colour, markersize=4.5, linewidth=1.8, label=name)
             if (error := points[-1].get(f"{key}_error")) is not None:
                 ax.errorbar(x[-1], y[-1], yerr=error, color=colour, capsize=3, linewidth=1.2)
+            if two:
+                lower = y[-1] == min(float(points[-1][key]) for points in curves.values())
+                ax.annotate(
+                    name, (x[-1], y[-1]), (8, -10 if lower else 0), textcoords="offset points", va="center",
+                    color=colour, annotation_clip=False,
+                )  # fmt: skip
         for name, point in (marked or {}).items():
             ax.plot(
                 point["kl"], point[key], "*", color=VERMILLION, markersize=15,
                 markeredgecolor="white", label=name, linestyle="none",
             )  # fmt: skip
-        _sqrt_axis(ax, largest)
+        _sqrt_axis(ax, largest * (1.3 if two else 1))  # room for the names
         ax.set(title=title, xlabel="KL from the reference (nats per answer, √ scale)")
-    handles, labels = axes[0].get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)))
+    if not two:
+        handles, labels = axes[0].get_legend_handles_labels()
+        fig.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)))
     return written(fig, path)
 
 

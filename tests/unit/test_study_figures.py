@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from rlhf_tutorial import figures
 from rlhf_tutorial.errors import DataError
-from rlhf_tutorial.figures.style import MARKS
+from rlhf_tutorial.figures.style import BLUE, GREY, MARKS
 
 pytestmark = pytest.mark.filterwarnings("error::UserWarning")
 
@@ -46,6 +46,15 @@ def test_curves_against_kl() -> None:
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [*CURVES, "chosen"]
     assert ax.containers, "the last point of the first curve has its error"
     assert not figure.axes[1].containers
+
+
+def test_of_two_curves_against_kl_the_first_is_grey_and_both_are_named_at_their_ends() -> None:
+    ax = figures.against_kl(CURVES, {"a": "A"}).axes[0]
+    colours = {line.get_label(): line.get_color() for line in ax.get_lines()}
+    assert [colours[name] for name in CURVES] == [GREY, BLUE]
+    ends = [(points[-1]["kl"], points[-1]["a"]) for points in CURVES.values()]
+    assert [(text.get_text(), text.xy) for text in ax.texts] == list(zip(CURVES, ends, strict=True))
+    assert not ax.get_figure().legends
 
 
 def test_methods_against_kl_are_dots_and_what_is_behind_has_no_name() -> None:
