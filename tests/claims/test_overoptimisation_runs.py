@@ -167,6 +167,13 @@ def test_the_less_a_proxy_knows_the_more_it_promises_in_its_own_spread() -> None
             over.append(row["proxy"] / SCORES[name].std() - row["gold"] / SCORES["gold"].std())
         excess[size] = np.mean(over)
     assert excess[50] > excess[200] > excess[800]
+    assert all(
+        best_of_n_curve(SCORES[name], SCORES["gold"])[-1]["proxy"]
+        < best_of_n_curve(SCORES[name], SCORES["gold"])[-1]["gold"]
+        for name in script.NAMES
+        if name != "gold"
+    )
+    assert "No proxy promises more grades than the gold sees" in prose()
     spreads = sorted(SCORES[f"proxy-50-{seed}"].std() for seed in script.SEEDS)
     assert f"{spreads[0]:.1f} {spreads[-1]:.1f} {SCORES['gold'].std():.1f}" == "0.3 0.4 0.7"
     assert "is 0.3 or 0.4 grades for a proxy of 50 grades, and 0.7 for the gold" in prose()
@@ -270,7 +277,11 @@ def test_the_reader_sees_the_gold_over_optimised() -> None:
     assert -0.4 < mean < -0.25 and high < 0.05
     assert 0.4 < PATHS[800, 0][-1]["gold"] < 0.5
     graded = {(r["prompt"], a["source"]): a["grade"] for r in rows for a in r["answers"]}
-    more = []
+    (first, *_), prompts = BY_NAME[800, 0]["looks"], BY_NAME[800, 0]["queries"]
+    untouched = [graded[p, "untouched"] for p in prompts]
+    slope = np.polyfit(untouched, first["scores"]["gold"], 1)[0]
+    assert f"it moves by {slope:.2f} for a grade of the reader's" in prose()
+    more, left = [], []
     for size in script.SIZES:
         first, *_, last = BY_NAME[size, 0]["looks"]
         prompts = BY_NAME[size, 0]["queries"]
@@ -279,24 +290,29 @@ def test_the_reader_sees_the_gold_over_optimised() -> None:
         mean, error = paired_difference(gold, reader)
         assert mean > 4 * error
         more.append(f"{mean:.2f}")
+        rest, error = paired_difference(gold, slope * np.array(reader))
+        left.append(f"{minus(rest)} ± {error:.2f}")
     assert "by {}, {} and {} grades, four standard errors or more".format(*more) in prose()
+    assert f"Against 200 grades nothing is left to explain, {left[1]}." in prose()
+    assert f"Against 50 and 800 there is: {left[0]} and {left[2]}." in prose()
 
 
-def test_the_leash_holds_the_policy_at_the_same_gain() -> None:
-    table = notebooks.outputs_and_prose(NOTEBOOK.name)[0]["leash-table"]
-    rows = {step: notebooks.row(table, f"step {step}") for step in (0, 2, 5, 10, 15)}
-    for step, (kl, proxy, gold, *_) in rows.items():  # the committed training, to the step
+def test_the_leash_holds_the_policy_nearer() -> None:
+    table = notebooks.outputs_and_prose(NOTEBOOK.name)[0]["leash-table"].replace("±", "")
+    rows = {step: notebooks.row(table, f"step {step}") for step in (0, 2, 5, 10)}
+    for step, (kl, proxy, gold, *_) in rows.items():  # the training without a leash, to the step
         free = after(PATHS[200, 0], step)
         assert [kl, proxy, gold] == pytest.approx(
             [free["kl"], free["proxy"], free["gold"]], abs=0.051
         )
-    assert all(round(rows[step][3]) == 13 for step in (10, 15)) and "stays at 13 nats" in prose()
-    kl, proxy, gold, _, leashed_proxy, leashed = rows[15]
-    assert f"had gone to {kl:.0f} after 15 steps, and went on to 98" in prose()
-    assert f"sees {leashed:+.2f} with the leash and {gold:+.2f} without" in prose()
+    kl, proxy, gold, error, leashed_kl, leashed_proxy, leashed, leashed_error = rows[10]
+    assert f"it's {leashed_kl:.1f} nats away, where the free one is {kl:.1f} nats away" in prose()
+    assert f"sees {leashed:+.2f} ± {leashed_error:.2f} with the leash" in prose()
+    assert f"and {gold:+.2f} ± {error:.2f} without" in prose()
     assert f"the proxy {leashed_proxy:+.2f} and {proxy:+.2f}" in prose()
-    apart = sorted(abs(rows[step][5] - rows[step][2]) for step in (2, 5, 10))
-    assert f"{apart[0]:.2f} to {apart[-1]:.2f} under the gold" in prose()
+    assert abs(leashed - gold) < 2 * (leashed_error**2 + error**2) ** 0.5
+    assert "ten steps can't tell" in prose() and leashed_kl < kl
+    assert PATHS[200, 0][-1]["kl"] == pytest.approx(98, abs=0.5) and "goes on to 98" in prose()
 
 
 def beginning_with_no(training: dict[str, Any]) -> list[int]:
@@ -345,7 +361,7 @@ def test_a_horizon_of_200_answers_doubles_the_weight_in_forty_steps() -> None:
 
 
 def test_the_policy_that_says_no_was_read_as_the_notebook_tells() -> None:
-    prose = notebooks.outputs_and_prose(NOTEBOOK.name)[1]
+    shown, prose = notebooks.outputs_and_prose(NOTEBOOK.name)
     rows = load_feedback(FOLDER / "reading-no.jsonl")
     training = json.loads((FOLDER / "ppo-800-1.json").read_text(encoding="utf-8"))
     again = load_script("feedback").answers_on_the_way(
@@ -366,7 +382,11 @@ def test_the_policy_that_says_no_was_read_as_the_notebook_tells() -> None:
         gained = found["grade_after"] - found["grade_before"]
         return f"{gained:+.2f} ({low:+.2f} to {high:+.2f})"
 
-    assert f"by {gain('proxy', 2)}, {gain('gold', 2)} and {read(2)}." in prose
+    table = " ".join(shown["reading-no"].split())
+    for step in (2, 40):
+        seen = f"800-B, step {step} {gain('proxy', step)} {gain('gold', step)} {read(step)}"
+        assert seen in table
+    assert read(2).split("(")[1].startswith("+"), "the reader agrees"
     assert f"the proxy gives that {gain('proxy', 40)}. This time" in prose
     assert f"isn't fooled: {gain('gold', 40)}. The reader says {read(40)}." in prose
     worth = {
