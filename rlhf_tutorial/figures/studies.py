@@ -440,11 +440,12 @@ def gains_of_seeds(judges: Mapping[str, Mapping[str, Any]]) -> Figure:
         raise DataError("gains_of_seeds got no judges: give at least one")
     fig = new_figure(7.5, 1.1 + 0.8 * len(judges))
     ax = fig.add_subplot()
-    for y, result in enumerate(judges.values()):
+    for y, (name, result) in enumerate(judges.items()):
+        colour, marker, _ = mark_of(name, (BLUE, "o", BLUE))
         gains, (low, high) = result["gain_by_seed"], result["mean_gain_interval"]
         ax.plot([low, high], [y, y], color=GREY, linewidth=7, alpha=0.45, solid_capstyle="butt")
         ax.plot(result["mean_gain"], y, "|", color=INK, markersize=22, markeredgewidth=2.5)
-        ax.plot(gains, np.full(len(gains), y + 0.3), "o", color=BLUE, markersize=5)
+        ax.plot(gains, np.full(len(gains), y + 0.3), marker, color=colour, markersize=5)
         ax.annotate(
             f"{result['mean_gain']:.2f} ({low:.2f} to {high:.2f})", (result["mean_gain"], y),
             (0, 14), textcoords="offset points", ha="center", fontsize=10,
@@ -452,6 +453,6 @@ def gains_of_seeds(judges: Mapping[str, Mapping[str, Any]]) -> Figure:
     ax.axvline(0, color=INK, linewidth=1)
     ax.set_yticks(range(len(judges)), list(judges), parse_math=False)
     ax.set_ylim(len(judges) - 0.5, -0.6)
-    ax.set_xlabel("mean gain (dots: single trainings; bar: 95% interval of all)")
+    ax.set_xlabel("mean gain (marks: single trainings; bar: 95% interval of all)")
     ax.grid(axis="y", visible=False)
     return fig
