@@ -4,14 +4,15 @@
     python scripts/overoptimisation.py measure      # how often each orders answers as the reader
     python scripts/overoptimisation.py best-of-n    # the untouched policy's answers, all proxies
     python scripts/overoptimisation.py ppo 50 0     # PPO against a proxy, without a leash, seed 0
+    python scripts/overoptimisation.py control leash   # the same on the default's leash
+    python scripts/overoptimisation.py control gold    # ... and with the gold as the reward
     python scripts/overoptimisation.py no           # what the judges give to "no", and why
     python scripts/overoptimisation.py rows -o rows.jsonl   # for a reading: feedback.py sheets
 
 The gold judge is fitted to all grades of training prompts that there are, a proxy to those of a few
 answers of the untouched policy, other ones for each seed. PPO maximises the proxy, and both judges
 look on, at answers to the validation prompts. Results go to bundled/overoptimisation/ in the
-package; what is there already is not done again, so two processes can share the work (with
-OMP_NUM_THREADS=1 each: see docs/performance.md).
+package.
 """
 
 from __future__ import annotations
@@ -110,18 +111,33 @@ def read_once(reader: StateReader) -> Any:
 
 
 def ppo(size: int, seed: int) -> None:
-    path = FOLDER / f"ppo-{size}-{seed}.json"
-    if path.exists():
-        return
+    found = against({"proxy": proxy_name(size, seed), "gold": "gold"}, seed=seed)
+    save(FOLDER / f"ppo-{size}-{seed}.json", {"size": size, "seed": seed, **found})
+
+
+def control(what: str) -> None:
+    """Draw 0 of 200 grades again, but for one thing: with a KL penalty, or trained on the gold."""
+    if what == "leash":
+        weight = PRESET.ppo["init_kl_coef"]
+        found = against({"proxy": proxy_name(200, 0), "gold": "gold"}, seed=0, init_kl_coef=weight)
+    else:
+        found = against({"gold": "gold", "proxy": proxy_name(200, 0)}, seed=0)
+    save(FOLDER / f"control-{what}.json", found)
+
+
+def against(names: dict[str, str], *, seed: int, init_kl_coef: float = 0.0) -> dict[str, Any]:
+    """PPO on the first of the judges while both look on, at answers to the validation prompts."""
     run = Run(PRESET, ROOT / "runs" / "overoptimisation")
     queries, _ = prepare_queries(run.preferences("validation"), run.load_template())
-    judges = {"proxy": load_judge(proxy_name(size, seed)), "gold": load_judge("gold")}
+    judges = {which: load_judge(name) for which, name in names.items()}
     judges["proxy"].reader = judges["gold"].reader = read_once(judges["gold"].reader)
-    result = experiment(
+    return experiment(
         run, judges, queries, steps=STEPS, looks=LOOKS, examples=len(queries), seed=seed,
-        learning_rate=RATE, init_kl_coef=0.0,
+        learning_rate=RATE, init_kl_coef=init_kl_coef,
     )  # fmt: skip
-    found = {"size": size, "seed": seed, **result}
+
+
+def save(path: Path, found: dict[str, Any]) -> None:
     path.write_text(json.dumps(found) + "\n", encoding="utf-8")
 
 
@@ -212,6 +228,7 @@ def main() -> None:
     training = commands.add_parser("ppo")
     training.add_argument("size", type=int, choices=SIZES)
     training.add_argument("seed", type=int, choices=SEEDS)
+    commands.add_parser("control").add_argument("what", choices=["leash", "gold"])
     reading = commands.add_parser("rows")
     reading.add_argument("-o", "--output", type=Path, required=True)
     args = parser.parse_args()
@@ -226,6 +243,8 @@ def main() -> None:
         best_of_n()
     elif args.command == "rows":
         save_feedback(rows_to_read(), args.output)
+    elif args.command == "control":
+        control(args.what)
     else:
         ppo(args.size, args.seed)
 

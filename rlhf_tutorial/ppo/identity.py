@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ def identity(
     num_shared_layers: int,
     model: str,
     rows: int | None,
+    prompts: str | None,
     adapter: dict[str, Any],
 ) -> dict[str, Any]:
     """Settings, data, and the model that the run started from, ready for JSON.
@@ -37,6 +39,7 @@ def identity(
         optimizer: of torch, or what accelerate wraps around it.
         model: `fingerprint` of the reference and the frozen weights.
         rows: of the dataset, if there is one.
+        prompts: `fingerprint_of_prompts` of it.
         adapter: `lora.settings` of the policy.
     """
     optimizer = getattr(optimizer, "optimizer", optimizer)
@@ -49,6 +52,7 @@ def identity(
         "num_shared_layers": num_shared_layers,
         "model": model,
         "rows": rows,
+        "prompts": prompts,
         **adapter,
         "optimizer": type(optimizer).__name__,
         **{f"optimizer.{name}": v for name, v in rates.items() if name not in IMPLEMENTATION},
@@ -76,4 +80,17 @@ def fingerprint(reference: torch.nn.Module, policy: torch.nn.Module) -> str:
     for parameter in kept.values():
         flat = parameter.detach().cpu().contiguous().flatten()
         digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def fingerprint_of_prompts(dataset: Any) -> str | None:
+    """The start of the sha256 of the first prompts' token ids; None for rows without "input_ids".
+
+    Another template or system message shows in every prompt, so a thousand of them will do.
+    """
+    digest = hashlib.sha256()
+    for row in (dataset[i] for i in range(min(len(dataset), 1000))):
+        if not isinstance(row, Mapping) or "input_ids" not in row:
+            return None
+        digest.update(repr(torch.as_tensor(row["input_ids"]).tolist()).encode())
     return digest.hexdigest()[:16]

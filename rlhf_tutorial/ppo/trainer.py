@@ -27,7 +27,7 @@ from . import checkpoint, checks
 from .batches import Batches, Replies, collate_columns
 from .config import PPOConfig, check_unchanged, read_once
 from .generation import plain_settings
-from .identity import difference, fingerprint, identity
+from .identity import difference, fingerprint, fingerprint_of_prompts, identity
 from .math import (
     RunningMoments,
     adapted_kl_coef,
@@ -714,6 +714,7 @@ class PPOTrainer:
             num_shared_layers=self.policy.num_shared_layers,
             model=self.origin,
             rows=None if self.dataloader is None else len(self.dataloader.dataset),
+            prompts=self.prompts,
             adapter=lora.settings(self.policy.pretrained_model),
         )
 
@@ -721,3 +722,9 @@ class PPOTrainer:
     def origin(self) -> str:
         """A hash of what the training starts from: the reference, and what is frozen."""
         return fingerprint(self.ref_model, self.model)
+
+    @cached_property
+    def prompts(self) -> str | None:
+        """A hash of what the training asks, with template and system message."""
+        loader = self.dataloader
+        return None if loader is None else fingerprint_of_prompts(loader.dataset)

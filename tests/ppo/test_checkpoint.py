@@ -493,6 +493,10 @@ FOREIGN: dict[str, tuple[dict[str, Any], str]] = {
         "precision is 'no' there, 'bf16' here",
     ),
     "rows": ({"dataset": query_rows(15)}, "rows is 14 there, 15 here"),
+    "system message": (
+        {"dataset": [{"input_ids": row["input_ids"].flip(0)} for row in query_rows()]},
+        "prompts is '",
+    ),
     "no data": ({"dataset": None}, "rows is 14 there, None here"),
     "optimizer": (
         {"optimizer": lambda p: torch.optim.SGD(p, lr=1e-3)},
