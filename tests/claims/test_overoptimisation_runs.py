@@ -18,13 +18,14 @@ from rlhf_tutorial.evaluation.optimising import last_within
 from rlhf_tutorial.evaluation.reading import compare_sources
 from rlhf_tutorial.feedback import load_feedback
 from rlhf_tutorial.ppo.math import adapted_kl_coef
-from rlhf_tutorial.studies.committed import committed_overoptimisation
+from rlhf_tutorial.studies.committed import committed_controls, committed_overoptimisation
 from rlhf_tutorial.studies.looks import progress
 from rlhf_tutorial.studies.overoptimisation import best_of_n_curve, known_to, load_judge
 
 script = load_script("overoptimisation")
 FOLDER = resolve(Bundled("overoptimisation"))
 SCORES, TRAININGS = committed_overoptimisation()
+CONTROLS = committed_controls()
 BY_NAME = {(each["size"], each["seed"]): each for each in TRAININGS}
 NOTEBOOK = ROOT / "notebooks" / "08_overoptimisation.ipynb"
 
@@ -297,22 +298,34 @@ def test_the_reader_sees_the_gold_over_optimised() -> None:
     assert f"Against 50 and 800 there is: {left[0]} and {left[2]}." in prose()
 
 
-def test_the_leash_holds_the_policy_nearer() -> None:
-    table = notebooks.outputs_and_prose(NOTEBOOK.name)[0]["leash-table"].replace("±", "")
-    rows = {step: notebooks.row(table, f"step {step}") for step in (0, 2, 5, 10)}
-    for step, (kl, proxy, gold, *_) in rows.items():  # the training without a leash, to the step
-        free = after(PATHS[200, 0], step)
-        assert [kl, proxy, gold] == pytest.approx(
-            [free["kl"], free["proxy"], free["gold"]], abs=0.051
-        )
-    kl, proxy, gold, error, leashed_kl, leashed_proxy, leashed, leashed_error = rows[10]
-    assert f"it's {leashed_kl:.1f} nats away, where the free one is {kl:.1f} nats away" in prose()
-    assert f"sees {leashed:+.2f} ± {leashed_error:.2f} with the leash" in prose()
-    assert f"and {gold:+.2f} ± {error:.2f} without" in prose()
-    assert f"the proxy {leashed_proxy:+.2f} and {proxy:+.2f}" in prose()
-    assert abs(leashed - gold) < 2 * (leashed_error**2 + error**2) ** 0.5
-    assert "ten steps can't tell" in prose() and leashed_kl < kl
-    assert PATHS[200, 0][-1]["kl"] == pytest.approx(98, abs=0.5) and "goes on to 98" in prose()
+def test_the_controls_differ_from_the_training_in_one_thing() -> None:
+    free, known = BY_NAME[200, 0], {"init_kl_coef": 0.0, "seed": 0, "learning_rate": script.RATE}
+    assert free["settings"].items() <= known.items()
+    weight = {"leash": script.PRESET.ppo["init_kl_coef"], "gold": 0.0}
+    assert set(CONTROLS) == set(weight)
+    for what, training in CONTROLS.items():
+        assert training["settings"] == known | {"init_kl_coef": weight[what]}
+        assert {step["kl_coef"] for step in training["steps"]} == {weight[what]}
+        assert training["queries"] == free["queries"]
+        assert [at["step"] for at in training["looks"]] == [at["step"] for at in free["looks"]]
+
+
+def test_what_the_notebook_says_of_the_leash() -> None:
+    leashed, free = progress(CONTROLS["leash"]), PATHS[200, 0]
+    end, broken = leashed[-1], free[-1]
+    assert (
+        f"the gold sees {end['gold']:+.2f} ± {end['gold_error']:.2f} at {end['kl']:.0f} nats, and "
+        f"{minus(broken['gold'])} ± {broken['gold_error']:.2f} at {broken['kl']:.0f}"
+    ) in prose()
+    two = after(leashed, 15), after(free, 15)
+    assert "level by the gold ({:+.2f} and {:+.2f})".format(*(at["gold"] for at in two)) in prose()
+    assert abs(two[0]["gold"] - two[1]["gold"]) < two[0]["gold_error"]
+    assert 1.7 < two[1]["kl"] / two[0]["kl"] < 2
+    at = {look["step"]: np.array(look["scores"]["gold"]) for look in CONTROLS["leash"]["looks"]}
+    fall, error = paired_difference(at[20], at[40])
+    assert f"by {fall:.2f} ± {error:.2f} in the same prompts" in prose()
+    share = beginning_with_no(CONTROLS["leash"])[-1] / 96
+    assert f'and {share:.0%} of the answers begin with "no"' in prose()
 
 
 def beginning_with_no(training: dict[str, Any]) -> list[int]:
