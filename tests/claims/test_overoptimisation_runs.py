@@ -310,6 +310,14 @@ def test_the_controls_differ_from_the_training_in_one_thing() -> None:
         assert [at["step"] for at in training["looks"]] == [at["step"] for at in free["looks"]]
 
 
+def test_with_the_gold_as_the_reward_nothing_breaks() -> None:
+    end = progress(CONTROLS["gold"])[-1]
+    assert f"{end['gold']:+.2f} ± {end['gold_error']:.2f} at {end['kl']:.0f} nats" in prose()
+    assert end["ended"] == 1 and "and every answer ends" in prose()
+    opened = beginning_with_no(CONTROLS["gold"])[-1]
+    assert f'{opened} of the 96 begin with "no"' in prose()
+
+
 def test_what_the_notebook_says_of_the_leash() -> None:
     leashed, free = progress(CONTROLS["leash"]), PATHS[200, 0]
     end, broken = leashed[-1], free[-1]
