@@ -32,6 +32,13 @@ def show_source(function: Callable[..., Any]) -> Any:
     return Code(inspect.getsource(function), language="python")
 
 
+def folded(shown: Any, title: str) -> Any:
+    """What is shown, folded away under a title until you open it: what is better guessed first."""
+    from IPython.display import HTML
+
+    return HTML(f"<details><summary>{escape(title)}</summary>{shown._repr_html_()}</details>")
+
+
 def reveal(
     guess: Any, answer: Any, why: str, *, within: float | None = None, then: Any = None
 ) -> Any:

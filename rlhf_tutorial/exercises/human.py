@@ -46,10 +46,10 @@ EXERCISES: dict[str, Exercise] = {
         {
             "A pair of choices disagrees where either of the two has slipped: that's about twice "
             "as often as one slips.": lambda p: 1 - p,
-            "Two slips agree, too: put s^2 + (1 - s)^2 for the agreement, and solve for s.": (
+            "Two slips agree, too: put e^2 + (1 - e)^2 for the agreement, and solve for e.": (
                 lambda p: (1 - p) / 2
             ),
-            "Two choices agree where neither has slipped, and also where both have: s^2 is "
+            "Two choices agree where neither has slipped, and also where both have: e^2 is "
             "missing.": lambda p: 1 - p.sqrt(),
             "The equation has two roots. Yours is a reader who slips more often than not: take the "
             "one below a half.": lambda p: (1 + (2 * p - 1).sqrt()) / 2,

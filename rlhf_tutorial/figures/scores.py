@@ -14,6 +14,7 @@ from .style import (
     BLUE,
     CHANCE,
     CYCLE,
+    GREEN,
     GREY,
     INK,
     STYLE,
@@ -274,15 +275,15 @@ def dots_with_intervals(
         limits: ends of the axis; by default what the intervals need.
 
     Raises:
-        DataError: for no rows, more than two groups, or an interval that does not hold its value.
+        DataError: for no rows, more than three groups, or an interval that does not hold its value.
     """
     if not rows:
         raise DataError("dots_with_intervals got no rows: give at least one")
     labels = list(dict.fromkeys(str(row["label"]) for row in rows))
     groups = list(dict.fromkeys(str(row["group"]) for row in rows))
-    looks = ((INK, "s", "white"), (BLUE, "o", BLUE))
+    looks = ((INK, "s", "white"), (BLUE, "o", BLUE), (GREEN, "D", GREEN))
     if len(groups) > len(looks):
-        raise DataError(f"dots_with_intervals got {len(groups)} groups: it has marks for two")
+        raise DataError(f"dots_with_intervals got {len(groups)} groups: it has marks for three")
     marks = [mark_of(name, look) for name, look in zip(groups, looks, strict=False)]
     several = len(rows) > len(labels)
     fig = new_figure(7.5, 1.1 + (0.58 if several else 0.42) * len(labels))
@@ -314,7 +315,7 @@ def dots_with_intervals(
     ax.set_xlabel(f"{xlabel}; lines: 95% intervals")
     if len(groups) > 1:
         handles = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
-        fig.legend(handles.values(), handles, loc="outside upper right", ncols=2)
+        fig.legend(handles.values(), handles, loc="outside upper right", ncols=len(groups))
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="y", visible=False)
     return fig

@@ -66,10 +66,12 @@ def _sqrt_axis(ax: Axes, largest: float) -> None:
 
 @rc_context(STYLE)
 def against_kl(curves: Mapping[str, Points], panels: Mapping[str, str]) -> Figure:
-    """One panel per quantity and one curve per training, against the KL from the reference.
+    """One panel per quantity and a curve for each of two trainings, against the KL.
+
+    The first is grey, for the second, blue, is compared with it. Each has its name at its end.
 
     Args:
-        curves: by name, points with "kl" (nats per response) and the panels' keys, in order.
+        curves: two by name, points with "kl" (nats per answer) and the panels' keys, in order.
         panels: key to title, from left to right. If the last point of a curve also has
             `<key>_error`, it gets an error bar of that length up and down.
 
@@ -81,15 +83,18 @@ def against_kl(curves: Mapping[str, Points], panels: Mapping[str, str]) -> Figur
     axes = np.atleast_1d(fig.subplots(1, len(panels)))
     largest = max(float(p["kl"]) for points in curves.values() for p in points)
     for ax, (key, title) in zip(axes, panels.items(), strict=True):
-        for colour, (name, points) in zip(_colours(len(curves)), curves.items(), strict=True):
+        lowest = min(float(points[-1][key]) for points in curves.values())
+        for colour, (name, points) in zip((GREY, BLUE), curves.items(), strict=True):
             x, y = ([float(p[k]) for p in points] for k in ("kl", key))
             ax.plot(x, y, "o-", color=colour, markersize=4.5, linewidth=1.8, label=name)
             if (error := points[-1].get(f"{key}_error")) is not None:
                 ax.errorbar(x[-1], y[-1], yerr=error, color=colour, capsize=3, linewidth=1.2)
-        _sqrt_axis(ax, largest)
+            ax.annotate(
+                name, (x[-1], y[-1]), (8, -10 if y[-1] == lowest else 0),
+                textcoords="offset points", va="center", color=colour, annotation_clip=False,
+            )  # fmt: skip
+        _sqrt_axis(ax, largest * 1.3)  # room for the names
         ax.set(title=title, xlabel="KL from the reference (nats per answer, √ scale)")
-    handles, labels = axes[0].get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)))
     return fig
 
 
@@ -413,11 +418,12 @@ def gains_of_seeds(judges: Mapping[str, Mapping[str, Any]]) -> Figure:
         raise DataError("gains_of_seeds got no judges: give at least one")
     fig = new_figure(7.5, 1.1 + 0.8 * len(judges))
     ax = fig.add_subplot()
-    for y, result in enumerate(judges.values()):
+    for y, (name, result) in enumerate(judges.items()):
+        colour, marker, _ = mark_of(name, (BLUE, "o", BLUE))
         gains, (low, high) = result["gain_by_seed"], result["mean_gain_interval"]
         ax.plot([low, high], [y, y], color=GREY, linewidth=7, alpha=0.45, solid_capstyle="butt")
         ax.plot(result["mean_gain"], y, "|", color=INK, markersize=22, markeredgewidth=2.5)
-        ax.plot(gains, np.full(len(gains), y + 0.3), "o", color=BLUE, markersize=5)
+        ax.plot(gains, np.full(len(gains), y + 0.3), marker, color=colour, markersize=5)
         ax.annotate(
             f"{result['mean_gain']:.2f} ({low:.2f} to {high:.2f})", (result["mean_gain"], y),
             (0, 14), textcoords="offset points", ha="center", fontsize=10,
@@ -425,6 +431,6 @@ def gains_of_seeds(judges: Mapping[str, Mapping[str, Any]]) -> Figure:
     ax.axvline(0, color=INK, linewidth=1)
     ax.set_yticks(range(len(judges)), list(judges), parse_math=False)
     ax.set_ylim(len(judges) - 0.5, -0.6)
-    ax.set_xlabel("mean gain (dots: single trainings; bar: 95% interval of all)")
+    ax.set_xlabel("mean gain (marks: single trainings; bar: 95% interval of all)")
     ax.grid(axis="y", visible=False)
     return fig

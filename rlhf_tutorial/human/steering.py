@@ -174,19 +174,23 @@ def pairs_against(run: Run, policy: str | Path, n: int = 12, seed: int = 1) -> l
 def habits(prompts: Sequence[str], before: Sequence[str], after: Sequence[str]) -> pd.DataFrame:
     """What can be counted in answers before and after: a row a measure, a column for each time.
 
-    Besides `text_measures`: "commonest opening", the share of the commonest first two words, and
-    "opens with it", the share of the answers of either time with the later commonest opening.
+    Besides `text_measures`: "commonest opening", the share of the commonest first two words; and of
+    the later commonest opening, a single word where answers are no longer, "begins with" it, the
+    share of the answers of either time that begin so, and "nothing but" it, the share that say no
+    more.
     """
     import pandas as pd
 
     opening, _ = commonest_opening(after)
+    first = words(opening)
     columns = {}
     for when, texts in (("before", before), ("after", after)):
+        said = [words(text) for text in texts]
         columns[when] = {
             **text_measures(prompts, texts),
             "commonest opening": commonest_opening(texts)[1],
-            f"opens with “{opening}”": sum(" ".join(words(text)[:2]) == opening for text in texts)
-            / len(texts),
+            f"begins with “{opening}”": sum(w[: len(first)] == first for w in said) / len(said),
+            f"nothing but “{opening}”": said.count(first) / len(said),
         }
     return pd.DataFrame(columns)
 

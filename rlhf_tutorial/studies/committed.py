@@ -52,6 +52,19 @@ def committed_overoptimisation() -> tuple[dict[str, np.ndarray], list[dict[str, 
     return {name: np.array(rows) for name, rows in scores.items()}, trainings
 
 
+def committed_controls() -> dict[str, dict[str, Any]]:
+    """The training against proxy-200-0 again, but for one thing, by `scripts/overoptimisation.py`.
+
+    Returns:
+        "leash", with the default's KL penalty, and "gold", with the gold as the reward: each as the
+        trainings of `committed_overoptimisation`.
+    """
+    return {
+        path.stem.removeprefix("control-"): json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted(resolve(Bundled("overoptimisation")).glob("control-*.json"))
+    }
+
+
 def committed_three() -> pd.DataFrame:
     """The validation prompts, answered before training, after it, and by a policy pushed too far.
 

@@ -18,13 +18,14 @@ from rlhf_tutorial.evaluation.optimising import last_within
 from rlhf_tutorial.evaluation.reading import compare_sources
 from rlhf_tutorial.feedback import load_feedback
 from rlhf_tutorial.ppo.math import adapted_kl_coef
-from rlhf_tutorial.studies.committed import committed_overoptimisation
+from rlhf_tutorial.studies.committed import committed_controls, committed_overoptimisation
 from rlhf_tutorial.studies.looks import progress
 from rlhf_tutorial.studies.overoptimisation import best_of_n_curve, known_to, load_judge
 
 script = load_script("overoptimisation")
 FOLDER = resolve(Bundled("overoptimisation"))
 SCORES, TRAININGS = committed_overoptimisation()
+CONTROLS = committed_controls()
 BY_NAME = {(each["size"], each["seed"]): each for each in TRAININGS}
 NOTEBOOK = ROOT / "notebooks" / "08_overoptimisation.ipynb"
 
@@ -167,6 +168,13 @@ def test_the_less_a_proxy_knows_the_more_it_promises_in_its_own_spread() -> None
             over.append(row["proxy"] / SCORES[name].std() - row["gold"] / SCORES["gold"].std())
         excess[size] = np.mean(over)
     assert excess[50] > excess[200] > excess[800]
+    assert all(
+        best_of_n_curve(SCORES[name], SCORES["gold"])[-1]["proxy"]
+        < best_of_n_curve(SCORES[name], SCORES["gold"])[-1]["gold"]
+        for name in script.NAMES
+        if name != "gold"
+    )
+    assert "No proxy promises more grades than the gold sees" in prose()
     spreads = sorted(SCORES[f"proxy-50-{seed}"].std() for seed in script.SEEDS)
     assert f"{spreads[0]:.1f} {spreads[-1]:.1f} {SCORES['gold'].std():.1f}" == "0.3 0.4 0.7"
     assert "is 0.3 or 0.4 grades for a proxy of 50 grades, and 0.7 for the gold" in prose()
@@ -270,7 +278,11 @@ def test_the_reader_sees_the_gold_over_optimised() -> None:
     assert -0.4 < mean < -0.25 and high < 0.05
     assert 0.4 < PATHS[800, 0][-1]["gold"] < 0.5
     graded = {(r["prompt"], a["source"]): a["grade"] for r in rows for a in r["answers"]}
-    more = []
+    (first, *_), prompts = BY_NAME[800, 0]["looks"], BY_NAME[800, 0]["queries"]
+    untouched = [graded[p, "untouched"] for p in prompts]
+    slope = np.polyfit(untouched, first["scores"]["gold"], 1)[0]
+    assert f"it moves by {slope:.2f} for a grade of the reader's" in prose()
+    more, left = [], []
     for size in script.SIZES:
         first, *_, last = BY_NAME[size, 0]["looks"]
         prompts = BY_NAME[size, 0]["queries"]
@@ -279,24 +291,49 @@ def test_the_reader_sees_the_gold_over_optimised() -> None:
         mean, error = paired_difference(gold, reader)
         assert mean > 4 * error
         more.append(f"{mean:.2f}")
+        rest, error = paired_difference(gold, slope * np.array(reader))
+        left.append(f"{minus(rest)} ± {error:.2f}")
     assert "by {}, {} and {} grades, four standard errors or more".format(*more) in prose()
+    assert f"Against 200 grades nothing is left to explain, {left[1]}." in prose()
+    assert f"Against 50 and 800 there is: {left[0]} and {left[2]}." in prose()
 
 
-def test_the_leash_holds_the_policy_at_the_same_gain() -> None:
-    table = notebooks.outputs_and_prose(NOTEBOOK.name)[0]["leash-table"]
-    rows = {step: notebooks.row(table, f"step {step}") for step in (0, 2, 5, 10, 15)}
-    for step, (kl, proxy, gold, *_) in rows.items():  # the committed training, to the step
-        free = after(PATHS[200, 0], step)
-        assert [kl, proxy, gold] == pytest.approx(
-            [free["kl"], free["proxy"], free["gold"]], abs=0.051
-        )
-    assert all(round(rows[step][3]) == 13 for step in (10, 15)) and "stays at 13 nats" in prose()
-    kl, proxy, gold, _, leashed_proxy, leashed = rows[15]
-    assert f"had gone to {kl:.0f} after 15 steps, and went on to 98" in prose()
-    assert f"sees {leashed:+.2f} with the leash and {gold:+.2f} without" in prose()
-    assert f"the proxy {leashed_proxy:+.2f} and {proxy:+.2f}" in prose()
-    apart = sorted(abs(rows[step][5] - rows[step][2]) for step in (2, 5, 10))
-    assert f"{apart[0]:.2f} to {apart[-1]:.2f} under the gold" in prose()
+def test_the_controls_differ_from_the_training_in_one_thing() -> None:
+    free, known = BY_NAME[200, 0], {"init_kl_coef": 0.0, "seed": 0, "learning_rate": script.RATE}
+    assert free["settings"].items() <= known.items()
+    weight = {"leash": script.PRESET.ppo["init_kl_coef"], "gold": 0.0}
+    assert set(CONTROLS) == set(weight)
+    for what, training in CONTROLS.items():
+        assert training["settings"] == known | {"init_kl_coef": weight[what]}
+        assert {step["kl_coef"] for step in training["steps"]} == {weight[what]}
+        assert training["queries"] == free["queries"]
+        assert [at["step"] for at in training["looks"]] == [at["step"] for at in free["looks"]]
+
+
+def test_with_the_gold_as_the_reward_nothing_breaks() -> None:
+    end = progress(CONTROLS["gold"])[-1]
+    assert f"{end['gold']:+.2f} ± {end['gold_error']:.2f} at {end['kl']:.0f} nats" in prose()
+    assert end["ended"] == 1 and "and every answer ends" in prose()
+    opened = beginning_with_no(CONTROLS["gold"])[-1]
+    assert f'{opened} of the 96 begin with "no"' in prose()
+
+
+def test_what_the_notebook_says_of_the_leash() -> None:
+    leashed, free = progress(CONTROLS["leash"]), PATHS[200, 0]
+    end, broken = leashed[-1], free[-1]
+    assert (
+        f"the gold sees {end['gold']:+.2f} ± {end['gold_error']:.2f} at {end['kl']:.0f} nats, and "
+        f"{minus(broken['gold'])} ± {broken['gold_error']:.2f} at {broken['kl']:.0f}"
+    ) in prose()
+    two = after(leashed, 15), after(free, 15)
+    assert "level by the gold ({:+.2f} and {:+.2f})".format(*(at["gold"] for at in two)) in prose()
+    assert abs(two[0]["gold"] - two[1]["gold"]) < two[0]["gold_error"]
+    assert 1.7 < two[1]["kl"] / two[0]["kl"] < 2
+    at = {look["step"]: np.array(look["scores"]["gold"]) for look in CONTROLS["leash"]["looks"]}
+    fall, error = paired_difference(at[20], at[40])
+    assert f"by {fall:.2f} ± {error:.2f} in the same prompts" in prose()
+    share = beginning_with_no(CONTROLS["leash"])[-1] / 96
+    assert f'and {share:.0%} of the answers begin with "no"' in prose()
 
 
 def beginning_with_no(training: dict[str, Any]) -> list[int]:
@@ -345,7 +382,7 @@ def test_a_horizon_of_200_answers_doubles_the_weight_in_forty_steps() -> None:
 
 
 def test_the_policy_that_says_no_was_read_as_the_notebook_tells() -> None:
-    prose = notebooks.outputs_and_prose(NOTEBOOK.name)[1]
+    shown, prose = notebooks.outputs_and_prose(NOTEBOOK.name)
     rows = load_feedback(FOLDER / "reading-no.jsonl")
     training = json.loads((FOLDER / "ppo-800-1.json").read_text(encoding="utf-8"))
     again = load_script("feedback").answers_on_the_way(
@@ -366,7 +403,11 @@ def test_the_policy_that_says_no_was_read_as_the_notebook_tells() -> None:
         gained = found["grade_after"] - found["grade_before"]
         return f"{gained:+.2f} ({low:+.2f} to {high:+.2f})"
 
-    assert f"by {gain('proxy', 2)}, {gain('gold', 2)} and {read(2)}." in prose
+    table = " ".join(shown["reading-no"].split())
+    for step in (2, 40):
+        seen = f"800-B, step {step} {gain('proxy', step)} {gain('gold', step)} {read(step)}"
+        assert seen in table
+    assert read(2).split("(")[1].startswith("+"), "the reader agrees"
     assert f"the proxy gives that {gain('proxy', 40)}. This time" in prose
     assert f"isn't fooled: {gain('gold', 40)}. The reader says {read(40)}." in prose
     worth = {

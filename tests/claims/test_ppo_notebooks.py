@@ -14,9 +14,11 @@ import pandas as pd
 import pytest
 from support import ROOT
 from support.notebooks import answer_and_reason, outputs_and_prose
+from support.scripts import load_script
 
 from rlhf_tutorial.assets import Bundled, resolve
 from rlhf_tutorial.evaluation.compare import load_table
+from rlhf_tutorial.evaluation.intervals import paired_difference
 from rlhf_tutorial.evaluation.measures import ends_in_sentence, words
 from rlhf_tutorial.evaluation.reading import (
     compare_sources,
@@ -222,7 +224,7 @@ def test_the_gain_is_that_of_the_table_and_of_the_reader(comparison: Notebook) -
     assert comparison.says(
         f"{TABLE['gain'].mean():.2f} grades more by the training judge",
         f"and {TABLE['second_gain'].mean():.2f} more by a judge that it never met",
-        f"the answers of three such trainings get {gain:.2f} grades more",
+        f"grades more than the untouched policy's, and {gain:.2f} more with each at",
         f"{100 * found['acceptable_after']:.0f} of its answers in 100 have a 3 or better, where "
         f"{100 * found['acceptable_before']:.0f} had",
     )
@@ -234,11 +236,15 @@ def test_the_gain_is_that_of_the_table_and_of_the_reader(comparison: Notebook) -
     share = 100 * parts["by_ending"] / gain
     assert comparison.answer("ending").startswith(f"{share:.1f}.")
     equal = compare_sources(READING, "untouched", SEEDS)
+    at_half = equal["grade_after"] - equal["grade_before"]
+    assert comparison.says(f"the answers of three such trainings get {at_half:.2f} grades more")
     wins = np.mean(TABLE["gain"] > 0)
     assert comparison.says(f"the judge's {wins:.0%} and the reader's {equal['win_rate']:.0%}")
     assert comparison.answer("worse").startswith(f"{100 * (TABLE['gain'] < 0).mean():.1f}.")
     for label in ("training judge", "evaluating judge"):
         assert label in comparison.shown("21587908")
+    one, other = ((TABLE[key] > 0).mean() for key in ("gain", "second_gain"))
+    assert f"agree on {one * other + (1 - one) * (1 - other):.0%}.)" in comparison.shown("1b8b92da")
 
 
 def test_the_two_gains_of_one_policy_are_reconciled(comparison: Notebook) -> None:
@@ -315,6 +321,9 @@ def test_the_temperatures_and_what_decoding_gives_are_as_said(comparison: Notebo
     long = mean_grade("long, best") - mean_grade("untouched, best")
     assert comparison.says(f"The long run gains {long:.2f}.")
     assert comparison.answer("reading-load-pairs").startswith("53.1.")
+    assert comparison.says("It has the untouched policy's, 0.3, where the long run")
+    sources = load_script("reading").test_sources(reading["temperatures"])
+    assert sources["fine-tuned"].temperature == reading["temperatures"]["untouched"] == 0.3
     assert comparison.answer("reading-grades").startswith("4.")
     assert all(a["grade"] <= 1 for row in READING for a in row["answers"] if not a["ended"])
 
@@ -346,7 +355,10 @@ def test_what_the_gain_is_made_of_is_as_said(comparison: Notebook) -> None:
 
 
 def test_the_levers_and_controls_are_as_said(comparison: Notebook) -> None:
-    assert comparison.answer("lever-grades").startswith("fine-tuned.")
+    first = mean_grade("untouched, first sentence")
+    assert comparison.answer("lever-grades").startswith(f"{first:.2f}. About half of the way.")
+    untouched, default = mean_grade("untouched, best"), np.mean([mean_grade(s) for s in OWN])
+    assert comparison.says(f"a mean grade of {untouched:.2f}, and PPO's default run {default:.2f}")
     (levers,) = (cell.source for cell in comparison.cells if cell.id == "levers")
     assert "two_way_interval(each)" in levers and comparison.says("over its three seeds as well")
     nothing, asked, colder, both = (
@@ -396,6 +408,21 @@ def test_the_levers_and_controls_are_as_said(comparison: Notebook) -> None:
         f"the reader says {said['long', 'grade']}, the judges {said['long', 'first']} and "
         f"{said['long', 'second']}",
     )
+    of_prompt = [{a["source"]: a for a in row["answers"]} for row in READING]
+    apart = {}
+    for who, after in (("default", OWN), ("long", ["long, best"])):
+        gained = [
+            np.array([
+                np.mean([a[s][key] for s in after]) - a["untouched, best"][key] for a in of_prompt
+            ])
+            for key in ("grade", "first")
+        ]  # fmt: skip
+        mean, error = paired_difference(*gained)
+        apart[who] = f"{mean:.2f} ± {error:.2f}"
+        assert f"{who} run, reader minus training judge: {apart[who]}" in comparison.shown(
+            "predicted-apart"
+        )
+    assert comparison.says(f"for the training judge that's {apart['long']} too little")
     for key in ("grade", "first", "second"):
         seeds, (low, high) = (
             gains["default", key][x] for x in ("gain_by_seed", "mean_gain_interval")

@@ -67,6 +67,8 @@ def test_what_the_courses_judge_is_worth_as_a_beginning() -> None:
     assert told in PROSE
     assert f"with nothing do so in {alone[0]:.0%} and {alone[1]:.0%}" in PROSE
     assert abs(begun[2] - alone[2]) < 0.01 and "After 200 labels the two are even" in PROSE
+    for n, *shares in zip((40, 80, 200), alone, begun, strict=True):
+        assert numbers("begin", str(n)) == [round(share, 2) for share in shares]
 
 
 def test_the_labels_needed_are_told_as_the_table_has_them() -> None:
@@ -124,10 +126,11 @@ def test_what_the_judge_has_learned_is_told() -> None:
     assert "{'words': -0.72, 'ends': 0.42}" in SHOWN["liked-words"]
     assert "Here the two are -0.72 and 0.42" in PROSE
     clear = []
-    for word in ("i'm", "no", "i", "was", "just"):
+    for word in ("i'm", "i", "first", "2", "no", "was", "just", "if"):
         difference, error, _ = numbers("liked-words", word)
-        clear += [word] if difference > 2.5 * error else []
-    assert clear == ["i'm", "no"] and "“i'm” and “no” stand clear of their errors" in PROSE
+        clear += [word] if difference > 2 * error else []
+    assert clear == ["i'm", "first", "2", "no"]
+    assert "are more than two errors above 0: “i'm”, “no”, “first” and “2”." in PROSE
 
 
 def test_the_first_round_is_told_as_it_went() -> None:
@@ -140,6 +143,7 @@ def test_the_first_round_is_told_as_it_went() -> None:
     assert "Your own judge agreed with you 6 of 19 times" in veil
     assert "The course's judge agreed with you 12 of 19 times" in veil
     assert "in 6 of 19 choices" in PROSE and "of this taste, agreed in 12" in PROSE
+    assert "agreed with you 6 of 19 times, 32% (15% to 54%)" in veil and "coin (15% to 54%)" in PROSE
     assert "in 72% of 78 choices" in SHOWN["fit-judge"] and "was right in 72%" in PROSE
     both = SHOWN["begin"]
     assert "nothing:            72%" in both and "judge: 73%" in both, "no difference"
@@ -150,18 +154,23 @@ def test_the_first_round_is_told_as_it_went() -> None:
 
 def test_why_no_wins_the_judge_and_not_the_reader() -> None:
     trick = SHOWN["trick"]
-    assert "'No.' is the answer to 10 of 48 prompts" in trick and "ten prompts of 48" in PROSE
-    assert numbers("habits", "opens with “no”") == [0, 0.44]
-    assert "44% of all answers begin with “no”" in PROSE
+    assert "'No.' is the answer to 21 of 48 prompts, in any spelling" in trick
+    assert "before training it was to 0" in trick
+    assert numbers("habits", "nothing but “no”") == [0, 0.44] and round(21 / 48, 2) == 0.44
+    assert "the answer to 21 prompts of 48, where it was to none." in PROSE
+    before, after = numbers("habits", "begins with “no”")
+    told = f"{after:.0%} of all answers begin with “no”, where {before:.0%} did."
+    assert told in PROSE
     assert "89% of the time, the judge says" in trick and "choose it 89% of the time" in PROSE
     assert short_and_concrete("No no.") < short_and_concrete("No no no " * 20)
+    assert "short_and_concrete" in SHOWN["readers-rule"]
 
 
 def test_twelve_labels_turn_what_wins() -> None:
     second = SHOWN["second-habits"]
-    assert "first round: 'No.' 10 times; 24 answers of one or two words" in second
-    assert "second round: 'No.' 2 times; 5 answers of one or two words" in second
-    assert "stood ten times in the first round and stands twice in the second" in PROSE
+    assert "first round: 'No.' 21 times; 24 answers of one or two words" in second
+    assert "second round: 'No.' 3 times; 5 answers of one or two words" in second
+    assert "stood alone 21 times in the first round and does so three times in the second" in PROSE
     assert "of 24 answers of one or two words five are left" in PROSE
     verdict = SHOWN["verdict"]
     assert [round(100 * x) for x in numbers("verdict", "win_rate")] == [44, 83]

@@ -113,8 +113,15 @@ def test_pairs_against_a_policy_are_of_both(run_and_judge, monkeypatch):
 def test_habits_are_counted_before_and_after():
     table = habits(["Why?"] * 4, ["So it is.", "It is.", "No", "It was"], ["So it goes."] * 4)
     assert table.loc["commonest opening"].tolist() == [0.25, 1.0]
-    assert table.loc["opens with “so it”"].tolist() == [0.25, 1.0]
+    assert table.loc["begins with “so it”"].tolist() == [0.25, 1.0]
+    assert table.loc["nothing but “so it”"].tolist() == [0.0, 0.0]
     assert table.loc["ended"].tolist() == [0.5, 1.0]
+
+
+def test_an_answer_of_one_word_is_told_from_one_that_only_begins_so():
+    table = habits(["Why?"] * 4, ["No, it isn't.", "So it is.", "It is.", "no"], ["No", "No.", "no", "No way."])
+    assert table.loc["begins with “no”"].tolist() == [0.5, 1.0]
+    assert table.loc["nothing but “no”"].tolist() == [0.25, 0.75]
 
 
 def test_gained_words():

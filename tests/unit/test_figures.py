@@ -395,7 +395,7 @@ def test_dots_have_intervals_and_groups_share_a_line():
     for bad, told in (
         ([], "no rows"),
         ([row("a", "x", 4.0)], "does not hold the value"),
-        ([row("a", group, 2.0) for group in "xyz"], "3 groups"),
+        ([row("a", group, 2.0) for group in "wxyz"], "4 groups"),
     ):
         with pytest.raises(DataError, match=told):
             figures.dots_with_intervals(bad, "wins")

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from rlhf_tutorial import figures
 from rlhf_tutorial.errors import DataError
-from rlhf_tutorial.figures.style import MARKS
+from rlhf_tutorial.figures.style import BLUE, GREY, MARKS
 
 pytestmark = pytest.mark.filterwarnings("error::UserWarning")
 
@@ -40,9 +40,17 @@ def test_curves_against_kl() -> None:
     ax = figure.axes[0]
     place = ax.transData.transform([(0, 0), (4, 0), (9, 0)])[:, 0]
     assert (place[2] - place[0]) / (place[1] - place[0]) == pytest.approx(3 / 2), "square roots"
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == [*CURVES]
     assert ax.containers, "the last point of the first curve has its error"
     assert not figure.axes[1].containers
+
+
+def test_of_two_curves_against_kl_the_first_is_grey_and_both_are_named_at_their_ends() -> None:
+    ax = figures.against_kl(CURVES, {"a": "A"}).axes[0]
+    colours = {line.get_label(): line.get_color() for line in ax.get_lines()}
+    assert [colours[name] for name in CURVES] == [GREY, BLUE]
+    ends = [(points[-1]["kl"], points[-1]["a"]) for points in CURVES.values()]
+    assert [(text.get_text(), text.xy) for text in ax.texts] == list(zip(CURVES, ends, strict=True))
+    assert not ax.get_figure().legends
 
 
 def test_methods_against_kl_are_lines_through_the_means_of_their_runs() -> None:
