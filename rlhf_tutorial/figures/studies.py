@@ -102,8 +102,8 @@ def against_kl(
             if two:
                 lower = y[-1] == min(float(points[-1][key]) for points in curves.values())
                 ax.annotate(
-                    name, (x[-1], y[-1]), (8, -10 if lower else 0), textcoords="offset points", va="center",
-                    color=colour, annotation_clip=False,
+                    name, (x[-1], y[-1]), (8, -10 if lower else 0), va="center", color=colour,
+                    textcoords="offset points", annotation_clip=False,
                 )  # fmt: skip
         for name, point in (marked or {}).items():
             ax.plot(

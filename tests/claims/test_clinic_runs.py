@@ -200,7 +200,9 @@ def test_what_is_told_of_the_second_round() -> None:
     ours, theirs = dead["ppo/val/error"], HEALTHY["ppo/val/error"]
     assert 0.9 < ours[:11].mean() / theirs[:11].mean() < 1.1
     assert said("For eleven steps the errors are of one size")
-    assert said(f"the dead head's is {ours[11:].mean():.2f} and the other's {theirs[11:].mean():.2f}")
+    assert said(
+        f"the dead head's is {ours[11:].mean():.2f} and the other's {theirs[11:].mean():.2f}"
+    )
     assert dead["first_ratio"].max() == STATS["padding"]["first_ratio"].max() == 0
 
 
