@@ -268,12 +268,20 @@ def by_grpo(problem: Problem, policy: SmallPolicy, count: int, random: torch.Gen
     yield grpo_loss(policy(answers), ref_logprobs, scores, problem.beta)
 
 
-def by_ppo(problem: Problem, policy: SmallPolicy, count: int, random: torch.Generator) -> Losses:
-    """Notebook 04's four clipped passes over one batch."""
+def by_ppo(
+    problem: Problem,
+    policy: SmallPolicy,
+    count: int,
+    random: torch.Generator,
+    cliprange: float = 0.2,
+    whiten: bool = True,
+) -> Losses:
+    """Four clipped passes over one batch, TRL's default; the course's preset takes two."""
     answers, logprobs, values, whitened, returns = ppo_batch(problem, policy, count, random)
+    advantages = whitened if whiten else returns - values
     mask, rows = torch.ones_like(logprobs), policy.prefixes(answers)
     for _ in range(4):
-        clipped, _, _ = policy_loss(policy(answers), logprobs, whitened, mask, cliprange=0.2)
+        clipped, _, _ = policy_loss(policy(answers), logprobs, advantages, mask, cliprange)
         fit, _ = value_loss(policy.values[rows], values, returns, mask, cliprange_value=0.2)
         yield clipped + fit
 

@@ -98,8 +98,8 @@ def train_online(
     Args:
         beta: weight of the KL to the reference: in RLOO of the reward, as in PPO; in GRPO of a term
             of the loss, beside advantages that were divided by their standard deviation.
-        settings: others of TRL's `RLOOConfig` or `GRPOConfig`, such as `num_iterations`, the updates
-            on a batch.
+        settings: others of TRL's `RLOOConfig` or `GRPOConfig`, such as `num_iterations`, which is
+            how many updates a batch gets.
     """
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer

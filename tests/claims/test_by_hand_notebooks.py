@@ -93,8 +93,11 @@ def test_the_race() -> None:
     )
     assert f"({once[0]:.2f} and {rloo[0]:.2f} nats)" in prose
     assert f"({quick[0]:.2f}, where PPO has {whole[0]:.2f})" in prose
-    assert once[2] < min(rloo[2], quick[2], whole[2])
-    assert f"the nearest of all, at {once[2]:.3f} nats" in prose
+    assert once[-1] < min(rloo[-1], quick[-1], whole[-1])
+    assert f"the nearest of all, at {once[-1]:.3f} nats" in prose
+    unclipped, plain = (row(controls, f"PPO, {how}") for how in ("no clip", "not whitened"))
+    assert unclipped == pytest.approx(whole, abs=0.005), "the clip has no part in it"
+    assert f"at {plain[2]:.3f} nats in place of {whole[2]:.3f}" in prose and plain[2] < whole[2]
 
 
 def test_the_rivals_without_noise() -> None:
@@ -105,7 +108,9 @@ def test_the_rivals_without_noise() -> None:
     assert f"({further[1]:.2f} nats) than $\\pi^*$ does ({optimum[1]:.2f})" in prose
     assert f"still ends {nearer[0]:.2f} nats away" in prose and f"({nearer[1]:.2f})" in prose
     few, start = row(limit, "DPO, the same 200 pairs"), row(shown["race-table"], "reference")
-    assert f"it ends {few[0]:.1f} nats from $\\pi^*$" in prose
+    assert f"it ends {few[0]:.1f} ± {few[1] / 10**0.5:.1f} nats from $\\pi^*$" in prose
+    happiest = max(row(limit, name)[-2] for name in ("RLOO", "GRPO", "DPO", "π*"))
+    assert f"than anybody's, {few[-2]:.2f}:" in prose and few[-2] > happiest
     assert f"nearly as far as the reference is ({start[0]:.1f})" in prose
 
 

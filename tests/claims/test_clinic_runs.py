@@ -189,10 +189,21 @@ def test_what_is_told_of_the_second_round() -> None:
         for n in ("learning-rate", "no-kl")
     ]
     assert 3.5 < errors[0] < 4.5 and 2.5 < errors[1] < 3.5
-    assert said("A and G are a few hundredths off, by three to four standard errors")
+    assert said("A is 0.05 above, by four standard errors.")
+    assert said("G is 0.03 below, by three standard errors.")
+    assert [f"{gap(STATS[name]).mean():.2f}" for name in ("learning-rate", "no-kl")] == [
+        "0.05",
+        "-0.03",
+    ]
     for name in ("dead-value-head", "healthy", "no-kl"):
         assert f"{last(name, 'ppo/mean_scores'):.1f}" == "1.8"
-    assert dead["ppo/val/error"].mean() < 1.25 * HEALTHY["ppo/val/error"].mean()
+    ours, theirs = dead["ppo/val/error"], HEALTHY["ppo/val/error"]
+    assert 0.9 < ours[:11].mean() / theirs[:11].mean() < 1.1
+    assert said("For eleven steps the errors are of one size")
+    assert said(
+        f"the dead head's is {ours[11:].mean():.2f} and the other's {theirs[11:].mean():.2f}"
+    )
+    assert dead["first_ratio"].max() == STATS["padding"]["first_ratio"].max() == 0
 
 
 def test_what_is_told_of_the_third_round_and_the_ends() -> None:

@@ -493,9 +493,16 @@ def test_where_the_change_sits_and_how_high_the_bar_is(perplexity: Notebook) -> 
     assert perplexity.says(
         f"{scores.shape[1]} answers of the untouched policy to each of {len(scores)}"
     )
-    assert perplexity.answer("above-bar").startswith(
-        f"{100 * above.mean():.1f}. At {(above.sum(axis=1) == 1).sum()} of the {len(scores)} "
-    )
+    assert perplexity.answer("above-bar").startswith(f"{100 * above.mean():.1f}. ")
+    fewer = []
+    for k in (2, 4, 8):
+        few = scores[:, :k]
+        bar = 0.05 * np.log(np.exp(few / 0.05).mean(axis=1, keepdims=True))
+        assert ((few > bar).any(axis=1) == (np.ptp(few, axis=1) > 0)).all(), "the best of them is"
+        fewer.append(f"{100 * (few > bar).mean():.0f}%")
+    assert f"a prompt it would be {', '.join(fewer)}; with" in perplexity.answer("above-bar")
+    assert f"{per_token['the rest']:+.2f} nats per token, where that has " in perplexity.prose
+    assert f"where that has {per_token['the first sentence']:+.2f}." in perplexity.prose
 
 
 def test_rows_of_colours_that_are_compared_have_one_scale() -> None:

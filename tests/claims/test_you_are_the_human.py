@@ -143,7 +143,9 @@ def test_the_first_round_is_told_as_it_went() -> None:
     assert "Your own judge agreed with you 6 of 19 times" in veil
     assert "The course's judge agreed with you 12 of 19 times" in veil
     assert "in 6 of 19 choices" in PROSE and "of this taste, agreed in 12" in PROSE
-    assert "agreed with you 6 of 19 times, 32% (15% to 54%)" in veil and "coin (15% to 54%)" in PROSE
+    assert (
+        "agreed with you 6 of 19 times, 32% (15% to 54%)" in veil and "coin (15% to 54%)" in PROSE
+    )
     assert "in 72% of 78 choices" in SHOWN["fit-judge"] and "was right in 72%" in PROSE
     both = SHOWN["begin"]
     assert "nothing:            72%" in both and "judge: 73%" in both, "no difference"

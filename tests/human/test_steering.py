@@ -119,7 +119,9 @@ def test_habits_are_counted_before_and_after():
 
 
 def test_an_answer_of_one_word_is_told_from_one_that_only_begins_so():
-    table = habits(["Why?"] * 4, ["No, it isn't.", "So it is.", "It is.", "no"], ["No", "No.", "no", "No way."])
+    table = habits(
+        ["Why?"] * 4, ["No, it isn't.", "So it is.", "It is.", "no"], ["No", "No.", "no", "No way."]
+    )
     assert table.loc["begins with “no”"].tolist() == [0.5, 1.0]
     assert table.loc["nothing but “no”"].tolist() == [0.25, 0.75]
 
