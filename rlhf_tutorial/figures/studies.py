@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-from matplotlib import colormaps, rc_context
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MultipleLocator
@@ -33,11 +33,6 @@ if TYPE_CHECKING:
 
 Points = Sequence[Mapping[str, Any]]
 """The points of a curve: quantities by name, for instance "kl"."""
-
-
-def _colours(n: int) -> list[Any]:
-    """A colour per curve, from dark to less dark, so that their order can be seen in grey, too."""
-    return [colormaps["cividis"](x) for x in np.linspace(0, 0.75, n)] if n > 1 else [BLUE]
 
 
 def _check_points(curves: Mapping[str, Points], keys: Sequence[str]) -> None:

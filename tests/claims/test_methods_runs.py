@@ -26,7 +26,8 @@ def source(cell: str) -> str:
 
 
 def test_every_method_was_tuned_and_trained_at_the_rate_that_the_rule_takes() -> None:
-    assert set(TRIALS) == set(SEEDS) == set(script.RATES)
+    assert set(TRIALS) == set(script.RATES)
+    assert set(SEEDS) >= set(script.RATES) - {script.GRADED}
     for method, trainings in SEEDS.items():
         trials = script.trials_of(method)
         assert {row["rate"] for row in trials} >= set(script.RATES[method])
