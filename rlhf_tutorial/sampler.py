@@ -21,7 +21,16 @@ from torch import Tensor, nn
 
 from .capture import autocast_dtype, kept, padded_length, record
 from .errors import reason
-from .families import Halves, Reader, agree, mask_of, position_ids_from, probe, text_config
+from .families import (
+    Halves,
+    Reader,
+    after_end,
+    agree,
+    mask_of,
+    position_ids_from,
+    probe,
+    text_config,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -150,7 +159,8 @@ class Writer:
     def __init__(self, model: PreTrainedModel, halves: Halves | None) -> None:
         self.origin = [*model.parameters()]
         self.memory = memory_of(model, halves)
-        self.trained: list[tuple[Tensor, Tensor]] = []
+        self.copies: list[Tensor] = []
+        self.trained: list[Tensor] = []
         self.samplers: dict[Hashable, StaticSampler] = {}
         if (dtype := autocast_dtype(model.device)) is not None:
             frozen = {id(p): p for p in self.origin if not p.requires_grad}
@@ -160,7 +170,8 @@ class Writer:
                     whole = theirs.ndim >= 2 and theirs.is_floating_point()
                     ours.data = theirs.detach().to(dtype if whole else theirs.dtype, copy=True)
                     ours.requires_grad_(False)
-                    self.trained.append((ours, theirs))
+                    self.copies.append(ours)
+                    self.trained.append(theirs)
         self.model, self.halves = model, halves
         self._try()
 
@@ -185,9 +196,9 @@ class Writer:
         return kept(self.samplers, asked, make, KEPT)
 
     def refresh(self) -> None:
-        """Bring the copy up to date."""
-        for ours, theirs in self.trained:
-            ours.copy_(theirs)
+        """Bring the copy up to date, in few launches."""
+        if self.trained:
+            torch._foreach_copy_(self.copies, self.trained)
 
 
 def memory_of(model: PreTrainedModel, halves: Halves | None) -> tuple:
@@ -248,8 +259,7 @@ def sample_recorded(
             reason(error),
         )
         return None
-    is_end = torch.isin(tokens, torch.tensor(list(eos_token_ids), device=device))
-    after = is_end.cumsum(dim=1) - is_end.long() > 0
+    after = after_end(tokens, eos_token_ids)
     longest = int((~after).sum(dim=1).max())
     tokens = tokens.masked_fill(after, pad_token_id)[:, :longest]
     return tokens, None if hidden is None else hidden[:, : width + longest - 1]

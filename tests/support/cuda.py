@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+WAITS = ("_local_scalar_dense", "is_nonzero", "nonzero", "equal", "masked_select")
+"""Operations whose result, or its size, the processor reads."""
+
 
 class Stream:
     """A stream; they are told apart by identity alone."""
