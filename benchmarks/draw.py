@@ -53,7 +53,7 @@ TABLES = {
 }
 """Marker on a page: what makes the table, and from which file of results."""
 PROMPTS = 6_400
-PAGES = ("performance", "perplexity", "tuning")
+PAGES = ("performance", "perplexity", "presets", "tuning")
 """Of docs/, those with tables."""
 
 
