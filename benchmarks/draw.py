@@ -1,4 +1,4 @@
-"""Draw images/speed.png, and write the tables of docs/performance.md, from benchmarks/results/.
+"""Draw images/speed.png, and write the tables of docs/, from benchmarks/results/.
 
 python benchmarks/draw.py
 """
@@ -47,21 +47,47 @@ def speed(rows: list[dict]) -> Figure:
 
 TABLES = {
     "step": (ppo_step, "ppo_step"),
-    "step on a GPU": (ppo_step, "ppo_step_gpu"),
     "scoring": (scoring, "scoring"),
     "perplexity": (perplexity, "perplexity"),
     "scaling": (scaling, "scaling"),
 }
-"""Marker on the page: what makes the table, and from which file of results."""
+"""Marker on a page: what makes the table, and from which file of results."""
+PROMPTS = 6_400
+PAGES = ("performance", "perplexity", "presets", "tuning")
+"""Of docs/, those with tables."""
+
+
+def on_a_gpu(results: dict[str, Any]) -> str:
+    """All that scripts/on_gpu.py measured; the old rows where it has not been run yet."""
+    if "on_gpu" not in results:
+        return ppo_step.table(results["ppo_step_gpu"])
+    steps = {k: rows for k, rows in results["on_gpu"].items() if "variant" in rows[0]}
+    judges = [rows for k, rows in results["on_gpu"].items() if k not in steps]
+    parts = [f"{name}:\n\n{ppo_step.table(rows)}" for name, rows in steps.items()]
+    if judges and (dlite := [r for rows in steps.values() for r in rows if r["model"] == "dlite"]):
+        parts.append(epochs(dlite, {row["batch_size"]: row["seconds"] for row in judges[0]}))
+    return "\n\n".join(parts)
+
+
+def epochs(rows: list[dict], scoring: dict[int, float]) -> str:
+    """The original experiment's one pass over 6,400 prompts: steps, and a judge's seconds each."""
+    lines = [f"{PROMPTS:,} prompts, scoring included:", "", "| | batch | minutes |"]
+    lines.append("| --- | --- | --- |")
+    for row in rows:
+        if (n := row["batch_size"]) in scoring:
+            seconds = PROMPTS / n * (row["seconds"]["total"] + scoring[n])
+            lines.append(f"| {row['variant']} | {n} | {seconds / 60:.1f} |")
+    return "\n".join(lines)
 
 
 def tables(text: str, results: dict[str, Any]) -> str:
-    """The page with each table between its markers made anew."""
-    for name, (script, result) in TABLES.items():
-        table = script.table(results[result])
+    """The page with each table between its markers, where it has them, made anew."""
+    made = {name: script.table(results[result]) for name, (script, result) in TABLES.items()}
+    for name, table in (made | {"step on a GPU": on_a_gpu(results)}).items():
         start, end = f"<!-- {name} -->", "<!-- end -->"
-        head, rest = text.split(start)
-        text = f"{head}{start}\n{table}\n{end}{rest.split(end, 1)[1]}"
+        head, *rest = text.split(start)
+        if rest:
+            text = f"{head}{start}\n{table}\n{end}{rest[0].split(end, 1)[1]}"
     return text
 
 
@@ -71,8 +97,8 @@ def main() -> None:
     results = {p.stem: json.loads(p.read_text(encoding="utf-8")) for p in folder.glob("*.json")}
     figure = speed(results["ppo_step"])
     figure.savefig(ROOT / "images" / "speed.png", dpi=160, facecolor="white")
-    page = ROOT / "docs" / "performance.md"
-    page.write_text(tables(page.read_text(encoding="utf-8"), results), encoding="utf-8")
+    for page in (ROOT / "docs" / f"{name}.md" for name in PAGES):
+        page.write_text(tables(page.read_text(encoding="utf-8"), results), encoding="utf-8")
 
 
 if __name__ == "__main__":

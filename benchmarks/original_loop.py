@@ -49,7 +49,12 @@ def main() -> None:
     n = settings["batch_size"]
     cpu = settings["device"] == "cpu"
     trainer = PPOTrainer(
-        PPOConfig(batch_size=n, mini_batch_size=n, accelerator_kwargs={"cpu": cpu}),
+        PPOConfig(
+            batch_size=n,
+            mini_batch_size=n,
+            ppo_epochs=settings["ppo_epochs"],
+            accelerator_kwargs={"cpu": cpu},
+        ),
         load(settings["folder"], settings["shape"]),
         load(settings["folder"], settings["shape"]),
         tokenizer,

@@ -45,7 +45,12 @@ def main() -> None:
     model = load(settings["folder"], settings["shape"])
     set_training_attention(model.pretrained_model, torch.device(settings["device"]))
     precision = {"mixed_precision": settings["precision"], "cpu": settings["device"] == "cpu"}
-    config = PPOConfig(batch_size=n, mini_batch_size=n, accelerator_kwargs=precision)
+    config = PPOConfig(
+        batch_size=n,
+        mini_batch_size=n,
+        ppo_epochs=settings["ppo_epochs"],
+        accelerator_kwargs=precision,
+    )
     trainer = PPOTrainer(
         config, model, create_reference_model(model, settings["shared_layers"]), tokenizer
     )

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +34,16 @@ SHAPES: dict[str, dict[str, Any] | None] = {
     "tiny": {"model_type": "gpt2", "n_embd": 32, "n_layer": 4, "n_head": 2, "vocab_size": 600},
 }
 SHARED = {"smollm2": 22, "dlite": 18, "tiny": 3}
+NEW_TOKENS, EPOCHS = 16, 4
 
 
-NEW_TOKENS = 16
-
-
-def variants(model: str, device: str, trl: Path | None) -> dict[str, dict[str, Any]]:
+def variants(shared_layers: int, device: str, trl: Path | None) -> dict[str, dict[str, Any]]:
     """Name of each variant: its interpreter, worker, precision and number of shared layers."""
     from rlhf_tutorial.device import supports_bf16
 
     ours = {"python": sys.executable, "worker": "our_loop.py"}
     found = {} if trl is None else {"original": {"python": str(trl), "worker": "original_loop.py"}}
-    for name, shared in (("full", None), ("frozen trunk", SHARED[model])):
+    for name, shared in (("full", None), ("frozen trunk", shared_layers)):
         for precision in ("no", "bf16") if supports_bf16(device) else ("no",):
             key = f"ours, {name}, {'float32' if precision == 'no' else 'bf16'}"
             found[key] = ours | {"precision": precision, "shared_layers": shared}
@@ -81,17 +79,25 @@ def inputs(model: str, batch_size: int) -> dict[str, Any]:
 @contextmanager
 def worker(variant: dict[str, Any], settings: dict[str, Any]) -> Iterator[subprocess.Popen]:
     """A worker, started: it says when it is ready."""
-    with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as file:
+    # Packages may be on the path: ours, which TRL's own environment is not to see.
+    paths = [str(ROOT)]
+    if variant["worker"] == "our_loop.py" and "PYTHONPATH" in os.environ:
+        paths.append(os.environ["PYTHONPATH"])
+    with (
+        tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as file,
+        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors,
+    ):
         json.dump(settings | variant, file)
         file.flush()
         process = subprocess.Popen(
             [variant["python"], str(HERE / variant["worker"]), file.name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=errors,
             text=True,
-            env=os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)},
+            env=os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(paths)},
         )
+        process.stderr = errors  # for `ask`
         try:
             yield process
         finally:
@@ -101,36 +107,37 @@ def worker(variant: dict[str, Any], settings: dict[str, Any]) -> Iterator[subpro
 def ask(process: subprocess.Popen, line: str | None = None) -> dict[str, Any]:
     """Send a line, if any, and wait for the next JSON line."""
     if line is not None:
-        process.stdin.write(line + "\n")
-        process.stdin.flush()
+        with suppress(BrokenPipeError):  # it has stopped, which is said below
+            process.stdin.write(line + "\n")
+            process.stdin.flush()
     for answer in process.stdout:
         if answer.startswith("{"):
             return json.loads(answer)
-    sys.exit(f"the worker {process.args[1]} stopped: run it by hand to see why")
+    process.stderr.seek(0)
+    said = "".join(process.stderr.readlines()[-5:])
+    sys.exit(f"the worker {process.args[1]} stopped:\n{said}")
 
 
-def measure(
-    model: str, batch_size: int, new_tokens: int, steps: int, device: str, trl: Path | None
-) -> list[dict]:
-    """A row per variant."""
-    import contextlib
-
-    settings = inputs(model, batch_size) | {
-        "batch_size": batch_size,
-        "device": device,
-        "max_new_tokens": new_tokens,
-        "shape": SHAPES[model],
+def measure(args: argparse.Namespace, trl: Path | None) -> list[dict]:
+    """A row per variant, by the command's arguments."""
+    settings = inputs(args.model, args.batch_size) | {
+        "batch_size": args.batch_size,
+        "device": args.device,
+        "max_new_tokens": args.new_tokens,
+        "ppo_epochs": args.ppo_epochs,
+        "shape": SHAPES[args.model],
         "threads": torch.get_num_threads(),
         "precision": "no",
         "shared_layers": None,
     }
-    chosen = variants(model, device, trl)
-    with contextlib.ExitStack() as stack:
+    shared_layers = SHARED[args.model] if args.shared_layers is None else args.shared_layers
+    chosen = variants(shared_layers, args.device, trl)
+    with ExitStack() as stack:
         workers = {n: stack.enter_context(worker(v, settings)) for n, v in chosen.items()}
         gpus = {ask(process)["cuda"] for process in workers.values()}  # all loaded, side by side
-        gpu = gpus.pop() if device == "cuda" else None
+        gpu = gpus.pop() if args.device == "cuda" else None
         times: dict[str, list[dict[str, float]]] = {name: [] for name in chosen}
-        for i in range(1 + steps):
+        for i in range(1 + args.steps):
             for name, process in workers.items():
                 seconds = ask(process, "step")
                 if i:  # the first is the warm-up
@@ -141,12 +148,17 @@ def measure(
             process.stdin.close()
             median = {k: statistics.median(t[k] for t in times[name]) for k in times[name][0]}
             rows.append(
-                {"model": model, "batch_size": batch_size, "variant": name, "gpu": gpu}
+                {"model": args.model, "batch_size": args.batch_size, "variant": name, "gpu": gpu}
                 | {"seconds": median}
                 | {"all": [t["total"] for t in times[name]]}
                 | ask(process)
             )
     return rows
+
+
+def told(seconds: float) -> str:
+    """With a third digit where two would say little."""
+    return f"{seconds:.2f}" if seconds >= 0.1 else f"{seconds:.3f}"
 
 
 def table(rows: list[dict]) -> str:
@@ -158,10 +170,11 @@ def table(rows: list[dict]) -> str:
         s = row["seconds"]
         faster = f"{original['seconds']['total'] / s['total']:.1f}" if original else ""
         floor = row["flop"] / row["matmul_rate"] if "flop" in row else None
+        times = " | ".join(told(s[part]) for part in ("total", "generate", "step"))
         lines.append(
-            f"| {row['variant']} | {s['total']:.2f} | {s['generate']:.2f} | {s['step']:.2f} | "
+            f"| {row['variant']} | {times} | "
             f"{faster} | {row['peak_bytes'] / 2**30:.2f} GiB | "
-            + (f"{s['total'] / floor:.1f}x of {floor:.2f} s |" if floor else "|")
+            + (f"{s['total'] / floor:.1f}x of {told(floor)} s |" if floor else "|")
         )
     return "\n".join(lines)
 
@@ -174,6 +187,8 @@ def main() -> None:
     parser.add_argument(
         "--new-tokens", type=int, default=NEW_TOKENS, help="of each answer, at the most"
     )
+    parser.add_argument("--ppo-epochs", type=int, default=EPOCHS, help="updates on each batch")
+    parser.add_argument("--shared-layers", type=int, help="those of the frozen trunk")
     parser.add_argument("--steps", type=int, default=5, help="counted steps of each variant")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--trl", type=Path, default=ROOT / ".venv-trl" / "bin" / "python")
@@ -182,7 +197,7 @@ def main() -> None:
     trl = args.trl if args.trl.exists() else None
     if trl is None:
         print(f"{args.trl} is not there: without the original loop (make bench sets it up)")
-    rows = measure(args.model, args.batch_size, args.new_tokens, args.steps, args.device, trl)
+    rows = measure(args, trl)
     print(table(rows))
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ppo_step import NEW_TOKENS, SHARED, ask, inputs, worker
+from ppo_step import EPOCHS, NEW_TOKENS, SHARED, ask, inputs, worker
 
 from rlhf_tutorial.device import supports_bf16
 
@@ -31,6 +31,7 @@ SIZES = {
 def cases() -> dict[str, dict[str, Any]]:
     """The settings of each case, by its name."""
     common = {"batch_size": 16, "max_new_tokens": NEW_TOKENS, "shared_layers": SHARED["smollm2"]}
+    common["ppo_epochs"] = EPOCHS
     found = {"as above": {}}
     found |= {f"batch of {n}": {"batch_size": n} for n in (4, 8, 32)}
     found |= {f"{n} new tokens": {"max_new_tokens": n} for n in (8, 32, 64)}

@@ -20,8 +20,9 @@ def model_config(shape: dict[str, Any]) -> Any:
     return transformers.AutoConfig.for_model(shape["model_type"], **sizes)
 
 
-def matmul_rate(dtype: torch.dtype, device: torch.device, size: int = 2048) -> float:
+def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
     """Floating-point operations per second of a square matrix product, the best of ten."""
+    size = 8192 if device.type == "cuda" else 2048  # a smaller one does not fill a GPU
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     best = float("inf")
     for _ in range(10):

@@ -69,6 +69,12 @@ def end_token_ids(model: PreTrainedModel, others: Iterable[int | None]) -> list[
     return list(dict.fromkeys(i for i in (*others, *listed) if i is not None))
 
 
+def after_end(tokens: Tensor, ends: Iterable[int]) -> Tensor:
+    """Which tokens come after the first end in their row: (B, T) of (B, T)."""
+    is_end = torch.isin(tokens, torch.tensor(list(ends), device=tokens.device))
+    return is_end.cumsum(dim=1) - is_end.long() > 0
+
+
 @contextmanager
 def without_preferences(model: Any) -> Iterator[None]:
     """Within, generate samples as it is told, and not as the checkpoint's author preferred.

@@ -129,7 +129,7 @@ LORA = "RLHF_LORA"
 """The environment variable with the rank of a LoRA adapter (see `load_preset`)."""
 LORA_RATE = 5
 """An adapter's learning rate is so many times the preset's: then the default run goes as far from
-the reference as without one (docs/performance.md)."""
+the reference as without one (docs/presets.md)."""
 
 
 LAYERS = {"smollm2": 30, "tiny": 2}

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -19,9 +19,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .capture import Work, autocast_dtype, padded_length, record
+from .capture import autocast_dtype, kept, padded_length, record
 from .errors import reason
-from .families import Halves, Reader, agree, mask_of, position_ids_from, probe, text_config
+from .families import (
+    Halves,
+    Reader,
+    after_end,
+    agree,
+    mask_of,
+    position_ids_from,
+    probe,
+    text_config,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,7 +38,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 KEPT = 8
-"""Shapes whose recordings are kept; each has a cache of its own."""
+"""Shapes whose recordings are kept, those last used; each has a cache of its own."""
 
 
 def draw(logits: Tensor, u: Tensor | None = None) -> Tensor:
@@ -85,7 +94,7 @@ class StaticSampler:
             size = (rows, width + new, text_config(model.config).hidden_size)
             hidden = torch.zeros(size, dtype=halves.dtype, device=device)
         self.hidden = hidden
-        self.works: tuple[Work, ...] | None = None
+        self.works = record(device, (self.prefill, self.decode), self.logits)
 
     def __call__(
         self, input_ids: Tensor, attention_mask: Tensor, uniforms: Tensor
@@ -100,9 +109,6 @@ class StaticSampler:
         self.input_ids.copy_(F.pad(input_ids, (left, 0)))
         self.attention_mask[:, : self.width] = F.pad(attention_mask, (left, 0))
         self.uniforms[:new] = uniforms
-        if self.works is None:
-            works = self.prefill, self.decode
-            self.works = record(self.input_ids.device, works, self.logits)
         prefill, decode = self.works
         prefill()
         for _ in range(new - 1):
@@ -152,9 +158,10 @@ class Writer:
 
     def __init__(self, model: PreTrainedModel, halves: Halves | None) -> None:
         self.origin = [*model.parameters()]
-        self.memory = memory_of(model)
-        self.trained: list[tuple[Tensor, Tensor]] = []
-        self.samplers: dict[tuple[int, int, int, float], StaticSampler] = {}
+        self.memory = memory_of(model, halves)
+        self.copies: list[Tensor] = []
+        self.trained: list[Tensor] = []
+        self.samplers: dict[Hashable, StaticSampler] = {}
         if (dtype := autocast_dtype(model.device)) is not None:
             frozen = {id(p): p for p in self.origin if not p.requires_grad}
             model, halves = copy.deepcopy((model, halves), frozen)
@@ -163,7 +170,8 @@ class Writer:
                     whole = theirs.ndim >= 2 and theirs.is_floating_point()
                     ours.data = theirs.detach().to(dtype if whole else theirs.dtype, copy=True)
                     ours.requires_grad_(False)
-                    self.trained.append((ours, theirs))
+                    self.copies.append(ours)
+                    self.trained.append(theirs)
         self.model, self.halves = model, halves
         self._try()
 
@@ -179,24 +187,24 @@ class Writer:
         self.samplers.clear()
 
     def sampler(self, rows: int, width: int, new: int, temperature: float) -> StaticSampler:
-        """That of a shape, made if need be; the oldest makes room for it."""
-        shape = (rows, padded_length(width), padded_length(new))
-        key = (*shape, temperature)
-        if key not in self.samplers:
-            while len(self.samplers) >= KEPT:
-                del self.samplers[next(iter(self.samplers))]
-            self.samplers[key] = StaticSampler(self.model, self.halves, *shape, temperature)
-        return self.samplers[key]
+        """That of a shape, recorded if need be."""
+        asked = (rows, padded_length(width), padded_length(new), temperature)
+
+        def make() -> StaticSampler:
+            return StaticSampler(self.model, self.halves, *asked)
+
+        return kept(self.samplers, asked, make, KEPT)
 
     def refresh(self) -> None:
-        """Bring the copy up to date."""
-        for ours, theirs in self.trained:
-            ours.copy_(theirs)
+        """Bring the copy up to date, in few launches."""
+        if self.trained:
+            torch._foreach_copy_(self.copies, self.trained)
 
 
-def memory_of(model: PreTrainedModel) -> tuple:
+def memory_of(model: PreTrainedModel, halves: Halves | None) -> tuple:
     """Where the weights are and how they are read: a recording knows them by their place."""
-    return autocast_dtype(model.device), *(p.data_ptr() for p in model.parameters())
+    places = (p.data_ptr() for p in model.parameters())
+    return autocast_dtype(model.device), halves is None, *places
 
 
 _WRITERS: WeakKeyDictionary[nn.Module, Writer | None] = WeakKeyDictionary()
@@ -233,11 +241,12 @@ def sample_recorded(
     if policy in _WRITERS and writer is None:
         return None
     try:
-        if writer is None or writer.memory != memory_of(model):
+        if writer is None or writer.memory != memory_of(model, halves):
             writer = _WRITERS[policy] = Writer(model, halves)
         writer.refresh()
         sampler = writer.sampler(rows, width, max_new_tokens, temperature)
-        # One call for each token, as `models.sample` draws: on a GPU one for all gives others.
+        # Only now that nothing can fail: `models.sample` would go on from other random numbers.
+        # One call for each token, as it draws: on a GPU one for all gives others.
         uniforms = torch.empty(max_new_tokens, rows, 1, dtype=torch.double, device=device)
         for u in uniforms:
             u.uniform_()
@@ -250,8 +259,7 @@ def sample_recorded(
             reason(error),
         )
         return None
-    is_end = torch.isin(tokens, torch.tensor(list(eos_token_ids), device=device))
-    after = is_end.cumsum(dim=1) - is_end.long() > 0
+    after = after_end(tokens, eos_token_ids)
     longest = int((~after).sum(dim=1).max())
     tokens = tokens.masked_fill(after, pad_token_id)[:, :longest]
     return tokens, None if hidden is None else hidden[:, : width + longest - 1]

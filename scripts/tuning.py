@@ -4,7 +4,7 @@
     python scripts/tuning.py train long 0
     python scripts/tuning.py choose             # applies the rule; the table of docs/tuning.md
     python scripts/tuning.py train lora-1e-3 100
-    python scripts/tuning.py lora               # the gains in docs/performance.md
+    python scripts/tuning.py lora               # the gains in docs/presets.md
 
 Each training leaves its policy in runs/reading/<arm>-<seed>/, and what was seen on the way, at
 answers to the validation prompts, in rlhf_tutorial/bundled/trainings/. What is there already is not
@@ -68,7 +68,7 @@ WHAT_IS_TRAINED = {
     "lora-5e-4": "LoRA of rank 16, rate 5e-4",
     "lora-1e-3": "LoRA of rank 16, rate 1e-3",
 }
-"""The rows of docs/performance.md, by arm."""
+"""The rows of docs/presets.md, by arm."""
 AT_EQUAL_KL = ("default", "kl-0.1", "top-8", "all-layers", "lora-5e-4", "long")
 LOOKS = (10, 20, 30)
 
@@ -286,7 +286,7 @@ def main() -> None:
         write(DOCS / "tuning.md", "arms", table(rows()))
         write(DOCS / "tuning.md", "at equal KL", table_at_equal_kl())
     else:
-        write(DOCS / "performance.md", "trained", table_of_what_is_trained())
+        write(DOCS / "presets.md", "trained", table_of_what_is_trained())
 
 
 if __name__ == "__main__":

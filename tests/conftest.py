@@ -24,10 +24,10 @@ torch.set_num_threads(1)
 
 # Most tests compare with numbers of their own, on the CPU. So that they do so on every machine, a
 # GPU is seen by those alone that are marked `cuda`.
-_CUDA = torch.cuda.is_available
-HAS_GPU, _VISIBLE = _CUDA(), os.environ.get("CUDA_VISIBLE_DEVICES")
+_CUDA = {name: getattr(torch.cuda, name) for name in ("is_available", "device_count")}
+HAS_GPU, _VISIBLE = torch.cuda.is_available(), os.environ.get("CUDA_VISIBLE_DEVICES")
 if HAS_GPU:
-    torch.cuda.is_available = lambda: False
+    torch.cuda.is_available, torch.cuda.device_count = lambda: False, lambda: 0
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # to processes that tests start
 
 
@@ -38,7 +38,8 @@ def _gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
         return
     if not HAS_GPU:
         pytest.skip("needs a CUDA GPU, and there is none here")
-    monkeypatch.setattr(torch.cuda, "is_available", _CUDA)
+    for name, function in _CUDA.items():
+        monkeypatch.setattr(torch.cuda, name, function)
     if _VISIBLE is None:
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     else:

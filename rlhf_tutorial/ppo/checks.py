@@ -144,7 +144,7 @@ def check_arguments(
         )
     if ptx_dataset:
         contexts, replies = zip(*ptx_dataset, strict=True)
-        check_tokens(model.config, ptx_contexts=contexts, ptx_replies=replies)
+        checked_tokens(model.config, ptx_contexts=contexts, ptx_replies=replies)
 
 
 def check_optimizer(optimizer: Any, model: torch.nn.Module) -> None:
@@ -207,12 +207,16 @@ def check_sizes(batch_size: int, **lists: Sequence[Any]) -> None:
             raise error(f"step got {len(items)} {name}, but batch_size is {batch_size}")
 
 
-def check_tokens(config: PretrainedConfig, **lists: Sequence[Tensor]) -> None:
-    """Raise ModelError unless each list holds 1-d tensors of token ids that the model knows.
+def checked_tokens(config: PretrainedConfig, **lists: Sequence[Tensor]) -> list[list[Tensor]]:
+    """The lists on the CPU, each in one transfer: a GPU is waited for once.
 
     Args:
         config: of the language model.
+
+    Raises:
+        ModelError: unless each list holds 1-d tensors of token ids that the model knows.
     """
+    found = []
     for name, tensors in lists.items():
         for i, tensor in enumerate(tensors):
             item = f"{name}[{i}]"
@@ -225,14 +229,16 @@ def check_tokens(config: PretrainedConfig, **lists: Sequence[Tensor]) -> None:
                 )
             if tensor.dtype not in (torch.int64, torch.int32):
                 raise ModelError(f"{item} is of {tensor.dtype}: token ids must be torch.int64")
-        ids = torch.cat([tensor.to(tensors[0].device) for tensor in tensors])
+        ids = torch.cat([tensor.to(tensors[0].device) for tensor in tensors]).cpu()
         size = text_config(config).vocab_size
         if not 0 <= int(ids.min()) <= int(ids.max()) < size:
             raise ModelError(
                 f"{name} hold token ids from {int(ids.min())} to {int(ids.max())}, but the model "
                 f"knows 0 to {size - 1}: use the policy's own tokenizer"
             )
+        found.append(list(ids.split([*map(len, tensors)])))
     check_room(config, max(sum(map(len, row)) for row in zip(*lists.values(), strict=True)))
+    return found
 
 
 def warn_of_what_is_no_text(
@@ -241,12 +247,14 @@ def warn_of_what_is_no_text(
     """A line in the log where padding, or a query once more, would be read and trained on.
 
     Args:
+        queries, responses: on the CPU.
         padding: the tokenizer's pad token, which may be one that texts begin or end with: a lone
             one is taken for that.
     """
     for name, texts in {"queries": queries, "responses": responses}.items():
         for i, text in enumerate(texts):
-            if len(text) > 2 and any((end == padding).all() for end in (text[:2], text[-2:])):
+            ends = text[:2].tolist(), text[-2:].tolist()
+            if len(text) > 2 and [padding, padding] in ends:
                 logger.warning(
                     "%s[%d] begins or ends with padding, which is read as text: leave it out",
                     name,
@@ -254,7 +262,7 @@ def warn_of_what_is_no_text(
                 )
                 break
     pairs = list(zip(queries, responses, strict=True))
-    if all(1 < len(q) < len(r) and torch.equal(r[: len(q)], q.to(r.device)) for q, r in pairs):
+    if all(1 < len(q) < len(r) and r[: len(q)].tolist() == q.tolist() for q, r in pairs):
         logger.warning(
             "each response begins with its query, which would be trained on as well: give what "
             "comes after it, as generate(..., return_prompt=False) does"

@@ -1,34 +1,36 @@
 """A model's passes over batches; on a GPU recorded once for each shape and replayed.
 
 A pass over a few hundred tokens is thousands of kernels of a few microseconds, and the processor
-takes longer to launch them than the GPU to work through them. `torch.cuda.make_graphed_callables`
-records them, forwards and backwards. Batches are padded to a few shapes for it, and what is said of
+takes longer to launch them than the GPU to work through them. `capture.record_module` records them,
+forwards and backwards. Batches are padded to a few shapes for it, and what is said of
 the padding is cut off again, so that nothing else of a step knows.
 """
 
 from __future__ import annotations
 
+import gc
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..capture import autocast_dtype, padded_length
+from ..capture import autocast_dtype, kept, padded_length, record_module
 from ..errors import reason
 from ..families import mask_of
 from .rollout import Batch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Hashable
 
     from ..models import AutoModelForCausalLMWithValueHead
 
 logger = logging.getLogger(__name__)
 
-KEPT = 8
-"""Shapes whose recordings are kept."""
+KEPT = 4
+"""Shapes whose recordings are kept, those last used: each has a gradient of every weight."""
 
 
 def said_by(model: nn.Module, batch: Batch, states: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -61,9 +63,10 @@ class RecordedPasses:
             graphed: what makes a recorded module of a module and its arguments; that of CUDA if
                 left out.
         """
-        self.model, self.graphed = model, graphed or _graphed()
+        self.model = model
+        self.graphed = graphed or partial(record_module, pool=torch.cuda.graph_pool_handle())
         self.trained = [p for p in model.parameters() if p.requires_grad]
-        self.recorded: dict[tuple, Callable[..., tuple[Tensor, Tensor]]] = {}
+        self.recorded: dict[Hashable, Callable[..., tuple[Tensor, Tensor]]] = {}
         self.waiting = self.failed = False
 
     def __call__(self, batch: Batch, from_states: bool) -> tuple[Tensor, Tensor] | None:
@@ -83,20 +86,20 @@ class RecordedPasses:
         inputs, answer = padded(batch, from_states, self.model.language_model.dtype)
         key = (with_gradient, from_states, answer, *inputs[0].shape)
         key += (autocast_dtype(batch.mask.device), *(p.data_ptr() for p in self.model.parameters()))
+        make = partial(self._record, inputs, from_states, answer)
         try:
-            if key not in self.recorded:
-                while len(self.recorded) >= KEPT:
-                    del self.recorded[next(iter(self.recorded))]
-                self.recorded[key] = self._record(inputs, from_states, answer)
-            logits, values = self.recorded[key](*inputs)
+            logits, values = kept(self.recorded, key, make, KEPT)(*inputs)
         except Exception as error:  # what a family's own forward cannot do in a recording
             self.failed = True
+            self.recorded.clear()
             logger.warning(
                 "PPO goes on without CUDA graphs, in more time: a pass of a %s cannot be recorded "
                 "(%s)",
                 type(self.model.language_model).__name__,
                 reason(error),
             )
+        if self.failed:  # without the error, which holds what it came from
+            gc.collect()
             return None
         # Copies: the next replay writes in the same memory.
         logits, values = logits[:, :length].clone(), values[:, :length].clone()
@@ -112,25 +115,34 @@ class RecordedPasses:
         self, inputs: tuple[Tensor, ...], from_states: bool, answer: int
     ) -> Callable[..., tuple[Tensor, Tensor]]:
         """A recorded pass that was tried: it says what the model says, with the same gradient."""
-        eager = _Pass(self.model, from_states, answer)
-        own = tuple(tensor.clone() for tensor in inputs)
+        # Recorded on zeros: a replay that does not read its inputs is to be seen.
+        own = tuple(torch.zeros_like(tensor) for tensor in inputs)
         recorded = self.graphed(_Pass(self.model, from_states, answer), own)
-        for ours, theirs in zip(
-            self._tried(recorded, inputs), self._tried(eager, inputs), strict=True
-        ):
-            if not (ours - theirs).norm() <= 1e-2 * theirs.norm():
-                raise RuntimeError("the replay says something else than what was recorded")
+        ours = self._tried(recorded, inputs)
+        theirs = self._tried(_Pass(self.model, from_states, answer), inputs)
+        if not all(same(a, b) for a, b in zip(ours, theirs, strict=True)):
+            raise RuntimeError("the replay says something else than what was recorded")
         return recorded
 
-    def _tried(self, read: Callable[..., Any], inputs: tuple[Tensor, ...]) -> list[Tensor]:
-        """Logits, values, and the gradient of their squares, small enough for float16."""
+    def _tried(self, read: Callable[..., Any], inputs: tuple[Tensor, ...]) -> list[list[Tensor]]:
+        """Logits, values, and the gradients of their squares, small enough for float16.
+
+        Those of a recording are where they were written: a copy would take a GPU's memory twice.
+        """
         said = read(*inputs)
-        found = [tensor.detach().float() for tensor in said]
+        gradients: tuple[Tensor | None, ...] = ()
         if said[0].requires_grad:
             outputs = [1e-3 * tensor.detach() for tensor in said]
             gradients = torch.autograd.grad(said, self.trained, outputs, allow_unused=True)
-            found.append(torch.cat([g.flatten().float() for g in gradients if g is not None]))
-        return [tensor.clone() for tensor in found]
+        found = [[tensor.detach()] for tensor in said]
+        return [*found, [gradient for gradient in gradients if gradient is not None]]
+
+
+def same(ours: list[Tensor], theirs: list[Tensor]) -> bool:
+    """Whether two lists of tensors are the same, all of each together, but for rounding."""
+    pairs = [(a.float(), b.float()) for a, b in zip(ours, theirs, strict=True)]
+    apart = sum((a - b).square().sum() for a, b in pairs)
+    return bool(apart <= 1e-4 * sum(b.square().sum() for _, b in pairs))
 
 
 class _Pass(nn.Module):
@@ -182,19 +194,3 @@ def padded(
     if from_states and batch.trunk_states is not None:
         read = F.pad(batch.trunk_states, (0, 0, *sides))
     return (read, mask_of(visible, dtype), F.pad(positions, sides)), answer
-
-
-def _graphed() -> Callable[..., Any]:
-    """CUDA's recording of a module, in memory that all of them share."""
-    pool = torch.cuda.graph_pool_handle()
-
-    def graphed(module: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
-        device = inputs[0].device
-        dtype = autocast_dtype(device)
-        # Without a cache: weights that autocast had cast before would be read where they were.
-        with torch.autocast(device.type, dtype, dtype is not None, cache_enabled=False):
-            return torch.cuda.make_graphed_callables(
-                module, inputs, allow_unused_input=True, pool=pool
-            )
-
-    return graphed

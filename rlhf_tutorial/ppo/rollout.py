@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ModelError
-from ..families import without_preferences
+from ..families import after_end, without_preferences
 from ..models import AutoModelForCausalLMWithValueHead, position_ids_from
 from ..trunk import TrunkStates
 from .checks import check_room
@@ -86,7 +86,8 @@ def generate_responses(
     slicing there never takes in prompt tokens, however early a response ends.
 
     Args:
-        queries: 1-d tensors of token ids, of any lengths.
+        queries: 1-d tensors of token ids, of any lengths; on the CPU they are padded there and
+            sent to the model together.
         batch_size: queries per call of `generate`; all at once by default.
         length_sampler: draws a `max_new_tokens` for each batch.
         generation_kwargs: for `transformers`' generate, over `PURE_SAMPLING`.
@@ -103,12 +104,14 @@ def generate_responses(
     eos_ids = eos_token_id if isinstance(eos_token_id, (list, tuple)) else [eos_token_id]
     eos_ids = [i for i in eos_ids if i is not None]
     batch_size = batch_size or len(queries)
+    device = getattr(getattr(model, "language_model", model), "device", queries[0].device)
     responses, states = [], None
     for start in range(0, len(queries), batch_size):
         batch = queries[start : start + batch_size]
         if length_sampler is not None:
             settings["max_new_tokens"] = length_sampler()
-        input_ids, attention_mask = pad(batch, pad_token_id, side="left")
+        padded = pad(batch, pad_token_id, side="left")
+        input_ids, attention_mask = (tensor.to(device, non_blocking=True) for tensor in padded)
         width, asked = input_ids.shape[1], dict(settings)
         longest = new_tokens(asked, width, model)
         check_room(getattr(model, "config", None), width + longest)
@@ -134,10 +137,12 @@ def generate_responses(
                     eos_token_id=eos_ids or None,
                     **asked,
                 )
+        # What `cut_at_eos` does, for all rows at once: a GPU is waited for once.
+        lengths = (~after_end(sequences[:, width:], eos_ids)).sum(dim=1).tolist()
         rows = list(sequences)
         if stops is not None:
             rows = [stops.cut(i, row) for i, row in enumerate(rows)]
-        responses += [cut_at_eos(row[width:], eos_ids) for row in rows]
+        responses += [row[width : width + n] for row, n in zip(rows, lengths, strict=True)]
     return responses, states if len(queries) <= batch_size else None
 
 
@@ -194,6 +199,11 @@ class Batch:
         No model needs to read the last response token: nothing is predicted from it.
         """
         return self.input_ids[:, :-1], self.attention_mask[:, :-1], self.position_ids[:, :-1]
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on that device."""
+        parts = {name: tensor for name, tensor in vars(self).items() if tensor is not None}
+        return Batch(**{k: tensor.to(device, non_blocking=True) for k, tensor in parts.items()})
 
     def __getitem__(self, rows: Tensor) -> Batch:
         """The mini-batch of these rows."""

@@ -233,11 +233,10 @@ class PPOTrainer:
             For a list, a list of 1-d tensors; for one query a (1, length) tensor, as in TRL.
         """
         queries = [query_tensor] if isinstance(query_tensor, Tensor) else list(query_tensor)
-        checks.check_tokens(self.model_config, queries=queries)
+        (queries,) = checks.checked_tokens(self.model_config, queries=queries)
         asked = plain_settings(generation_kwargs)
         checks.check_temperature(self.config.temperature, asked)
         self.without_dropout()
-        queries = [q.to(self.device) for q in queries]
         settings = {
             "temperature": self.config.temperature,
             "eos_token_id": self.end_token_ids([self.tokenizer.eos_token_id]),
@@ -255,7 +254,8 @@ class PPOTrainer:
             with seeded(seed), self.accelerator.autocast():
                 responses, states = generate_responses(model, queries, **settings)
             if return_prompt:
-                responses = [torch.cat(pair) for pair in zip(queries, responses, strict=True)]
+                prompts = torch.cat(queries).to(self.device).split([*map(len, queries)])
+                responses = [torch.cat(pair) for pair in zip(prompts, responses, strict=True)]
             single = isinstance(query_tensor, Tensor)
             results.append(responses[0].unsqueeze(0) if single else responses)
             trunk_states.append(states)
@@ -300,7 +300,9 @@ class PPOTrainer:
         clock, size = Clock(), self.config.batch_size
         check_unchanged(self.config, self.config_at_first)
         checks.check_sizes(size, queries=queries, responses=responses, scores=scores)
-        checks.check_tokens(self.model_config, queries=queries, responses=responses)
+        queries, responses = checks.checked_tokens(
+            self.model_config, queries=queries, responses=responses
+        )
         checks.warn_of_what_is_no_text(queries, responses, checks.padding_of(self.tokenizer))
         own_scores = checks.scores_tensor(scores, self.device)
         self.without_dropout()
@@ -390,12 +392,12 @@ class PPOTrainer:
         """Stage 1: this process's batch, as wide as the longest response of all processes."""
         longest = torch.tensor([max(map(len, responses))], device=self.device)
         return collate(
-            [query.to(self.device) for query in queries],
-            [response.to(self.device) for response in responses],
+            [query.cpu() for query in queries],
+            [response.cpu() for response in responses],
             checks.padding_of(self.tokenizer),
-            response_masks,
+            None if response_masks is None else [mask.cpu() for mask in response_masks],
             width=int(self.rows_of_all(longest).max()),
-        )
+        ).to(self.device)
 
     def with_trunk_states(self, batch: Batch, sampled: TrunkStates | None = None) -> Batch:
         """Stage 1: the batch with the frozen layers' states of it, which serve all passes over it.
@@ -443,7 +445,7 @@ class PPOTrainer:
         """
         kind, parts = self.config.kl_penalty, []
         for rows in torch.arange(len(batch.mask)).split(self.config.mini_batch_size):
-            part = batch[rows.to(self.device)]
+            part = batch[rows.to(self.device, non_blocking=True)]
             policy = live or self.forward(self.model, part)
             reference = self.forward(self.ref_model, part)
             if kind == "full":
@@ -501,7 +503,7 @@ class PPOTrainer:
         if replies is not None:
             replies = self.with_trunk_states(replies)
         for _ in range(config.ppo_epochs):
-            order = self.permutation(config.batch_size).to(self.device)
+            order = self.permutation(config.batch_size).to(self.device, non_blocking=True)
             for rows in order.split(config.mini_batch_size):
                 with self.accelerator.accumulate(self.model):
                     now = live[rows] if live else self.forward(self.model, batch[rows])

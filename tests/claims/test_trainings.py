@@ -46,7 +46,7 @@ def test_the_rule_takes_the_default_and_the_page_says_so() -> None:
 
 def test_the_page_shows_what_lora_and_all_layers_gained() -> None:
     """If this fails: python scripts/tuning.py lora."""
-    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "presets.md").read_text(encoding="utf-8")
     assert tuning.table_of_what_is_trained() in page
     gains = sorted(tuning.measured([run])["gain"] for run in tuning.trainings_of("default"))
     (lora,) = (tuning.measured([run])["gain"] for run in tuning.trainings_of("lora-5e-4"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from typing import Any
 
 import pytest
@@ -10,6 +11,9 @@ import torch
 from support.graphed import Graphed
 from support.models import lora_policy
 from support.trainers import assert_same_scalars, assert_same_weights, weights_of
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from rlhf_tutorial.ppo.passes import RecordedPasses
 from rlhf_tutorial.ppo.rollout import collate
@@ -124,12 +128,14 @@ def test_a_lora_policy_and_its_reference_are_told_apart(make_trainer, samples):
     assert_same_weights(found[0][1], found[1][1], atol=1e-5)
 
 
-@pytest.mark.parametrize("wrong", ["raises", "logits", "gradient"])
+@pytest.mark.parametrize("wrong", ["raises", "logits", "gradient", "reads nothing new"])
 def test_a_recording_that_goes_wrong_is_left_with_one_line(wrong, make_trainer, samples, caplog):
     class Wrong(Graphed):
         def __call__(self, *inputs: Any) -> Any:
             if wrong == "raises":
                 raise RuntimeError("operation not permitted when stream is capturing\nmore")
+            if wrong == "reads nothing new":
+                return super().__call__(*self.inputs)
             logits, values = super().__call__(*inputs)
             if wrong == "logits":
                 return logits * 1.1, values
@@ -144,7 +150,49 @@ def test_a_recording_that_goes_wrong_is_left_with_one_line(wrong, make_trainer, 
             either.step(*samples)
     (said,) = [m for m in caplog.messages if "CUDA graphs" in m]
     assert "LlamaForCausalLM" in said and "\n" not in said
+    assert trainer.recorded[trainer.model].recorded == {}, "nobody will use them again"
     assert_same_weights(weights_of(trainer), weights_of(plain))
+
+
+class Peak(TorchDispatchMode):
+    """The most bytes of newly made tensors that were there at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self.known: set[int] = set()
+
+    def __torch_dispatch__(self, f: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        old = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if is_tensor(t)}
+        out = f(*args, **(kwargs or {}))
+        for storage in {t.untyped_storage() for t in tree_leaves(out) if is_tensor(t)}:
+            if id(storage) not in self.known | old:
+                self.known.add(id(storage))
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self.free, id(storage), storage.nbytes())
+        self.most = max(self.most, self.now)
+        return out
+
+    def free(self, storage: int, size: int) -> None:
+        self.known.remove(storage)
+        self.now -= size
+
+
+def is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor)
+
+
+def test_a_recording_is_tried_in_the_memory_of_two_gradients(make_policy):
+    """Its own, which stays, and that of the model itself: they are compared without copies."""
+    policy = make_policy("llama", hidden_size=256, num_attention_heads=4, intermediate_size=512)
+
+    passes = RecordedPasses(policy, lambda module, _: module)
+    batch = collate([torch.tensor([5, 6])], [torch.tensor([7, 8])], 0)
+    with Peak() as peak:
+        passes(batch, False)
+    assert not passes.failed
+    gradient = sum(p.numel() * p.element_size() for p in policy.parameters())
+    assert gradient < peak.most < 2.5 * gradient, "some activations come on top"
 
 
 def test_without_a_gpu_nothing_is_recorded(make_trainer):

@@ -25,6 +25,7 @@ from support.tokenizers import EOS, PAD
 from torch import Tensor
 
 from rlhf_tutorial.errors import ModelError
+from rlhf_tutorial.families import after_end
 from rlhf_tutorial.models import create_reference_model
 from rlhf_tutorial.ppo.rollout import collate, cut_at_eos, generate_responses, pad
 
@@ -63,7 +64,9 @@ def test_the_mask_knows_padding_from_a_token_with_the_same_number():
 def test_a_cut_response_is_its_shortest_beginning_that_ends_with_eos(row, eos):
     ended = [row[:n] for n in range(1, len(row) + 1) if row[n - 1] in eos]
     response = torch.tensor(row, dtype=torch.long)
-    assert cut_at_eos(response, eos).tolist() == (ended[0] if ended else row)
+    cut = ended[0] if ended else row
+    assert cut_at_eos(response, eos).tolist() == cut
+    assert int((~after_end(response.unsqueeze(0), eos)).sum()) == len(cut), "as for many at once"
 
 
 # Responses from a model that says what it is told --------------------------------------------

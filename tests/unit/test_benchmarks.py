@@ -46,6 +46,41 @@ def test_steps_are_measured_without_trl_too(tmp_path):
     assert frozen < 0.8 * full
 
 
+@pytest.fixture
+def ppo_step(tmp_path, monkeypatch):
+    """The script, with workers that say in JSON whether they see a package on the path, or fail."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import ppo_step
+
+    (tmp_path / "packages" / "wheel_of_ours").mkdir(parents=True)
+    (tmp_path / "packages" / "wheel_of_ours" / "__init__.py").touch()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "packages"))
+    seen = "from importlib.util import find_spec\nimport json\n"
+    seen += "print(json.dumps({'sees': find_spec('wheel_of_ours') is not None}))\n"
+    for name in ("our_loop.py", "original_loop.py"):
+        (tmp_path / name).write_text(seen)
+    (tmp_path / "fails.py").write_text("import wheel_that_is_not_there\n")
+    monkeypatch.setattr(ppo_step, "HERE", tmp_path)
+    return ppo_step
+
+
+def test_our_workers_see_packages_on_the_path_and_trls_does_not(ppo_step):
+    for name, sees in {"our_loop.py": True, "original_loop.py": False}.items():
+        with ppo_step.worker({"python": sys.executable, "worker": name}, {}) as process:
+            assert ppo_step.ask(process) == {"sees": sees}
+
+
+def test_a_worker_that_stops_says_why(ppo_step):
+    with ppo_step.worker({"python": sys.executable, "worker": "fails.py"}, {}) as process:
+        process.wait()
+        with pytest.raises(SystemExit, match=r"No module named 'wheel_that_is_not_there'"):
+            ppo_step.ask(process, "step")
+
+
+def test_seconds_of_hundredths_are_told_with_three_digits(ppo_step):
+    assert [ppo_step.told(s) for s in (12.346, 0.123, 0.0296)] == ["12.35", "0.12", "0.030"]
+
+
 def test_the_original_loops_worker_compiles():
     """It runs in TRL's environment, which the tests do not have."""
     compile(
