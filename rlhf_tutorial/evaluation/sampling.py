@@ -71,7 +71,7 @@ def sample_answers(
     try:
         with seeded(seed), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             for start in range(0, len(queries), batch_size):
-                batch = queries[start : start + batch_size]
+                batch = list(queries[start : start + batch_size])
                 drawn, states = generate_responses(model, batch, **{**ends, **generation_kwargs})
                 responses += drawn
                 trunk_states.append(states)
