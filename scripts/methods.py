@@ -200,7 +200,7 @@ def save(path: Path, result: dict[str, Any]) -> None:
 
 def jobs() -> list[list[str]]:
     """What is missing, in an order in which each finds what it needs."""
-    found = [["trial", m, f"{rate:g}"] for m in RATES if (rate := next_rate(m)) is not None]
+    found = [["trial", m, f"{rate:.0e}"] for m in RATES if (rate := next_rate(m)) is not None]
     if not found:
         found = [["seed", method, str(seed)] for seed in SEEDS for method in RATES]
         found += [["samples", "best of n", "0"]]

@@ -113,5 +113,33 @@ def test_there_are_as_many_graded_pairs_as_the_notebook_has_them() -> None:
     assert "all pairs that the reader has graded, and not 320 of them" in PROSE
 
 
+def test_the_notebook_says_how_many_seeds_there_are() -> None:
+    """With a second seed, its text and its figure's caption have to say something else."""
+    assert all(len(trainings) == 1 for trainings in SEEDS.values())
+    assert "One training each so far" in PROSE and "Each line is one training" in PROSE
+    assert script.GRADED not in SEEDS and "DPO on graded pairs has only its trials so far" in PROSE
+
+
+def trial(method: str, rate: float) -> dict[str, float]:
+    (found,) = (row for row in script.trials_of(method) if row["rate"] == rate)
+    return found
+
+
+def test_what_the_notebook_says_of_the_trials() -> None:
+    small, large = trial("ppo", 1e-4), trial("ppo", 2e-4)
+    assert (
+        f"PPO gains {small['gain']:.2f} at {small['kl']:.1f} nats and {large['gain']:.2f} at "
+        f"{large['kl']:.1f}"
+    ) in PROSE
+    dpo = script.trials_of("dpo")
+    assert "With DPO's two smaller rates more than a fifth of the answers break off" in PROSE
+    assert [row["ended"] < 0.8 for row in dpo] == [True, True, False, False]
+    assert all(row["kl"] > script.MOST_KL for row in dpo[2:])
+    first = dpo[0]
+    assert f"DPO's first row: {first['gain']:+.2f} at {first['kl']:.1f} nats" in PROSE
+    others = [row for method in script.RATES for row in script.trials_of(method)]
+    assert max(row["gain"] for row in others if row["kl"] <= 1.5) == first["gain"]
+
+
 def test_nothing_is_left_to_be_written() -> None:
     assert not re.search("AWAITS", PROSE)
