@@ -4,6 +4,7 @@
     python scripts/methods.py trial rloo 1e-04   # one learning rate
     python scripts/methods.py seed rloo 0        # one training at the rate that the rule takes
     python scripts/methods.py samples            # the untouched policy's answers, for best-of-n
+    python scripts/methods.py rows               # last answers, for a reading: feedback.py sheets
 
 Every training is a process of its own and leaves a file in rlhf_tutorial/bundled/methods/. What is
 there already is not done again, so a day's work can be done in pieces. Two such calls at a time
@@ -40,6 +41,7 @@ import tuning
 
 from rlhf_tutorial import Run, load_preset
 from rlhf_tutorial.data import prepare_queries
+from rlhf_tutorial.feedback import Row, save_feedback
 from rlhf_tutorial.studies.looks import look_at
 from rlhf_tutorial.studies.rivals import (
     After,
@@ -193,6 +195,28 @@ def samples() -> None:
     save(path_of("samples", "best of n", 0), found)
 
 
+def rows() -> None:
+    """The untouched policy's answers to the test prompts, and each method's last with seed 0."""
+    paths = [path for method in RATES if (path := path_of("seed", method, 0)).exists()]
+    trainings = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    looks = {"untouched": trainings[0]["looks"][0]}
+    looks |= {training["method"]: training["looks"][-1] for training in trainings}
+    found: list[Row] = [
+        {
+            "prompt": query,
+            "answers": [
+                {"text": at["answers"][i], "ended": bool(at["ended"][i]), "source": name}
+                for name, at in looks.items()
+            ],
+        }
+        for i, query in enumerate(trainings[0]["queries"])
+    ]
+    path = run_of("reading").folder / "rows.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_feedback(found, path)
+    print(path)
+
+
 def save(path: Path, result: dict[str, Any]) -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result) + "\n", encoding="utf-8")
@@ -209,7 +233,7 @@ def jobs() -> list[list[str]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", nargs="?", choices=["trial", "seed", "samples"])
+    parser.add_argument("what", nargs="?", choices=["trial", "seed", "samples", "rows"])
     parser.add_argument("method", nargs="?", default="best of n")
     parser.add_argument("which", nargs="?", default="")
     args = parser.parse_args()
@@ -220,6 +244,8 @@ def main() -> None:
             subprocess.run(command, check=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
     elif args.what == "samples":
         samples()
+    elif args.what == "rows":
+        rows()
     else:
         one(args.what, args.method, args.which)
 
