@@ -78,14 +78,13 @@ def against_kl(curves: Mapping[str, Points], panels: Mapping[str, str]) -> Figur
     axes = np.atleast_1d(fig.subplots(1, len(panels)))
     largest = max(float(p["kl"]) for points in curves.values() for p in points)
     for ax, (key, title) in zip(axes, panels.items(), strict=True):
-        lowest = min(float(points[-1][key]) for points in curves.values())
         for colour, (name, points) in zip((GREY, BLUE), curves.items(), strict=True):
             x, y = ([float(p[k]) for p in points] for k in ("kl", key))
             ax.plot(x, y, "o-", color=colour, markersize=4.5, linewidth=1.8, label=name)
             if (error := points[-1].get(f"{key}_error")) is not None:
                 ax.errorbar(x[-1], y[-1], yerr=error, color=colour, capsize=3, linewidth=1.2)
             ax.annotate(
-                name, (x[-1], y[-1]), (8, -10 if y[-1] == lowest else 0),
+                name, (x[-1], y[-1]), (8, -14),
                 textcoords="offset points", va="center", color=colour, annotation_clip=False,
             )  # fmt: skip
         _sqrt_axis(ax, largest * 1.3)  # room for the names
