@@ -13,7 +13,11 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "scripts"))
 import tuning
 
 from rlhf_tutorial.evaluation.measures import commonest_opening
-from rlhf_tutorial.studies.committed import committed_overoptimisation, committed_trainings
+from rlhf_tutorial.studies.committed import (
+    committed_controls,
+    committed_overoptimisation,
+    committed_trainings,
+)
 
 JUDGES = {
     "first": "training judge",
@@ -74,7 +78,8 @@ def differs_in_weight_only(training: dict[str, Any]) -> bool:
 
 
 def gold_runs() -> list[Run]:
-    """Trainings against a proxy with a gold watching, from the smallest proxy to the largest."""
+    """Trainings against a proxy with a gold watching: one on a leash, then the smallest proxy's."""
+    leashed = committed_controls()["leash"] | {"size": 200, "seed": 0}
     _, runs = committed_overoptimisation()
     return [
         (
@@ -82,7 +87,7 @@ def gold_runs() -> list[Run]:
             f"judge fitted to {run['size']} grades, seed {run['seed']}",
             run,
         )
-        for run in sorted(runs, key=lambda run: (run["size"], run["seed"]))
+        for run in [leashed, *sorted(runs, key=lambda run: (run["size"], run["seed"]))]
     ]
 
 
