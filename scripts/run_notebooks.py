@@ -48,9 +48,9 @@ MINUTES = {
     "05b": 0.1,
     "06": 1,
     "07": 3,
-    "08": 8,
+    "08": 3,
     "08b": 1,
-    "09": 8,
+    "09": 6,
     "10": 9,
 }
 """On two cores with bfloat16 arithmetic, with the default preset: the README's table in numbers."""

@@ -328,6 +328,7 @@ def run_trainer(trainer: Any, answers: int, after: After | None = None) -> Train
                 with preserved_random_state():  # a value head is drawn
                     policy = AutoModelForCausalLMWithValueHead.from_pretrained(kwargs["model"])
                 tell(state.global_step, policy)
+                kwargs["model"].train()  # TRL logs what it has of the mode that the model is in
 
         trainer.add_callback(Look())
     start = time.perf_counter()

@@ -16,6 +16,7 @@ from rlhf_tutorial.feedback import load_feedback, pairs
 from rlhf_tutorial.studies.committed import committed_methods, committed_samples
 from rlhf_tutorial.studies.looks import progress
 from rlhf_tutorial.studies.matched import gains_at_kl, track_of
+from rlhf_tutorial.studies.overoptimisation import best_of_n_curve
 
 script = load_script("methods")
 TRIALS, SEEDS = committed_methods("trial"), committed_methods("seed")
@@ -65,7 +66,7 @@ def test_every_look_is_at_the_held_out_prompts_and_the_first_at_the_untouched_po
 
 def test_the_samples_are_sixteen_answers_to_every_test_prompt() -> None:
     samples = committed_samples()
-    assert not samples or {x.shape for x in samples.values()} == {(128, 16)}
+    assert {x.shape for x in samples.values()} == {(128, 16)}
 
 
 def test_the_notebook_trains_with_the_weights_and_groups_of_the_script() -> None:
@@ -153,6 +154,14 @@ def test_the_reader_has_graded_the_last_answers_of_every_method_and_the_untouche
     for i, row in enumerate(graded):
         told = {answer["source"]: (answer["text"], answer["ended"]) for answer in row["answers"]}
         assert told == {name: (at["answers"][i], at["ended"][i]) for name, at in looks.items()}
+
+
+def test_best_of_sixteen_is_ahead_of_all_trainings() -> None:
+    samples = committed_samples()
+    best = best_of_n_curve(samples["first"], samples["second"])[-1]
+    assert f"best of 16 has {best['gold']:+.2f} within 1.8 nats" in PROSE
+    ends = [look["second"] for runs in SEEDS.values() for run in runs for look in progress(run)]
+    assert max(ends) < best["gold"]
 
 
 def between(low: float, high: float) -> str:

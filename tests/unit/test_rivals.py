@@ -92,6 +92,7 @@ def test_looks_on_the_way_see_every_step_and_change_nothing(run: Run, method: st
     looked, unseen = train(after=after), train()
     weights = (t.model.pretrained_model.state_dict() for t in (looked, unseen))
     assert all(torch.equal(*two) for two in zip(*(w.values() for w in weights), strict=True))
+    assert [set(row) for row in looked.log] == [set(row) for row in unseen.log]
     steps = 2 if method != "dpo" else len([row for row in unseen.log if "loss" in row])
     assert [step for step, _ in seen] == list(range(1, steps + 1))
     at = look_at(looked.model, run.load_policy(), run, {"first": rule_reward}, queries)
