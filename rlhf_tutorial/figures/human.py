@@ -41,9 +41,9 @@ def curves_of_tastes(panels: Mapping[str, Curves], note: str) -> Figure:
             ax.axhline(share, color=GREY, linewidth=0.9)
         ax.axhline(0.5, **CHANCE)
         ax.set(title=title, xlabel="labels")
-    for y, name in ((0.5, "a coin"), (0.7, "70%"), (0.75, "75%")):
+    for share, name in ((0.5, "a coin"), (0.7, "70%"), (0.75, "75%")):
         axes[-1].annotate(
-            name, (1, y), (4, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
+            name, (1, share), (4, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
             va="center", annotation_clip=False,
         )  # fmt: skip
     axes[0].set_ylabel("held-out pairs chosen alike")
