@@ -43,8 +43,8 @@ def curves_of_tastes(panels: Mapping[str, Curves], note: str) -> Figure:
         ax.set(title=title, xlabel="labels")
     for share, name in ((0.5, "a coin"), (0.7, "70%"), (0.75, "75%")):
         axes[-1].annotate(
-            name, (1, share), (4, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
-            va="center", annotation_clip=False,
+            name, (1, share), (4, 0), xycoords=("axes fraction", "data"),
+            textcoords="offset points", va="center", annotation_clip=False,
         )  # fmt: skip
     axes[0].set_ylabel("held-out pairs chosen alike")
     handles, labels = axes[0].get_legend_handles_labels()
