@@ -110,7 +110,7 @@ def test_policy_and_reference() -> None:
     assert "| 44.7% |" in card and "as 45% to 56%" in prose
     assert "| `train.jsonl` | 640 | 2,560 | 1.24 |" in card and "have a mean of 1.24" in prose
     assert preset.value_head_start == 1.25 and "about the mean grade, 1.25" in prose
-    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "presets.md").read_text(encoding="utf-8")
     assert "21.6 processor seconds with the frozen trunk, 33.3 with LoRA and 40.4 with" in page
     assert 33.3 / 40.4 > 0.8 and "saves less than a fifth of the time" in prose
     assert 0.5 < 21.6 / 40.4 < 0.55 and "the shared trunk saves nearly half" in prose
