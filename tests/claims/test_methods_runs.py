@@ -11,7 +11,7 @@ from support import ROOT
 from support.scripts import load_script
 
 from rlhf_tutorial.assets import Bundled, resolve
-from rlhf_tutorial.evaluation.reading import agreement, compare_sources
+from rlhf_tutorial.evaluation.reading import agreement, compare_sources, gain_by_ending
 from rlhf_tutorial.feedback import load_feedback, pairs
 from rlhf_tutorial.studies.committed import committed_methods, committed_samples
 from rlhf_tutorial.studies.looks import progress
@@ -183,6 +183,14 @@ def test_what_the_notebook_says_of_the_reading() -> None:
             f"{method.upper()}'s (win )?{rate:.0%} {re.escape(between(*interval))}", PROSE
         )
         assert (interval[0] < 0.5 < interval[1]) == (method != "dpo")
+    parts = {
+        method: gain_by_ending(graded, "untouched", [method]) for method in ("ppo", "rloo", "grpo")
+    }
+    low, high = parts["ppo"]["by_ending_interval"]
+    assert f"that makes {parts['ppo']['by_ending']:.2f} ({low:.2f} to {high:.2f})" in PROSE
+    assert f"it makes {parts['rloo']['by_ending']:.2f}" in PROSE
+    low, high = parts["grpo"]["by_content_interval"]
+    assert low < 0 < high and "left of GRPO's 0.63 has an interval that holds 0" in PROSE
     by_judge = {method: progress(runs[0])[-1]["first"] for method, runs in SEEDS.items()}
     assert max(by_judge, key=by_judge.get) == "grpo"
     again = load_feedback(resolve(Bundled("methods")) / "reading-again.jsonl")
