@@ -6,7 +6,6 @@ python scripts/update_results.py
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -90,13 +89,7 @@ def reading_tables(reading: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _pooled(texts: dict[str, list[float]]) -> float:
-    """The perplexity of all tokens together, as in notebook 07: a long text weighs more."""
-    logs = [n * math.log(x) for x, n in zip(texts["perplexities"], texts["tokens"], strict=True)]
-    return math.exp(sum(logs) / sum(texts["tokens"]))
-
-
-def run_table(results: dict[str, Any], perplexity: dict[str, Any]) -> str:
+def run_table(results: dict[str, Any]) -> str:
     """What was counted in the committed run of the notebooks, as Markdown."""
     training, comparison = results["training"], results["comparison"]
     lines = [
@@ -124,18 +117,21 @@ def run_table(results: dict[str, Any], perplexity: dict[str, Any]) -> str:
         ("whole_text", "perplexity of the whole dialogue, pooled"),
         ("last_reply", "perplexity of the reply in its template, pooled, temperature 1"),
     ):
-        cells = (f"{_pooled(perplexity[when][kind]):.2f}" for when in ("before", "after"))
+        cells = (
+            f"{results['perplexity'][when][kind]['pooled_perplexity']:.2f}"
+            for when in ("before", "after")
+        )
         lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def results_section() -> str:
     """All that is between the page's two markers."""
-    reading, results, perplexity = (
+    reading, results = (
         json.loads((RESULTS / name).read_text(encoding="utf-8"))
-        for name in ("reading.json", "results.json", "perplexity.json")
+        for name in ("reading.json", "results.json")
     )
-    return f"{reading_tables(reading)}\n\n{run_table(results, perplexity)}"
+    return f"{reading_tables(reading)}\n\n{run_table(results)}"
 
 
 def main() -> None:
