@@ -7,6 +7,7 @@ RLOO (Ahmadian et al. 2024, arXiv 2402.14740), GRPO (Shao et al. 2024, arXiv 240
 from __future__ import annotations
 
 import random
+import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -299,8 +300,10 @@ def shared_arguments(
         "output_dir": folder,
         "learning_rate": learning_rate,
         "lr_scheduler_type": "linear" if run.preset.learning_rate_decays else "constant",
-        "per_device_train_batch_size": batch_size,
-        "gradient_accumulation_steps": 1,
+        # In quarters, which add up to the gradient of the whole: TRL makes several copies of the
+        # logits, and those of 16 pairs at once take gigabytes.
+        "per_device_train_batch_size": batch_size // math.gcd(batch_size, 4),
+        "gradient_accumulation_steps": math.gcd(batch_size, 4),
         "max_grad_norm": 1.0,
         "seed": seed,
         "use_cpu": run.device.type == "cpu",

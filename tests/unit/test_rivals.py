@@ -13,6 +13,7 @@ import torch
 from rlhf_tutorial import Run, load_preset
 from rlhf_tutorial.errors import DataError
 from rlhf_tutorial.reward import rule_reward
+from rlhf_tutorial.studies import rivals
 from rlhf_tutorial.studies.looks import experiment, look_at
 from rlhf_tutorial.studies.rivals import (
     best_of_n,
@@ -107,6 +108,28 @@ def test_the_rate_falls_to_0_where_the_preset_says_so(run: Run, method: str) -> 
     decaying = Run(replace(run.preset, learning_rate_decays=True), run.folder / "decaying")
     rates = [row["learning_rate"] for row in METHODS[method](decaying, 1e-3).log if "loss" in row]
     assert rates == pytest.approx(np.linspace(1e-3, 0, len(rates) + 1)[:-1])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_batch_in_quarters_gives_the_gradient_of_the_whole(
+    run: Run, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def log(shared: Callable[..., dict[str, Any]]) -> list[dict[str, float]]:
+        monkeypatch.setattr(rivals, "shared_arguments", shared)
+        return [row for row in METHODS[method](run, 1e-3).log if "loss" in row]
+
+    in_quarters = rivals.shared_arguments
+
+    def at_once(*args: Any) -> dict[str, Any]:
+        told = in_quarters(*args)
+        size = told["per_device_train_batch_size"] * told["gradient_accumulation_steps"]
+        return told | {"per_device_train_batch_size": size, "gradient_accumulation_steps": 1}
+
+    parts, whole = log(in_quarters), log(at_once)
+    assert len(parts) == len(whole) >= 2
+    for part, all_of_it in zip(parts, whole, strict=True):
+        assert part["grad_norm"] == pytest.approx(all_of_it["grad_norm"], rel=1e-3)
+        assert part["loss"] == pytest.approx(all_of_it["loss"], abs=1e-4)
 
 
 @pytest.mark.parametrize("method", ["rloo", "grpo"])
