@@ -6,8 +6,8 @@ RLOO (Ahmadian et al. 2024, arXiv 2402.14740), GRPO (Shao et al. 2024, arXiv 240
 
 from __future__ import annotations
 
-import random
 import math
+import random
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
