@@ -13,7 +13,6 @@ from ..errors import DataError
 from .style import (
     BLUE,
     CHANCE,
-    CYCLE,
     GREEN,
     GREY,
     INK,
@@ -48,28 +47,34 @@ def before_after(table: DataFrame) -> Figure:
     fig = new_figure(11.0, 4.2)
     left, right = fig.subplots(1, 2, width_ratios=(1, 1.1))
 
-    places = np.arange(1, len(gains) + 1)
-    for name, values, colour, line in (("before", before, GREY, "--"), ("after", after, BLUE, "-")):
-        left.plot(
-            places, np.sort(values), color=colour, linewidth=2.5, linestyle=line,
-            label=f"{name}: mean {two_decimals(values.mean())}",
+    places, middle = np.arange(1, len(gains) + 1), len(gains) // 2
+    for name, values, colour, line, shift, ha, va in (
+        ("before", before, GREY, "--", (8, -8), "left", "top"),
+        ("after", after, BLUE, "-", (-8, 8), "right", "bottom"),
+    ):
+        ordered = np.sort(values)
+        left.plot(places, ordered, color=colour, linewidth=2.5, linestyle=line)
+        left.annotate(
+            f"{name}: mean {two_decimals(values.mean())}", (places[middle], ordered[middle]), shift,
+            textcoords="offset points", ha=ha, va=va, color=colour if name == "after" else INK,
         )  # fmt: skip
-    left.set(xlabel="answers, sorted by score", ylabel="score", title="Scores")
-    left.legend(loc="upper left")
+    left.set(xlabel="answers, sorted by score", ylabel="score (grades)", title="Scores")
     left.grid(axis="x", visible=False)
 
     colours = np.where(gains > 0, BLUE, np.where(gains < 0, VERMILLION, GREY))
     right.bar(places, gains, width=1.0 if len(gains) > 60 else 0.8,
               color=colours)  # fmt: skip
     right.axhline(0, color=INK, linewidth=0.8)
-    right.axhline(gains.mean(), color=INK, linewidth=1.5, linestyle="--",
-                  label=f"mean gain {two_decimals(gains.mean())}")  # fmt: skip
+    right.axhline(gains.mean(), color=INK, linewidth=1.5, linestyle="--")
+    right.annotate(
+        f"mean gain {two_decimals(gains.mean())}", (places[0], gains.mean()), (0, 4),
+        textcoords="offset points", va="bottom",
+    )  # fmt: skip
     better, worse = (gains > 0).sum(), (gains < 0).sum()
     title = f"Gain of each prompt: {better} better, {worse} worse"
     if tied := len(gains) - better - worse:
         title += f", {tied} tied"
     right.set(xlabel="prompts, sorted by gain", ylabel="score after − before", title=title)
-    right.legend(loc="upper left")
     right.grid(axis="x", visible=False)
     return fig
 
@@ -85,7 +90,7 @@ def score_histogram(
             of that group; they add up to 1.
         title: above the first histogram.
         xlabel: what the changes are, below the last one.
-        sides: what a change below 0 means, and one above it.
+        sides: what a change below 0 means, which is for the better, and one above it.
 
     Raises:
         DataError: for no groups, an empty group, or scores that are not finite.
@@ -96,31 +101,29 @@ def score_histogram(
     edges = _bin_edges(np.concatenate(list(scores.values())), bins=32)
     fig = new_figure(8.0, 0.9 + 0.95 * len(scores))
     axes = np.atleast_1d(fig.subplots(len(scores), 1, sharex=True, sharey=True))
-    for i, (ax, (name, values)) in enumerate(zip(axes, scores.items(), strict=True)):
-        colour = CYCLE[i % len(CYCLE)]
+    for ax, (name, values) in zip(axes, scores.items(), strict=True):
         shares = np.full(len(values), 1 / len(values))
-        ax.hist(values, edges, weights=shares, color=colour, alpha=0.55)
-        ax.axvline(values.mean(), ymax=0.8, color=colour, linewidth=2.2)
-        ax.axvline(0, color=INK, linewidth=1, zorder=0.9)
+        for bar in ax.hist(values, edges, weights=shares)[2]:
+            bar.set_facecolor(BLUE if bar.get_x() < 0 else VERMILLION)
+        ax.axvline(values.mean(), ymax=0.8, color=INK, linewidth=2.2)
+        ax.axvline(0, color=INK, linewidth=1, linestyle=":", zorder=0.9)
         ax.set_ylabel(
             f"{name}\nn = {len(values)}", rotation=0, ha="right", va="center", parse_math=False
         )
         ax.set_yticks([])
         ax.spines["left"].set_visible(False)
         ax.annotate(
-            f"mean {two_decimals(values.mean())}",
-            (1, 0.98),
-            xycoords="axes fraction",
-            ha="right",
-            va="top",
-            fontsize=10,
-        )
+            f"mean {two_decimals(values.mean())}", (values.mean(), 0.76), (6, 0),
+            xycoords=ax.get_xaxis_transform(), textcoords="offset points", va="top", fontsize=10,
+        )  # fmt: skip
     add_headroom(axes[0], 1.45)
     low, high = axes[0].get_xlim()
     axes[0].set_xlim(min(low, -0.25 * high), max(high, -0.25 * low))  # the two names need room
-    for text, side, shift in zip(sides, ("right", "left"), (-6, 6), strict=True):
+    for text, side, shift, colour in zip(
+        sides, ("right", "left"), (-6, 6), (BLUE, VERMILLION), strict=True
+    ):
         axes[0].annotate(
-            text, (0, 0.98), (shift, 0), xycoords=axes[0].get_xaxis_transform(),
+            text, (0, 0.98), (shift, 0), xycoords=axes[0].get_xaxis_transform(), color=colour,
             textcoords="offset points", ha=side, va="top", fontsize=10,
         )  # fmt: skip
     axes[0].set_title(title)
@@ -415,8 +418,9 @@ def length_histogram(
 
 
 def _bin_edges(values: np.ndarray, bins: int) -> np.ndarray:
-    """The (bins + 1,) edges of equally wide bins over all values, or of width 1 in all if equal."""
+    """Edges of some `bins` equally wide bins over all values; 0, where it is among them, is one."""
     low, high = values.min(), values.max()
     if low == high:
         low, high = low - 0.5, high + 0.5
-    return np.linspace(low, high, bins + 1)
+    width = (high - low) / bins
+    return width * np.arange(np.floor(low / width), np.ceil(high / width) + 2)

@@ -12,7 +12,7 @@ from support import ROOT
 from support.notebooks import outputs_and_prose
 
 from rlhf_tutorial.assets import Bundled, resolve
-from rlhf_tutorial.data import load_preferences
+from rlhf_tutorial.data import first_prompt, load_preferences
 from rlhf_tutorial.exercises import EXERCISES
 from rlhf_tutorial.ppo import PPOConfig
 from rlhf_tutorial.presets import PRESETS
@@ -27,6 +27,15 @@ def test_prompts() -> None:
     assert {"1.14", "2.03"} == set(re.findall(r"\d\.\d\d", shown["three"]))
     validation = load_preferences(Bundled("preferences"), "validation")
     assert f"*validation*, has {len(validation)} prompts" in prose
+    assert "finds nothing, and nothing of `validation` in either of them" in prose
+    asked = {
+        split: {
+            tuple(re.findall(r"\w+", first_prompt(text).lower()))
+            for text in load_preferences(Bundled("preferences"), split)["chosen"]
+        }
+        for split in ("train", "validation", "test")
+    }
+    assert len(set.union(*asked.values())) == sum(map(len, asked.values())) == 640 + 96 + 128
     assert "Rowing is not rowing." in shown["three"] and '"Rowing is not rowing."' in prose
     reading, results = (
         json.loads((RESULTS / name).read_text(encoding="utf-8"))

@@ -157,8 +157,8 @@ def test_before_after_shows_sorted_gains_and_their_mean():
     assert right.get_title(loc="left") == "Gain of each prompt: 2 better, 1 worse, 1 tied"
     sorted_scores = [line.get_ydata().tolist() for line in left.lines]
     assert sorted_scores == [[0, 1, 2, 3], [0.5, 2, 2, 4]]
-    labels = [text.get_text() for text in left.get_legend().get_texts()]
-    assert labels == ["before: mean 1.50", "after: mean 2.12"]
+    assert [text.get_text() for text in left.texts] == ["before: mean 1.50", "after: mean 2.12"]
+    assert [text.get_text() for text in right.texts] == ["mean gain 0.62"]
 
 
 def test_before_after_refuses_what_it_cannot_show():
@@ -311,6 +311,12 @@ def test_score_histogram_has_a_strip_per_group():
         assert ax.get_ylabel() == f"{name}\nn = {len(scores)}"
         assert ax.lines[0].get_xdata()[0] == pytest.approx(np.mean(scores))
         assert sum(bar.get_height() for bar in ax.patches) == pytest.approx(1)
+        filled = [bar for bar in ax.patches if bar.get_height()]
+        sides = {to_hex(bar.get_facecolor()).upper(): bar.get_x() < 0 for bar in filled}
+        assert sides == {
+            style.BLUE if below else style.VERMILLION: below
+            for below in {score < 0 for score in scores}
+        }
     assert fig.axes[0].get_xlim() == fig.axes[1].get_xlim()
     with pytest.raises(DataError, match="no groups"):
         figures.score_histogram({}, **names)
