@@ -42,6 +42,7 @@ import tuning
 from rlhf_tutorial import Run, load_preset
 from rlhf_tutorial.data import prepare_queries
 from rlhf_tutorial.feedback import Row, save_feedback
+from rlhf_tutorial.studies.committed import committed_samples
 from rlhf_tutorial.studies.looks import look_at
 from rlhf_tutorial.studies.rivals import (
     After,
@@ -57,7 +58,7 @@ from rlhf_tutorial.studies.rivals import (
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "rlhf_tutorial" / "bundled" / "methods"
 PRESET = load_preset("smollm2")
-STEPS, BATCH, QUARTERS = 40, 16, (1, 2, 4)
+STEPS, BATCH, EIGHTHS = 40, 16, (1, 2, 4, 8)
 GRADED = "dpo, graded pairs"
 TRIAL_SEED, MOST_KL, SEEDS = 100, 10.0, range(3)
 RATES: dict[str, tuple[float, ...]] = {
@@ -76,12 +77,18 @@ def path_of(what: str, method: str, which: str | float) -> Path:
 
 
 def trials_of(method: str) -> list[dict[str, Any]]:
-    """The trials that there are, by rate, each with what the rule looks at."""
+    """The trials that there are, by rate, each with what the rule looks at.
+
+    All gains are measured from one zero: each prompt's mean over the untouched policy's sixteen
+    answers. A single draw's mean differs by a tenth of a grade from the next one's.
+    """
+    samples = committed_samples("validation")
+    zero = {judge: samples[judge].mean(axis=1) for judge in ("first", "second")}
     found = []
     for path in FOLDER.glob(path_of("trial", method, "*").name):
         trial = json.loads(path.read_text(encoding="utf-8"))
         if trial["method"] == method:
-            found.append({"rate": trial["learning_rate"], **tuning.measured([trial])})
+            found.append({"rate": trial["learning_rate"], **tuning.measured([trial], zero)})
     return sorted(found, key=lambda row: row["rate"])
 
 
@@ -147,7 +154,7 @@ def one(what: str, method: str, which: str) -> None:
     untouched = run.load_policy().to(run.device)
     queries = held_out(run, "validation" if trial else "test")
     steps = STEPS // 2 if method.startswith("dpo") else STEPS  # a step of DPO has 16 pairs
-    to_look = {steps} if trial else {steps * k // 4 for k in QUARTERS}
+    to_look = {steps} if trial else {steps * k // 8 for k in EIGHTHS}
     looks = [{"step": 0, **untouched_look(run, untouched, judges, queries, seed)}]
 
     def look(step: int, policy: Any) -> None:
@@ -224,10 +231,14 @@ def save(path: Path, result: dict[str, Any]) -> None:
 
 def jobs() -> list[list[str]]:
     """What is missing, in an order in which each finds what it needs."""
-    found = [["trial", m, f"{rate:.0e}"] for m in RATES if (rate := next_rate(m)) is not None]
+    found = [
+        ["trial", m, f"{rate:.1e}".replace(".0e", "e")]
+        for m in RATES
+        if (rate := next_rate(m)) is not None
+    ]
     if not found:
-        found = [["seed", method, str(seed)] for seed in SEEDS for method in RATES]
-        found += [["samples", "best of n", "0"]]
+        found = [["samples", "best of n", "0"]]  # what the trials' gains are measured from
+        found += [["seed", method, str(seed)] for seed in SEEDS for method in RATES]
     return [job for job in found if not path_of(*job).exists()]
 
 

@@ -143,18 +143,21 @@ def row_of(arm: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
     return row | {"out": broken(row)}
 
 
-def measured(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Gain, KL and what is counted at the last looks, means over the seeds."""
-    gains = {
-        judge: np.mean(
-            [
-                np.subtract(run["looks"][-1]["scores"][judge], run["looks"][0]["scores"][judge])
-                for run in runs
-            ],
-            axis=0,
-        )
-        for judge in runs[0]["looks"][0]["scores"]
-    }
+def measured(
+    runs: list[dict[str, Any]], zero: dict[str, np.ndarray] | None = None
+) -> dict[str, Any]:
+    """Gain, KL and what is counted at the last looks, means over the seeds.
+
+    Args:
+        zero: by judge, what to measure the gain of each prompt from; by default the first look.
+    """
+
+    def gain(run: dict[str, Any], judge: str) -> np.ndarray:
+        before = zero[judge] if zero else run["looks"][0]["scores"][judge]
+        return np.subtract(run["looks"][-1]["scores"][judge], before)
+
+    judges = runs[0]["looks"][0]["scores"]
+    gains = {judge: np.mean([gain(run, judge) for run in runs], axis=0) for judge in judges}
     last = [(run["queries"], run["looks"][-1]) for run in runs]
     lengths = [[len(words(answer)) for answer in at["answers"]] for _, at in last]
     bare = [
@@ -165,7 +168,7 @@ def measured(runs: list[dict[str, Any]]) -> dict[str, Any]:
         **{judge: float(gain.mean()) for judge, gain in gains.items() if judge != "first"},
         "error": float(gains["first"].std(ddof=1) / len(gains["first"]) ** 0.5),
         "kl": float(np.mean([at["kl"] for _, at in last])),
-        "ended": float(np.mean([at["measures"]["ended"] for _, at in last])),
+        "ended": float(np.mean([at["ended"] for _, at in last])),  # by the end token
         "words": float(np.mean([np.median(each) for each in lengths])),
         "opening": float(np.mean([commonest_opening(at["answers"])[1] for _, at in last])),
         "first word": float(np.mean([commonest_opening(at["answers"], 1)[1] for _, at in last])),

@@ -126,8 +126,8 @@ def committed_methods(what: Literal["trial", "seed"]) -> dict[str, list[dict[str
     return found
 
 
-def committed_samples() -> dict[str, np.ndarray]:
-    """Sixteen answers of the untouched policy to each test prompt, by `scripts/methods.py samples`.
+def committed_samples(split: Literal["validation", "test"] = "test") -> dict[str, np.ndarray]:
+    """Sixteen answers of the untouched policy to each prompt, by `scripts/methods.py samples`.
 
     Returns:
         "answers" and, by judge, "first" and "second" scores, (prompts, 16) each. Empty where that
@@ -136,7 +136,7 @@ def committed_samples() -> dict[str, np.ndarray]:
     paths = sorted(resolve(Bundled("methods")).glob("samples_*.json"))
     if not paths:
         return {}
-    draws = json.loads(paths[0].read_text(encoding="utf-8"))["test"]["draws"]
+    draws = json.loads(paths[0].read_text(encoding="utf-8"))[split]["draws"]
     found = {"answers": np.array([draw["answers"] for draw in draws]).T}
     for judge in draws[0]["scores"]:
         found[judge] = np.array([draw["scores"][judge] for draw in draws]).T
