@@ -111,8 +111,9 @@ EXERCISES: dict[str, Exercise] = {
             "You read it on the way back. The KL falls again: take the first crossing.": (
                 lambda kl, gain, at: _gain_at_kl(kl[::-1], gain[::-1], at)
             ),
-            "That is the last look, where the training stopped.": lambda kl, gain, at: float(
-                gain[-1]
+            "That is the gain at the last look. Did you take where the training stopped, or give "
+            "`np.interp` all looks? It wants a KL that only rises: give it the two about `at`.": (
+                lambda kl, gain, at: float(gain[-1])
             ),
             "You sort the looks by their KL. They are to stay in the order of the training.": (
                 lambda kl, gain, at: float(

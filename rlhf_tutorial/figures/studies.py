@@ -16,6 +16,7 @@ from matplotlib.ticker import MultipleLocator
 from ..errors import DataError
 from .style import (
     BLUE,
+    CHANCE,
     CYCLE,
     GREY,
     INK,
@@ -107,8 +108,8 @@ def methods_against_kl(
             the panels' keys. The line goes through their means; several runs are drawn thin.
         panels: key to title, from left to right.
         best_of: points of best of n with the same keys and "n", which stands beside them; dashed.
-        intervals: by panel and method, points with "kl" and the "low" and "high" end of a bar. Bars
-            at the same KL stand side by side.
+        intervals: by panel and method, points with "kl", "gain" and the "low" and "high" end of a
+            bar, which has the method's marker, hollow. Bars of one KL stand beside its dotted line.
 
     Raises:
         DataError: without a point, or for a point that lacks a key.
@@ -133,6 +134,11 @@ def methods_against_kl(
                 root = np.sqrt(bar["kl"]) + 0.012 * np.sqrt(largest) * (n - (len(methods) - 1) / 2)
                 ends = [float(bar["low"]), float(bar["high"])]
                 ax.plot([root**2] * 2, ends, color=CYCLE[n % 6], linewidth=1.6)
+                ax.plot(
+                    root**2, float(bar["gain"]), "osD^vP"[n % 6], markersize=5,
+                    color=CYCLE[n % 6], markerfacecolor="white",
+                )  # fmt: skip
+                ax.axvline(bar["kl"], **CHANCE, zorder=0.5)
         if best_of:
             x, y = ([float(p[k]) for p in best_of] for k in ("kl", key))
             ax.plot(

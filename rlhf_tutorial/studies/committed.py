@@ -105,12 +105,12 @@ def widest_swing(three: pd.DataFrame) -> pd.Series:
     return three.iloc[int(swing.argmax())]
 
 
-def committed_methods(what: Literal["trial", "seed"]) -> dict[str, list[dict[str, Any]]]:
+def committed_methods(what: Literal["trial", "seed", "hotter"]) -> dict[str, list[dict[str, Any]]]:
     """The trainings of `scripts/methods.py` that come with the package, by method.
 
     Args:
-        what: "trial", of learning rates, looked at with the validation prompts; or "seed", at the
-            rate that the rule took, with the test prompts.
+        what: "trial", of learning rates, looked at with the validation prompts; "seed", at the rate
+            that the rule takes, with the test prompts; or "hotter", as "seed", at a larger rate.
 
     Returns:
         Of each method the trainings by rate and seed, each with `learning_rate`, `seed`, `answers`
@@ -130,14 +130,25 @@ def committed_samples(split: Literal["validation", "test"] = "test") -> dict[str
     """Sixteen answers of the untouched policy to each prompt, by `scripts/methods.py samples`.
 
     Returns:
-        "answers" and, by judge, "first" and "second" scores, (prompts, 16) each. Empty where that
-        has not been run.
+        "answers", whether they "ended" by themselves and, by judge, "first" and "second" scores,
+        (prompts, 16) each.
     """
-    paths = sorted(resolve(Bundled("methods")).glob("samples_*.json"))
-    if not paths:
-        return {}
-    draws = json.loads(paths[0].read_text(encoding="utf-8"))[split]["draws"]
-    found = {"answers": np.array([draw["answers"] for draw in draws]).T}
+    path = resolve(Bundled("methods")) / "samples_best-of-n_0.json"
+    draws = json.loads(path.read_text(encoding="utf-8"))[split]["draws"]
+    found = {key: np.array([draw[key] for draw in draws]).T for key in ("answers", "ended")}
     for judge in draws[0]["scores"]:
         found[judge] = np.array([draw["scores"][judge] for draw in draws]).T
     return found
+
+
+def committed_zero(split: Literal["validation", "test"]) -> dict[str, np.ndarray]:
+    """What the methods' gains are measured from: the untouched policy's mean score of each prompt.
+
+    The mean over one answer to each prompt differs from draw to draw by a tenth of a grade, that
+    over sixteen hardly.
+
+    Returns:
+        By judge, "first" and "second", (prompts,).
+    """
+    samples = committed_samples(split)
+    return {judge: samples[judge].mean(axis=1) for judge in ("first", "second")}

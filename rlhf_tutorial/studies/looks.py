@@ -101,8 +101,13 @@ def experiment(
     }
 
 
-def progress(result: Mapping[str, Any]) -> list[dict[str, float]]:
+def progress(
+    result: Mapping[str, Any], zero: Mapping[str, np.ndarray] | None = None
+) -> list[dict[str, float]]:
     """A row per look: what was gained since the first one, and at what distance.
+
+    Args:
+        zero: by judge, what to measure the gain of each prompt from, in place of the first look.
 
     Returns:
         "step", "kl" (its mean), the four text measures, and for each judge `<judge>` (its mean
@@ -113,7 +118,7 @@ def progress(result: Mapping[str, Any]) -> list[dict[str, float]]:
     for at in result["looks"]:
         row = {"step": at["step"], "kl": float(np.mean(at["kl"])), **at["measures"]}
         for judge, scores in at["scores"].items():
-            gain = np.subtract(scores, first["scores"][judge])
+            gain = np.subtract(scores, zero[judge] if zero else first["scores"][judge])
             row[judge] = float(gain.mean())
             row[f"{judge}_error"] = float(gain.std(ddof=1) / len(gain) ** 0.5)
             row[f"{judge}_std"] = float(np.std(first["scores"][judge], ddof=1))

@@ -43,6 +43,31 @@ def track_of(trainings: Sequence[Mapping[str, Any]], judge: str) -> Track:
     return Track(kl, scores - scores[:, :1])
 
 
+def track_by_rate(
+    trials: Sequence[Mapping[str, Any]], judge: str, zero: Mapping[str, np.ndarray]
+) -> Track:
+    """One method's trainings at several rates as one track: the start, then the end of each.
+
+    Args:
+        trials: as `committed_methods` has them, from the smallest rate to the largest.
+        zero: by judge, what the gain of each prompt is measured from.
+
+    Raises:
+        DataError: for no trial, or where one is no further away than the one of a smaller rate.
+    """
+    if not trials:
+        raise DataError("a track by rate needs a trial: give at least one")
+    ends = [trial["looks"][-1] for trial in trials]
+    start = np.zeros(len(zero[judge]))
+    track = Track(
+        kl=np.array([[start, *(at["kl"] for at in ends)]]),
+        gain=np.array([[start, *(np.subtract(at["scores"][judge], zero[judge]) for at in ends)]]),
+    )
+    if (np.diff(track.kl.mean(axis=(0, 2))) <= 0).any():
+        raise DataError("a larger rate that went no further: these trials are no track")
+    return track
+
+
 def track_of_best_of_n(
     chooser: np.ndarray, judge: np.ndarray, sizes: Sequence[int] = (1, 2, 4, 8, 16)
 ) -> Track:

@@ -36,18 +36,28 @@ def test_the_methods_trainings_are_found_by_method_in_the_order_of_rate_and_seed
     assert set(trials) == {"ppo"} and set(seeds) == {"ppo", "dpo, graded pairs"}
 
 
-def test_the_samples_are_prompts_by_draws_and_may_not_be_there(folder: Path) -> None:
-    assert committed.committed_samples() == {}
+def test_the_samples_are_prompts_by_draws_and_their_mean_is_the_zero(folder: Path) -> None:
     draws: list[dict[str, Any]] = [
-        {"answers": [f"a{i}", f"b{i}"], "scores": {"first": [i, 10 + i], "second": [-i, 5]}}
+        {
+            "answers": [f"a{i}", f"b{i}"],
+            "ended": [True, False],
+            "scores": {"first": [i, 10 + i], "second": [-i, 5]},
+        }
         for i in range(3)
     ]
-    found = {split: {"queries": ["a", "b"], "draws": draws} for split in ("validation", "test")}
+    found = {"test": {"queries": ["a", "b"], "draws": draws}, "validation": {"draws": draws[:1]}}
     (folder / "samples_best-of-n_0.json").write_text(json.dumps(found), encoding="utf-8")
     samples = committed.committed_samples()
     assert samples["answers"].tolist() == [["a0", "a1", "a2"], ["b0", "b1", "b2"]]
     assert samples["first"].tolist() == [[0, 1, 2], [10, 11, 12]]
     assert samples["second"].tolist() == [[0, -1, -2], [5, 5, 5]]
+    assert samples["ended"].tolist() == [[True] * 3, [False] * 3]
+    zero = committed.committed_zero("test")
+    assert {judge: mean.tolist() for judge, mean in zero.items()} == {
+        "first": [1, 11],
+        "second": [-1, 5],
+    }
+    assert committed.committed_zero("validation")["first"].tolist() == [0, 10]
 
 
 def test_the_committed_trainings_are_named_by_arm_and_seed(folder: Path) -> None:

@@ -12,6 +12,7 @@ from rlhf_tutorial.studies.matched import (
     Track,
     gain_at_kl,
     gains_at_kl,
+    track_by_rate,
     track_of,
     track_of_best_of_n,
 )
@@ -50,6 +51,20 @@ def test_a_track_is_what_was_gained_since_the_first_look() -> None:
     for trainings in ([], [training(0, 4, 1), other]):
         with pytest.raises(DataError, match="the same prompts and looks"):
             track_of(trainings, "first")
+
+
+def test_trials_of_growing_rates_are_one_track_from_a_common_zero() -> None:
+    trials, zero = [training(0, 4, 1), training(1, 8, 2)], {"first": np.full(40, 0.25)}
+    track = track_by_rate(trials, "first", zero)
+    assert track.gain.shape == track.kl.shape == (1, 3, 40)
+    assert not track.gain[0, 0].any() and not track.kl[0, 0].any()
+    for end, trial in zip(track.gain[0, 1:], trials, strict=True):
+        assert end == pytest.approx(np.array(trial["looks"][-1]["scores"]["first"]) - 0.25)
+    assert track.kl.mean(axis=(0, 2)) == pytest.approx([0, 4, 8])
+    with pytest.raises(DataError, match="at least one"):
+        track_by_rate([], "first", zero)
+    with pytest.raises(DataError, match="went no further"):
+        track_by_rate(trials[::-1], "first", zero)
 
 
 def test_best_of_n_is_a_track_to_its_bound() -> None:

@@ -24,6 +24,7 @@ ANSWERS = [f"{start} a slow walk every evening before bed" for start in ("Take",
 def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(methods, "FOLDER", tmp_path)
     monkeypatch.setattr(methods, "RATES", {"ppo": (1e-4, 2e-4, 4e-4)})
+    monkeypatch.setattr(methods, "committed_zero", {"validation": {"first": np.ones(4)}}.get)
     return tmp_path
 
 
@@ -32,9 +33,9 @@ def trial(rate: float, gain: float, kl: float, *, ended: float = 0.9, noise: flo
     looks = [
         {
             "scores": {"first": list(start + noise * np.array([1, -1, 1, -1]) * step)},
-            "answers": ANSWERS, "kl": [kl * step] * 4, "measures": {"ended": ended},
+            "answers": ANSWERS, "kl": [kl * step] * 4, "ended": [ended] * 4,
         }
-        for step, start in ((0, 1.0), (1, 1.0 + gain))
+        for step, start in ((0, 0.3), (1, 1.0 + gain))  # the first draw is not what counts
     ]  # fmt: skip
     found = {"method": "ppo", "learning_rate": rate, "queries": ["Why?"] * 4, "looks": looks}
     methods.path_of("trial", "ppo", f"{rate:g}").write_text(json.dumps(found))

@@ -68,11 +68,14 @@ def test_methods_against_kl_are_lines_through_the_means_of_their_runs() -> None:
     assert ax.get_xlim()[1] > 9 and ax.get_ylabel()
     named = [text.get_text() for text in figure.legends[0].get_texts()]
     assert named == ["PPO", "DPO", "best of n, by its bound"]
-    bars = {"a": {"DPO": [{"kl": 4.0, "low": 0.5, "high": 1.5}]}}
+    bars = {"a": {"DPO": [{"kl": 4.0, "gain": 1.0, "low": 0.5, "high": 1.5}]}}
     (ax,) = figures.methods_against_kl({"DPO": [near]}, {"a": "A"}, intervals=bars).axes
     (bar,) = [line for line in ax.get_lines() if line.get_linewidth() == 1.6]
     assert list(bar.get_xdata()) == pytest.approx([4.0, 4.0])
     assert list(bar.get_ydata()) == [0.5, 1.5]
+    (hollow,) = [line for line in ax.get_lines() if line.get_markerfacecolor() == "white"]
+    assert [*hollow.get_xdata(), *hollow.get_ydata()] == pytest.approx([4.0, 1.0])
+    assert any(line.get_linestyle() == ":" and set(line.get_xdata()) == {4.0} for line in ax.lines)
     (alone,) = lines(figures.methods_against_kl({"DPO": [near]}, {"a": "A"}))
     assert list(alone) == ["DPO"]
 

