@@ -16,7 +16,6 @@ from matplotlib.ticker import MultipleLocator
 from ..errors import DataError
 from .style import (
     BLUE,
-    CHANCE,
     CYCLE,
     GREY,
     INK,
@@ -138,7 +137,10 @@ def methods_against_kl(
                     root**2, float(bar["gain"]), "osD^vP"[n % 6], markersize=5,
                     color=CYCLE[n % 6], markerfacecolor="white",
                 )  # fmt: skip
-                ax.axvline(bar["kl"], **CHANCE, zorder=0.5)
+        for at in {
+            float(bar["kl"]) for of in (intervals or {}).get(key, {}).values() for bar in of
+        }:
+            ax.axvline(at, color=GREY, linewidth=1, linestyle=":", zorder=0.5)
         if best_of:
             x, y = ([float(p[k]) for p in best_of] for k in ("kl", key))
             ax.plot(
