@@ -307,5 +307,7 @@ def _values(chosen: list[list[dict[str, Any]]], key: str) -> np.ndarray:
 
 
 def _won(answer: dict[str, Any], other: dict[str, Any]) -> float:
-    mine, its = ((a["grade"], -a["rank"]) for a in (answer, other))
+    # Ranks are among the answers of one sheet: from two sheets, equal grades are a tie.
+    one_sheet = answer.get("sheet") == other.get("sheet")
+    mine, its = ((a["grade"], -a["rank"] if one_sheet else 0) for a in (answer, other))
     return 0.5 if mine == its else float(mine > its)
