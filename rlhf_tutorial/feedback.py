@@ -2,8 +2,8 @@
 
 A row is a prompt and some answers to it, as `bundled/feedback/*.jsonl` holds them: `prompt`, and
 `answers`, each with `text`, `ended` (whether it ended by itself within its room), and, once it is
-read, `grade` (0 to 5, higher is better) and `rank` (1 is the best of its prompt); `sheet`, where the
-answers to a prompt were not all read together.
+read, `grade` (0 to 5, higher is better) and `rank` (1 is the best of its prompt); `sheet`, where
+the answers to a prompt were not all read together.
 """
 
 from __future__ import annotations

@@ -40,6 +40,14 @@ def test_grade_decides_then_rank_and_equal_answers_count_half():
     assert result["ended_before"] == 4 / 5 and result["ended_after"] == 1
 
 
+def test_ranks_of_two_sheets_decide_nothing():
+    rows = [
+        {"prompt": "a", "answers": [answer("old", 3, 1), answer("new", 3, 2) | {"sheet": 2}]},
+        {"prompt": "b", "answers": [answer("old", 2, 1), answer("new", 3, 2) | {"sheet": 2}]},
+    ]
+    assert compare_sources(rows, "old", ["new"])["win_rate"] == 0.75
+
+
 def graded(random: np.random.Generator, seeds: int, shift: float, between: float) -> list[dict]:
     offsets = between * random.normal(size=seeds)
     rows = []
