@@ -6,6 +6,7 @@ RLOO (Ahmadian et al. 2024, arXiv 2402.14740), GRPO (Shao et al. 2024, arXiv 240
 
 from __future__ import annotations
 
+import gc
 import math
 import random
 import tempfile
@@ -136,7 +137,10 @@ def train_online(
             train_dataset=Dataset.from_dict(rows),
             processing_class=template.tokenizer,
         )
-        return run_trainer(trainer, steps * batch_size, after)
+        done = run_trainer(trainer, steps * batch_size, after)
+        del trainer
+    gc.collect()  # a trainer refers to itself: reference and optimiser would stay in memory
+    return done
 
 
 def train_dpo(
@@ -180,7 +184,9 @@ def train_dpo(
         # As token ids: TRL would end every text with EOS, also answers that were cut off.
         trainer.train_dataset = Dataset.from_list(list(pairs))
         done = run_trainer(trainer, answers, after)
-        return Trained(done.model, done.seconds + seconds, done.answers, done.log)
+        del trainer
+    gc.collect()  # as above
+    return Trained(done.model, done.seconds + seconds, done.answers, done.log)
 
 
 def sampled_pairs(
