@@ -86,7 +86,7 @@ def trials_of(method: str) -> list[dict[str, Any]]:
     """The trials that there are, by rate, each with what the rule looks at.
 
     All gains are measured from one zero: each prompt's mean over the untouched policy's sixteen
-    answers. A single draw's mean differs by a tenth of a grade from the next one's.
+    answers. A single draw's mean may be a tenth of a grade off.
     """
     zero, found = committed_zero("validation"), []
     for path in FOLDER.glob(path_of("trial", method, "*").name):
@@ -240,14 +240,15 @@ def save(path: Path, result: dict[str, Any]) -> None:
 
 def jobs() -> list[list[str]]:
     """What is missing, in an order in which each finds what it needs."""
+    samples = ["samples", "best of n", "0"]
+    if not path_of(*samples).exists():
+        return [samples]  # what the trials' gains are measured from
     found = [
         ["trial", m, f"{rate:.1e}".replace(".0e", "e")]
         for m in RATES
         if (rate := next_rate(m)) is not None
     ]
-    if not found:
-        found = [["samples", "best of n", "0"]]  # what the trials' gains are measured from
-        found += [["seed", method, str(seed)] for seed in SEEDS for method in RATES]
+    found = found or [["seed", method, str(seed)] for seed in SEEDS for method in RATES]
     return [job for job in found if not path_of(*job).exists()]
 
 

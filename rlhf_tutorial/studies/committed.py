@@ -144,8 +144,7 @@ def committed_samples(split: Literal["validation", "test"] = "test") -> dict[str
 def committed_zero(split: Literal["validation", "test"]) -> dict[str, np.ndarray]:
     """What the methods' gains are measured from: the untouched policy's mean score of each prompt.
 
-    The mean over one answer to each prompt differs from draw to draw by a tenth of a grade, that
-    over sixteen hardly.
+    The mean over one answer to each prompt may be a tenth of a grade off that over sixteen.
 
     Returns:
         By judge, "first" and "second", (prompts,).

@@ -58,6 +58,18 @@ def test_near_the_best_the_smallest_kl_wins_and_the_edge_asks_for_one_more() -> 
     assert taken() == 5e-5 and methods.next_rate("ppo") is None, "one more, once"
 
 
+def test_the_samples_come_first_then_the_trials_then_the_seeds(folder: Path) -> None:
+    samples = ["samples", "best of n", "0"]
+    assert methods.jobs() == [samples], "the trials are measured from them"
+    methods.path_of(*samples).write_text("{}")
+    assert methods.jobs() == [["trial", "ppo", "1e-04"]]
+    for rate, gain in ((1e-4, 0.9), (2e-4, 0.5), (4e-4, 0.4)):
+        trial(rate, gain, 3.0)
+    assert methods.jobs() == [["trial", "ppo", "5e-05"]], "the smallest won"
+    trial(5e-5, 0.95, 3.0)
+    assert methods.jobs() == [["seed", "ppo", str(seed)] for seed in range(3)]
+
+
 def test_a_middle_rate_needs_no_fourth() -> None:
     for rate, gain in ((1e-4, 0.2), (2e-4, 0.9), (4e-4, 0.5)):
         trial(rate, gain, 3.0)
