@@ -167,11 +167,12 @@ def proxy_and_gold(
 ) -> Figure:
     """A small panel per judge: what the proxy promises is dashed, what the gold sees solid.
 
-    Where the two end farthest apart, they have their names.
+    Where the two end farthest apart, they have their names. More than four panels stand in rows of
+    three.
 
     Args:
-        panels: title to the runs, from left to right, each of points with "kl" (nats per answer),
-            "proxy" and "gold".
+        panels: title to the runs, in the order of reading, each of points with "kl" (nats per
+            answer), "proxy" and "gold".
         said: title to an answer of the policy in the end, its beginning printed below the curves.
 
     Raises:
@@ -179,8 +180,13 @@ def proxy_and_gold(
     """
     flat = {f"{name}, {n}": run for name, runs in panels.items() for n, run in enumerate(runs)}
     _check_points(flat, ["kl", "proxy", "gold"])
-    fig = new_figure(max(3.0 * len(panels), 6.0), 4.2 if said else 3.4)
-    axes = np.atleast_1d(fig.subplots(1, len(panels), sharex=True, sharey=True))
+    columns = len(panels) if len(panels) <= 4 else 3
+    rows = -(-len(panels) // columns)
+    fig = new_figure(max(3.0 * columns, 6.0), (4.2 if said else 3.4) * (1 + 0.8 * (rows - 1)))
+    grid = fig.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for left_over in grid.flat[len(panels) :]:
+        left_over.remove()
+    axes = grid.flat[: len(panels)]
     apart = {}  # how far apart each run ends: its panel, and the places of its ends
     for ax, (title, runs) in zip(axes, panels.items(), strict=True):
         ax.axhline(0, color=INK, linewidth=0.8)
@@ -214,7 +220,8 @@ def proxy_and_gold(
     if said:  # the lowest point stays above three lines of text
         low, high = axes[0].get_ylim()
         axes[0].set_ylim(low - 0.3 * (high - low), high)
-    axes[0].set_ylabel(ylabel)
+    for first in grid[:, 0]:
+        first.set_ylabel(ylabel)
     fig.supxlabel("KL from the reference (nats per answer, √ scale)", fontsize=11)
     return fig
 
@@ -238,7 +245,7 @@ def over_looks(groups: Mapping[str, Sequence[Points]], panels: Mapping[str, str]
     axes = np.atleast_1d(fig.subplots(1, len(panels), sharey=True))
     ends: dict[str, tuple[float, Any]] = {}
     for ax, (key, title) in zip(axes, panels.items(), strict=True):
-        for new, shape, (name, of) in zip(CYCLE, "os^Dv", groups.items(), strict=False):
+        for new, shape, (name, of) in zip(CYCLE, "os^DvP", groups.items(), strict=False):
             colour, marker, _ = mark_of(name, (new, shape, new))
             for n, run in enumerate(of):
                 steps, values = ([float(p[k]) for p in run] for k in ("step", key))

@@ -123,6 +123,22 @@ def test_an_answer_is_printed_below_its_panel_and_cut_short() -> None:
     assert cut.endswith("…”") and len(cut.splitlines()) <= 3
 
 
+def test_six_panels_stand_in_rows_of_three_and_share_their_axes() -> None:
+    run = [[{"kl": 0.0, "proxy": 0.0, "gold": 0.0}, {"kl": 4.0, "proxy": 1.0, "gold": -1.0}]]
+    axes = figures.proxy_and_gold(dict.fromkeys("abcdef", run), "gain", {"f": "no"}).axes
+    assert [ax.get_title(loc="left") for ax in axes] == list("abcdef")
+    assert [ax.get_ylabel() for ax in axes] == ["gain", "", "", "gain", "", ""]
+    assert len({ax.get_ylim() for ax in axes}) == len({ax.get_xlim() for ax in axes}) == 1
+    assert len({round(ax.get_position().x0, 3) for ax in axes}) == 3
+    assert len(figures.proxy_and_gold(dict.fromkeys("abcde", run), "gain").axes) == 5
+
+
+def test_none_of_six_trainings_is_left_out() -> None:
+    points = [{"step": 0, "a": 1.0}, {"step": 9, "a": 2.0}]
+    (ax,) = figures.over_looks(dict.fromkeys("abcdef", [points]), {"a": "A"}).axes
+    assert len({(line.get_color(), line.get_marker()) for line in ax.get_lines()}) == 6
+
+
 def test_looks_are_drawn_for_every_training_and_named_once() -> None:
     points = [{"step": 0, "a": 1.0, "b": 3.0}, {"step": 9, "a": 2.0, "b": 5.0, "a_error": 0.5}]
     groups = {"long": [points], "short": [points, points[:1]]}
