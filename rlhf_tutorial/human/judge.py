@@ -412,8 +412,8 @@ def cross_validated_agreement(
     """How often a judge that learned from other prompts' labels chooses as these labels do.
 
     Prompts are dealt into ten groups, and each is judged by what the other nine teach. A pair that
-    came again counts once. Where the pairs were chosen for being hard to tell, as active choice
-    does, the judge does better on other pairs than here.
+    came again counts once. Where active choice picked the pairs, the share speaks of such pairs: on
+    others it may be higher or lower.
 
     Raises:
         DataError: where no label prefers one answer, or all are about one prompt.

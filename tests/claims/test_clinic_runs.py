@@ -145,14 +145,16 @@ def test_what_is_told_of_the_first_round() -> None:
     opened = [text.startswith("Yes") for text in LOGS["learning-rate"]["after"]["answers"]]
     assert opened == [True] * 5 + [False] and said("Five of six begin with *Yes*")
     default = json.loads(DEFAULT.read_text(encoding="utf-8").splitlines()[0])
-    assert f"{default['ppo/policy/approxkl']:.3f}" == "0.014" and said("the default run had 0.014")
+    assert f"{default['ppo/policy/approxkl']:.3f}" == "0.014" and said(
+        "the default run, which drew other answers, had 0.014"
+    )
     assert said("stays below 1 in the first steps; later it should be below 0.1")
     assert (
         HEALTHY["ppo/policy/approxkl"].max() < 1 and HEALTHY["ppo/policy/approxkl"][2:].max() < 0.1
     )
     moved = [s["ppo/policy/approxkl"][0] for s in (rate, HEALTHY)]
     assert [f"{x:.2g}" for x in moved] == ["21", "0.22"]
-    assert said("`ppo/policy/approxkl` is 21 in the first step, where the healthy run has 0.22")
+    assert said("It is 21 in the first step, where the healthy run has 0.22")
     assert (padding["tokens/responses_len_mean"] == 32).all()
     assert any("332870912" in text for text in LOGS["padding"]["warnings"])
     assert said(r"the mean over the mini-batch was $3\cdot10^8$")
@@ -190,7 +192,7 @@ def test_what_is_told_of_the_second_round() -> None:
     ]
     assert 3.5 < errors[0] < 4.5 and 2.5 < errors[1] < 3.5
     assert said("A is 0.05 above, by four standard errors.")
-    assert said("G is 0.03 below, by three standard errors.")
+    assert said("One of the two that you haven't met is 0.03 below, by three standard errors.")
     assert [f"{gap(STATS[name]).mean():.2f}" for name in ("learning-rate", "no-kl")] == [
         "0.05",
         "-0.03",
@@ -233,7 +235,7 @@ def test_what_is_told_of_the_third_round_and_the_ends() -> None:
     kl = np.mean([row["objective/kl"] for row in log[-10:]])
     shown = outputs_and_prose("05_ppo_training.ipynb")[0]["signs-table"]
     assert f"{kl:.1f}" == "5.9" and re.search(r"KL \(nats per answer\) +0\.0 +5\.6", shown)
-    assert said("log and prompts agree, 5.9 and 5.6 nats")
+    assert said("on notebook 05's 96 the two agree, 5.9 and 5.6 nats")
 
 
 def test_other_healthy_trainings_are_as_far_from_this_one_as_is_said() -> None:

@@ -48,13 +48,14 @@ def test_prompts() -> None:
     assert f"untouched policy's mean grade is {neither:.2f}" in prose
     assert f"The system message alone makes it {asked:.2f}" in prose
     assert f"The lower temperature alone (0.3) makes it {colder:.2f}" in prose
-    assert f"<b>{both:.2f}.</b>" in shown["levers"] and reading["temperatures"]["untouched"] == 0.3
+    assert f"<b>{both - colder:.3f}.</b> The two together have {both:.2f}" in shown["levers"]
+    assert reading["temperatures"]["untouched"] == 0.3
+    adds = f"At temperature 1 the system message adds {asked - neither:.2f}. How much does it add"
+    assert f"{adds} at 0.3, to those {colder:.2f}?" in prose
     trained = reading["best_temperatures"]["default"]["grade_after"]
-    assert f"bring {trained:.2f}, where the two free levers bring {both:.2f}" in prose
-    assert (
-        f"a real gain: {trained - both:.2f}. But the free levers together bring more, "
-        f"{both - neither:.2f}," in prose
-    )
+    assert f"end at {trained:.2f}, the two free levers at {both:.2f}" in prose
+    assert f"So PPO adds {trained - both:.2f}," in prose
+    assert f"the free levers had added more, {both - neither:.2f}," in prose
     share = (colder - neither) / (both - neither)
     assert 0.45 < share < 0.55 and "Alone, the temperature brings half of the way" in prose
     assert asked - neither < 0.15 and "the system message next to nothing" in prose
@@ -62,11 +63,11 @@ def test_prompts() -> None:
         r"bring (\S+) more than they add up to; 95% interval (\S+) to", shown["levers"]
     )
     assert float(beyond[1]) > 0 and "they bring more than the sum" in prose
-    assert f"comes near, with {best_of_4:.2f}" in prose
+    assert f"comes near PPO, with {best_of_4:.2f}" in prose
     assert f"one answer alone has {reading['default']['grade_before']:.2f}" in prose
     assert "24 of 64, 38%" in outputs_and_prose("02_policy_and_reference.ipynb")[0]["how-many-end"]
     assert f"{results['comparison']['measures']['before']['ended']:.0%}" == "56%"
-    assert "(you'll meet 38% to 56%, depending on the prompts and the draw)" in prose
+    assert "it ends about half of its answers in that room" in prose
     assert "<b>3.</b> 3 prompts from 7 rows" in shown["answer-toy"]
     assert "640 prompts from 640 rows" in shown["prepare"] and "Our own 640 rows all" in prose
     assert "**40 steps**" in shown["steps"] and "Forty steps aren't many" in prose

@@ -122,10 +122,12 @@ def test_pages_that_report_scores_say_how_often_the_judges_are_right(page: str) 
         for judge in ("training judge", "evaluating judge", "rule: it ended, then longer")
     ]
     (all_first, whole_first), (all_second, whole_second), rule = shares
+    if page == "README.md":
+        assert f"the reader's choice in {all_first} and {all_second} of the pairs" in told
+        return
     assert re.search(f"{all_first} of the pairs.* {all_second}", told)
     assert f"where both answers ended, in {whole_first} and {whole_second}" in told
-    if page != "README.md":
-        assert f"has {rule[0]} and {rule[1]}" in told
+    assert f"has {rule[0]} and {rule[1]}" in told
 
 
 def test_the_rounds_of_the_judge() -> None:
@@ -142,7 +144,7 @@ def test_the_rounds_of_the_judge() -> None:
     assert 0.6 < sum(map(bool, map(asks.match, said_yes))) / len(said_yes) < 0.72
     assert "Two in three of those questions" in prose
     assert "recommend a paint finish for a small bathroom" in said_yes
-    assert f"to {len(said_yes)} of 400 prompts" in shown["answer-rounds"]
+    assert f"the whole of {len(said_yes)} of its 400 answers" in shown["answer-rounds"]
     assert "Yes." in shown["answer-rounds"] and 'most of them **"Yes."**' in prose
     assert re.search(r"1 +A +400 +1.78 +92% +26% +1.41", shown["rounds-read"])
     assert "A quarter of this policy's answers" in prose and "the reader 1.41" in prose

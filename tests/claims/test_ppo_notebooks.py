@@ -129,7 +129,8 @@ def test_the_training_is_as_healthy_as_the_table_says(training: Notebook) -> Non
         f"value head. Steps outside the band, of 40: KL 0, clip 0, value head {(smooth < 0).sum()}."
     )
     low = [i + 1 for i, x in enumerate(smooth) if x < 0 and i >= 5]
-    assert low == list(range(15, 26)) and training.says("is below 0 from step 15 to 25")
+    assert low == list(range(15, 26)) and (smooth < 0).sum() == len(low) + 2
+    assert training.says("is below 0 at two of the first steps, and again from step 15 to 25")
     lag = np.array(tens("ppo/returns/mean")) - tens("ppo/val/mean")
     assert lag.argmax() == 1 and training.says("the scores ran ahead of the head")
 
@@ -296,7 +297,7 @@ def test_the_signs_are_as_said(comparison: Notebook) -> None:
         "91 answers in 100 end, where 56 did",
         "the most common opening has 3 answers in 100",
         "repeat 47% of the prompt's words, not 39%, and twice as many answers begin with yes",
-        "two of the six signs",
+        "But two more signs have moved, by more than the noise",
     )
     assert comparison.answer("flattery").startswith("below.")
     assert comparison.answer("sixteen-checks").startswith(

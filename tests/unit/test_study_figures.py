@@ -135,7 +135,7 @@ def test_six_panels_stand_in_rows_of_three_and_share_their_axes() -> None:
 
 def test_none_of_six_trainings_is_left_out() -> None:
     points = [{"step": 0, "a": 1.0}, {"step": 9, "a": 2.0}]
-    (ax,) = figures.over_looks(dict.fromkeys("abcdef", [points]), {"a": "A"}).axes
+    (ax,) = figures.over_looks({name: [points] for name in "abcdef"}, {"a": "A"}).axes
     assert len({(line.get_color(), line.get_marker()) for line in ax.get_lines()}) == 6
 
 
