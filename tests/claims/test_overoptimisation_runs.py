@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any
 
 import nbformat
@@ -13,9 +14,9 @@ from support.scripts import load_script
 
 from rlhf_tutorial.assets import Bundled, resolve
 from rlhf_tutorial.evaluation.intervals import paired_difference
-from rlhf_tutorial.evaluation.measures import commonest_opening, words
+from rlhf_tutorial.evaluation.measures import commonest_opening, echoed, words
 from rlhf_tutorial.evaluation.optimising import last_within
-from rlhf_tutorial.evaluation.reading import compare_sources
+from rlhf_tutorial.evaluation.reading import agreement, compare_sources, pair_accuracy
 from rlhf_tutorial.feedback import load_feedback
 from rlhf_tutorial.ppo.math import adapted_kl_coef
 from rlhf_tutorial.studies.committed import committed_controls, committed_overoptimisation
@@ -35,8 +36,9 @@ def prose() -> str:
     return " ".join(" ".join(c.source for c in cells if c.cell_type == "markdown").split())
 
 
-def test_there_is_a_training_of_each_size_without_a_leash() -> None:
-    assert {size for size, _ in BY_NAME} == set(script.SIZES)
+def test_there_are_two_trainings_of_each_size_without_a_leash() -> None:
+    assert set(BY_NAME) == {(size, seed) for size in script.SIZES for seed in (0, 1)}
+    assert "We ran it against A and B of each size." in prose()
     for training in TRAININGS:
         assert training["settings"]["init_kl_coef"] == 0
         assert {step["kl_coef"] for step in training["steps"]} == {0.0}
@@ -156,6 +158,10 @@ def test_best_of_16_gives_no_less_than_ppo_at_its_best_checkpoint() -> None:
         )
     told = f"best of 16 gains {stated[0]}, {stated[1]}, and {stated[2]}."
     assert told in prose()
+    for (size, seed), path in PATHS.items():
+        curve = best_of_n_curve(SCORES[f"proxy-{size}-{seed}"], SCORES["gold"])
+        assert curve[-1]["gold"] > best(path)["gold"], (size, seed)
+    assert "nowhere does the gold like PPO's best checkpoint better than the best of 16" in prose()
 
 
 def test_the_less_a_proxy_knows_the_more_it_promises_in_its_own_spread() -> None:
@@ -180,16 +186,33 @@ def test_the_less_a_proxy_knows_the_more_it_promises_in_its_own_spread() -> None
     assert "is 0.3 or 0.4 grades for a proxy of 50 grades, and 0.7 for the gold" in prose()
 
 
-def test_two_judges_are_fooled_two_trainings_break_and_one_does_neither() -> None:
-    for path in PATHS.values():
-        assert best(path)["gold"] > 2 * best(path)["gold_error"]
-    for key in ((800, 1), (50, 0)):  # the proxy is as high as ever, the gold below the start
+def test_three_judges_are_fooled_two_trainings_break_and_two_seem_to_hold() -> None:
+    for key, path in PATHS.items():
+        assert (best(path)["gold"] > 2 * best(path)["gold_error"]) == (key != (50, 1))
+    for key in ((800, 1), (50, 0), (50, 1)):  # the proxy is as high as ever, the gold below 0
         end = PATHS[key][-1]
         assert end["proxy"] > max(at["proxy"] for at in PATHS[key]) - 0.01 and end["gold"] < 0
     fooled, small = PATHS[800, 1][-1], PATHS[50, 0][-1]
     both = f"at {fooled['proxy']:+.2f} grades, and the gold at {minus(fooled['gold'])} ± "
     assert both + f"{fooled['gold_error']:.2f}" in prose()
-    assert f"with {small['proxy']:+.2f} by the proxy of 50, and {minus(small['gold'])} ±" in prose()
+    told = f"with {small['proxy']:+.2f} by the proxy and {minus(small['gold'])} ±"
+    assert f"{told} {small['gold_error']:.2f} by the gold" in prose()
+    plain, low = PATHS[50, 1], after(PATHS[50, 1], 30)
+    rising = [at["proxy"] for at in plain if at["step"] >= 1]
+    assert rising == sorted(rising) and "climbs from the second step to the last" in prose()
+    assert all(at["gold"] < at["gold_error"] for at in plain[1:])
+    assert f"to {plain[-1]['proxy']:+.2f}; the gold never sees a gain" in prose()
+    assert f"at {minus(low['gold'])} ± {low['gold_error']:.2f} after 30 steps" in prose()
+    said = Counter(BY_NAME[50, 1]["looks"][-1]["answers"])
+    assert (
+        said["FROSTELLADO"] == 50 and "FROSTELLADO, and says it to every second prompt" in prose()
+    )
+    held = PATHS[200, 1][-1]
+    assert f"ends at {held['proxy']:+.2f}, and the gold agrees: {held['gold']:+.2f} ± " in prose()
+    assert f"{held['gold_error']:.2f}, {held['kl']:.0f} nats away" in prose()
+    level, fell = (after(PATHS[200, 0], step) for step in (15, 30))
+    assert f"{level['proxy']:+.2f}" == f"{fell['proxy']:+.2f}" == "+0.42"
+    assert f"the gold fell from {level['gold']:+.2f} to {fell['gold']:+.2f}" in prose()
     before, end = after(PATHS[200, 0], 30), PATHS[200, 0][-1]
     falls = f"{before['proxy']:+.2f} after 30 steps and {end['proxy']:+.2f} after 40"
     assert falls in prose() and f"doubled to {end['kl']:.0f} nats" in prose()
@@ -241,7 +264,9 @@ def test_no_begins_at_once_and_one_training_turns_away_from_it() -> None:
     away = BY_NAME[800, 0]
     counts = dict(zip((at["step"] for at in away["looks"]), beginning_with_no(away), strict=True))
     assert counts[1] and not any(n for step, n in counts.items() if step >= 15)
-    assert "from step 15 on not one of its answers begins so" in prose()
+    assert "Against 800-A not one answer begins so from step 15 on" in prose()
+    fewer = [beginning_with_no(training)[-1] <= 6 for training in TRAININGS]
+    assert sum(fewer) == 3 and "Three trainings turn away from it" in prose()
     (best_look,) = (at for at in away["looks"] if at["step"] == best(PATHS[800, 0])["step"])
     word, share = commonest_opening(best_look["answers"], 1)
     assert (best_look["step"], word, f"{share:.0%}") == (20, "you", "69%")
@@ -249,6 +274,47 @@ def test_no_begins_at_once_and_one_training_turns_away_from_it() -> None:
         'at step 20, where the gold likes this policy best, 69% of the answers begin with "you"'
         in (prose())
     )
+
+
+def test_the_rest_of_the_lead_may_come_from_answers_that_begin_with_no() -> None:
+    told = []
+    for seed in script.SEEDS:
+        known = known_to(800, seed)
+        average = np.mean([row["grade"] for row in known])
+        begin = [row["grade"] for row in known if words(row["text"])[:1] == ["no"]]
+        told.append(f"{len(begin)}, {np.mean(begin) - average:.2f}")
+    assert told == ["37, 0.47", "42, 1.06", "39, 0.97"]
+    for said in ("knows 42 of them", "them 1.06 above", "knows 39, at 0.97", "800-A 37, at 0.47"):
+        assert said in prose()
+
+
+def test_the_letters_share_a_third_of_their_prompts_and_the_sizes_are_nested() -> None:
+    asked = {
+        (size, seed): {row["prompt"] for row in known_to(size, seed)}
+        for size in script.SIZES
+        for seed in script.SEEDS
+    }
+    for seed in script.SEEDS:
+        assert asked[50, seed] < asked[200, seed] < asked[800, seed]
+        shared = len(asked[800, seed] & asked[800, (seed + 1) % 3]) / len(asked[800, seed])
+        assert 0.3 < shared < 0.34
+    assert "two proxies of 800 share about a third of their prompts" in prose()
+
+
+def test_the_rule_of_the_first_section_is_little_better_than_a_coin() -> None:
+    rows = load_feedback(script.FEEDBACK / "test.jsonl")
+    scores = [echoed(row["prompt"], a["text"]) for row in rows for a in row["answers"]]
+    share = pair_accuracy(rows, scores, resamples=1)["accuracy"]
+    assert f"the one that the reader prefers in {share:.0%} of the pairs" in prose()
+
+
+def test_what_could_be_known_is_told() -> None:
+    rungs = json.loads((FOLDER.parent / "judge" / "ladder.json").read_text(encoding="utf-8"))[
+        "rows"
+    ]
+    ladder = {rung["judge"]: rung["all"]["accuracy"] for rung in rungs}
+    assert f"“It ended” alone orders {ladder['rule: it ended']:.0%} of these pairs" in prose()
+    assert f"agrees with itself in {ladder['a second reading']:.0%}" in prose()
 
 
 def test_a_proxy_was_fitted_to_what_it_is_said_to_know() -> None:
@@ -262,6 +328,76 @@ def test_a_proxy_was_fitted_to_what_it_is_said_to_know() -> None:
             assert [(r["prompt"], r["text"], r["grade"]) for r in known] == [
                 (prompts[i], texts[i], grades[i]) for i in kept
             ]
+
+
+def test_the_second_trainings_were_read_as_the_notebook_tells() -> None:
+    rows = load_feedback(FOLDER / "reading-b.jsonl")
+    shown, _ = notebooks.outputs_and_prose(NOTEBOOK.name)
+    table = " ".join(shown["reading-no"].split())
+    sure = []
+    for size, seed in PATHS:
+        path = PATHS[size, seed]
+        for at in (best(path), path[-1]):
+            name = f"{size}-{'AB'[seed]}, step {at['step']}"
+            sheet, source = {
+                (200, 1): (rows, name),
+                (50, 1): (rows, name),
+                (800, 1): (load_feedback(FOLDER / "reading-no.jsonl"), name),
+            }.get(
+                (size, seed),
+                (
+                    load_feedback(FOLDER / "reading.jsonl"),
+                    f"{size}, {'last' if at is path[-1] else chr(39).join(('gold', 's best'))}",
+                ),
+            )
+            found = compare_sources(sheet, "untouched", [source])
+            gain = found["grade_after"] - found["grade_before"]
+            low, high = found["grade_gain_interval"]
+            sure.append((at is path[-1], gain, low, high))
+            if sheet is rows:
+                looked = {(a["source"], a["text"]) for row in rows for a in row["answers"]}
+                (look,) = (x for x in BY_NAME[size, seed]["looks"] if x["step"] == at["step"])
+                assert {(name, text) for text in look["answers"]} <= looked
+                assert (
+                    f"{name} {at['proxy']:+.2f} {at['gold']:+.2f} {gain:+.2f} ({low:+.2f} to"
+                    in table
+                )
+    assert sum(low > 0 for last, _, low, _ in sure if not last) == 4
+    assert "the reader sees a gain in four of them beyond doubt" in prose()
+    ends = [(gain, high) for last, gain, _, high in sure if last]
+    assert all(gain < 0 for gain, _ in ends) and "At the end there is none in any" in prose()
+    assert (
+        sum(gain < -0.95 for gain, _ in ends) == 3 and "three policies are a whole grade" in prose()
+    )
+
+
+def test_200_b_looks_well_to_both_judges_and_not_to_the_reader() -> None:
+    rows, path = load_feedback(FOLDER / "reading-b.jsonl"), PATHS[200, 1]
+
+    def read(source: str) -> tuple[float, str, float]:
+        found = compare_sources(rows, "untouched", [source])
+        low, high = found["grade_gain_interval"]
+        gain = found["grade_after"] - found["grade_before"]
+        return gain, f"{gain:+.2f} ({low:+.2f} to {high:+.2f})", found["grade_after"]
+
+    ten, end = after(path, 10), path[-1]
+    assert (
+        f"the gold sees {ten['gold']:+.2f}, and the reader {read('200-B, step 10')[0]:+.2f}"
+        in prose()
+    )
+    assert f"still agree, with {end['proxy']:+.2f} and {end['gold']:+.2f}" in prose()
+    assert end["ended"] == 1 and f"gain is gone: {read('200-B, step 40')[1]}" in prose()
+    training = BY_NAME[200, 1]
+    butter = next(i for i, query in enumerate(training["queries"]) if "brown butter" in query)
+    said = training["looks"][-1]["answers"][butter].rstrip(".")
+    assert f'"{said}", says this policy to somebody who wants to brown butter' in prose()
+    fall, _, grade = read("50-B, step 40")
+    assert f"The reader's mean falls by {-fall:.2f}, to {grade:.2f}" in prose()
+    again = load_feedback(FOLDER / "reading-b-again.jsonl")
+    asked = {row["prompt"] for row in again}
+    found = agreement([row for row in rows if row["prompt"] in asked], again)
+    told = f"graded a quarter of the last sheet anew, and ordered {found['same_order']:.0%} of "
+    assert f"{told}{found['pairs']} pairs alike" in prose()
 
 
 def test_the_reader_sees_the_gold_over_optimised() -> None:
@@ -294,7 +430,16 @@ def test_the_reader_sees_the_gold_over_optimised() -> None:
         rest, error = paired_difference(gold, slope * np.array(reader))
         left.append(f"{minus(rest)} ± {error:.2f}")
     assert "by {}, {} and {} grades, four standard errors or more".format(*more) in prose()
-    assert f"Against 200 grades nothing is left to explain, {left[1]}." in prose()
+    assert f"Against 200 grades nothing is left that this line can see, {left[1]}." in prose()
+    assert sum(grade == 0 for grade in untouched) == 5
+    picked = []
+    for size in (200, 800):
+        first, *looked = BY_NAME[size, 0]["looks"]
+        at = max(looked, key=lambda look: np.mean(look["scores"]["gold"]))
+        reader = [graded[p, f"{size}, gold's best"] - graded[p, "untouched"] for p in prompts]
+        gold = np.subtract(at["scores"]["gold"], first["scores"]["gold"])
+        picked.append(f"{paired_difference(gold, slope * np.array(reader))[0]:+.2f}")
+    assert "against 200 and 800 have {} and {} already".format(*picked) in prose()
     assert f"Against 50 and 800 there is: {left[0]} and {left[2]}." in prose()
 
 
@@ -343,15 +488,19 @@ def beginning_with_no(training: dict[str, Any]) -> list[int]:
 
 def test_stopping_within_five_nats_keeps_a_gain_and_some_nos() -> None:
     stopped, before = [], set()
+    gains = []
     for key, path in PATHS.items():
-        assert 2.5 < path[1]["kl"] < 5.5
+        assert 1.5 < path[1]["kl"] < 5.5
         stop = last_within([at["kl"] for at in path], 5)
-        assert path[stop]["gold"] > 0.2
+        gains.append(path[stop]["gold"])
+        assert gains[-1] > 2 * path[stop]["gold_error"] or key == (50, 1)
         counts = beginning_with_no(BY_NAME[key])
         stopped.append(counts[stop])
         before.add(counts[0])
         assert len(BY_NAME[key]["looks"][stop]["answers"]) == 96
     (untouched,) = before
+    lowest, *others = sorted(gains)
+    assert lowest < 0 and f"by the gold, {others[0]:.2f} to {others[-1]:.2f} (best" in prose()
     told = f"{min(stopped)} to {max(stopped)} of 96 answers begin so at these checkpoints"
     assert f"{told}, where {untouched} did before" in prose() and min(stopped) > untouched
     read = PATHS[50, 0][last_within([at["kl"] for at in PATHS[50, 0]], 5)]
@@ -369,7 +518,11 @@ def test_the_openings_are_counted_by_one_word_and_by_two() -> None:
             assert "{}: {:.0%}".format(*commonest_opening(answers, n)) in table, (size, seed)
         word, share = commonest_opening(answers, 1)
         shares += [f"{share:.0%}"] if word == "no" else []
+        if (size, seed) == (200, 1):
+            assert word == "to" and 0.45 < share < 0.55
+            assert 'begins every second answer with "to"' in prose()
     assert sorted(shares) == ["100%", "29%", "95%"]
+    assert "Three of the six trainings have come to" in prose()
     assert "of all answers, of 95%, and of 29%, where it was that of 6% before" in prose()
     assert {round(100 * beginning_with_no(training)[0] / 96) for training in TRAININGS} == {6}
 
@@ -386,10 +539,10 @@ def test_the_policy_that_says_no_was_read_as_the_notebook_tells() -> None:
     rows = load_feedback(FOLDER / "reading-no.jsonl")
     training = json.loads((FOLDER / "ppo-800-1.json").read_text(encoding="utf-8"))
     again = load_script("feedback").answers_on_the_way(
-        FOLDER / "ppo-800-1.json", [0, 2, 40], "800 again"
+        FOLDER / "ppo-800-1.json", [0, 2, 40], "800-B"
     )
-    texts = [[(a["text"], a["source"]) for a in row["answers"]] for row in rows]
-    assert texts == [[(a["text"], a["source"]) for a in row["answers"]] for row in again]
+    texts = [[a["text"] for a in row["answers"]] for row in rows]
+    assert texts == [[a["text"] for a in row["answers"]] for row in again]
     looks = {look["step"]: look for look in training["looks"]}
     assert set(looks[40]["answers"]) == {"no"} and 'it says "no" to all 96 prompts' in prose
 
@@ -398,7 +551,7 @@ def test_the_policy_that_says_no_was_read_as_the_notebook_tells() -> None:
         return f"{found.mean():+.2f}"
 
     def read(step: int) -> str:
-        found = compare_sources(rows, "800 again, step 0", [f"800 again, step {step}"])
+        found = compare_sources(rows, "untouched", [f"800-B, step {step}"])
         low, high = found["grade_gain_interval"]
         gained = found["grade_after"] - found["grade_before"]
         return f"{gained:+.2f} ({low:+.2f} to {high:+.2f})"
@@ -415,7 +568,7 @@ def test_the_policy_that_says_no_was_read_as_the_notebook_tells() -> None:
             a["grade"] >= 3
             for row in rows
             for a in row["answers"]
-            if a["source"] == f"800 again, step {step}"
+            if a["source"] == (f"800-B, step {step}" if step else "untouched")
         )
         for step in (0, 40)
     }
