@@ -6,7 +6,6 @@
     python scripts/overoptimisation.py ppo 50 0     # PPO against a proxy, without a leash, seed 0
     python scripts/overoptimisation.py control leash   # the same on the default's leash
     python scripts/overoptimisation.py control gold    # ... and with the gold as the reward
-    python scripts/overoptimisation.py control same    # ... and as it was, where the controls ran
     python scripts/overoptimisation.py no           # what the judges give to "no", and why
     python scripts/overoptimisation.py rows -o rows.jsonl   # for a reading: feedback.py sheets
 
@@ -117,16 +116,12 @@ def ppo(size: int, seed: int) -> None:
 
 
 def control(what: str) -> None:
-    """Draw 0 of 200 grades again: with a KL penalty, trained on the gold, or just the same.
-
-    The last is what the others are to be compared with, if the first was trained on a processor
-    that rounds differently.
-    """
-    names = {"proxy": proxy_name(200, 0), "gold": "gold"}
-    if what == "gold":
-        names = dict(reversed(names.items()))
-    weight = PRESET.ppo["init_kl_coef"] if what == "leash" else 0.0
-    found = against(names, seed=0, init_kl_coef=weight)
+    """Draw 0 of 200 grades again, but for one thing: with a KL penalty, or trained on the gold."""
+    if what == "leash":
+        weight = PRESET.ppo["init_kl_coef"]
+        found = against({"proxy": proxy_name(200, 0), "gold": "gold"}, seed=0, init_kl_coef=weight)
+    else:
+        found = against({"gold": "gold", "proxy": proxy_name(200, 0)}, seed=0)
     save(FOLDER / f"control-{what}.json", found)
 
 
@@ -233,7 +228,7 @@ def main() -> None:
     training = commands.add_parser("ppo")
     training.add_argument("size", type=int, choices=SIZES)
     training.add_argument("seed", type=int, choices=SEEDS)
-    commands.add_parser("control").add_argument("what", choices=["leash", "gold", "same"])
+    commands.add_parser("control").add_argument("what", choices=["leash", "gold"])
     reading = commands.add_parser("rows")
     reading.add_argument("-o", "--output", type=Path, required=True)
     args = parser.parse_args()

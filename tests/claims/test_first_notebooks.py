@@ -51,7 +51,7 @@ def test_prompts() -> None:
     assert f"<b>{both - colder:.3f}.</b> The two together have {both:.2f}" in shown["levers"]
     assert reading["temperatures"]["untouched"] == 0.3
     adds = f"At temperature 1 the system message adds {asked - neither:.2f}. How much does it add"
-    assert f"{adds} at 0.3, to those {colder:.2f}?" in prose
+    assert f"{adds} at 0.3, on top of the {colder:.2f}?" in prose
     trained = reading["best_temperatures"]["default"]["grade_after"]
     assert f"end at {trained:.2f}, the two free levers at {both:.2f}" in prose
     assert f"So PPO adds {trained - both:.2f}," in prose

@@ -144,7 +144,7 @@ def test_the_rounds_of_the_judge() -> None:
     assert 0.6 < sum(map(bool, map(asks.match, said_yes))) / len(said_yes) < 0.72
     assert "Two in three of those questions" in prose
     assert "recommend a paint finish for a small bathroom" in said_yes
-    assert f"the whole of {len(said_yes)} of its 400 answers" in shown["answer-rounds"]
+    assert f"the whole of {len(said_yes)} of the policy's 400 answers" in shown["answer-rounds"]
     assert "Yes." in shown["answer-rounds"] and 'most of them **"Yes."**' in prose
     assert re.search(r"1 +A +400 +1.78 +92% +26% +1.41", shown["rounds-read"])
     assert "A quarter of this policy's answers" in prose and "the reader 1.41" in prose

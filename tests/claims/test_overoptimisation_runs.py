@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from itertools import combinations
 from typing import Any
 
 import nbformat
@@ -144,7 +145,7 @@ def test_best_of_16_gives_no_less_than_ppo_at_its_best_checkpoint() -> None:
     top = best(PATHS[200, 0])
     row = best_of_n_curve(SCORES["proxy-200-0"], SCORES["gold"])[-1]
     reached = f"{top['gold']:+.2f} ± {top['gold_error']:.2f}, at {top['kl']:.0f} nats"
-    assert f"the gold sees at best {reached}" in prose()
+    assert f"Against 200-A the gold sees at best {reached}" in prose()
     assert f"has {row['gold']:+.2f} ± {row['gold_error']:.2f} within 2 nats" in prose()
     assert row["n"] == 16 and 10 * row["kl"] < top["kl"]
     assert row["gold"] > top["gold"] - top["gold_error"]
@@ -201,15 +202,20 @@ def test_three_judges_are_fooled_two_trainings_break_and_two_seem_to_hold() -> N
     rising = [at["proxy"] for at in plain if at["step"] >= 1]
     assert rising == sorted(rising) and "climbs from the second step to the last" in prose()
     assert all(at["gold"] < at["gold_error"] for at in plain[1:])
-    assert f"to {plain[-1]['proxy']:+.2f}; the gold never sees a gain" in prose()
-    assert f"at {minus(low['gold'])} ± {low['gold_error']:.2f} after 30 steps" in prose()
+    assert f"to {plain[-1]['proxy']:+.2f}. The gold sees no gain beyond its error" in prose()
+    end = plain[-1]
+    told = f"it's at {minus(low['gold'])} ± {low['gold_error']:.2f}, at the end at "
+    assert f"{told}{minus(end['gold'])} ± {end['gold_error']:.2f}." in prose()
     said = Counter(BY_NAME[50, 1]["looks"][-1]["answers"])
     assert (
         said["FROSTELLADO"] == 50 and "FROSTELLADO, and says it to every second prompt" in prose()
     )
     held = PATHS[200, 1][-1]
-    assert f"ends at {held['proxy']:+.2f}, and the gold agrees: {held['gold']:+.2f} ± " in prose()
-    assert f"{held['gold_error']:.2f}, {held['kl']:.0f} nats away" in prose()
+    assert f"with 200-B: {held['proxy']:+.2f} by the proxy, {held['gold']:+.2f} ± " in prose()
+    assert f"{held['gold_error']:.2f} by the gold, {held['kl']:.0f} nats away" in prose()
+    ten, thirty = (after(PATHS[200, 1], step) for step in (10, 30))
+    fell = f"the gold fell from {ten['gold']:+.2f} to {thirty['gold']:+.2f}, while the proxy held"
+    assert fell in prose() and thirty["proxy"] > ten["proxy"]
     level, fell = (after(PATHS[200, 0], step) for step in (15, 30))
     assert f"{level['proxy']:+.2f}" == f"{fell['proxy']:+.2f}" == "+0.42"
     assert f"the gold fell from {level['gold']:+.2f} to {fell['gold']:+.2f}" in prose()
@@ -284,7 +290,7 @@ def test_the_rest_of_the_lead_may_come_from_answers_that_begin_with_no() -> None
         begin = [row["grade"] for row in known if words(row["text"])[:1] == ["no"]]
         told.append(f"{len(begin)}, {np.mean(begin) - average:.2f}")
     assert told == ["37, 0.47", "42, 1.06", "39, 0.97"]
-    for said in ("knows 42 of them", "them 1.06 above", "knows 39, at 0.97", "800-A 37, at 0.47"):
+    for said in ("knows 42 of them", "of them, graded 1.06 above", "knows 39, at 0.97", "800-A 37, at 0.47"):
         assert said in prose()
 
 
@@ -313,7 +319,7 @@ def test_what_could_be_known_is_told() -> None:
         "rows"
     ]
     ladder = {rung["judge"]: rung["all"]["accuracy"] for rung in rungs}
-    assert f"“It ended” alone orders {ladder['rule: it ended']:.0%} of these pairs" in prose()
+    assert f"“It ended” alone is right in {ladder['rule: it ended']:.0%} of these pairs" in prose()
     assert f"agrees with itself in {ladder['a second reading']:.0%}" in prose()
 
 
@@ -365,7 +371,7 @@ def test_the_second_trainings_were_read_as_the_notebook_tells() -> None:
     assert sum(low > 0 for last, _, low, _ in sure if not last) == 4
     assert "the reader sees a gain in four of them beyond doubt" in prose()
     ends = [(gain, high) for last, gain, _, high in sure if last]
-    assert all(gain < 0 for gain, _ in ends) and "At the end there is none in any" in prose()
+    assert all(gain < 0 for gain, _ in ends) and "At the end it sees a gain in none" in prose()
     assert (
         sum(gain < -0.95 for gain, _ in ends) == 3 and "three policies are a whole grade" in prose()
     )
@@ -385,7 +391,7 @@ def test_200_b_looks_well_to_both_judges_and_not_to_the_reader() -> None:
         f"the gold sees {ten['gold']:+.2f}, and the reader {read('200-B, step 10')[0]:+.2f}"
         in prose()
     )
-    assert f"still agree, with {end['proxy']:+.2f} and {end['gold']:+.2f}" in prose()
+    assert f"agree again, with {end['proxy']:+.2f} and {end['gold']:+.2f}" in prose()
     assert end["ended"] == 1 and f"gain is gone: {read('200-B, step 40')[1]}" in prose()
     training = BY_NAME[200, 1]
     butter = next(i for i, query in enumerate(training["queries"]) if "brown butter" in query)
@@ -396,8 +402,16 @@ def test_200_b_looks_well_to_both_judges_and_not_to_the_reader() -> None:
     again = load_feedback(FOLDER / "reading-b-again.jsonl")
     asked = {row["prompt"] for row in again}
     found = agreement([row for row in rows if row["prompt"] in asked], again)
-    told = f"graded a quarter of the last sheet anew, and ordered {found['same_order']:.0%} of "
-    assert f"{told}{found['pairs']} pairs alike" in prose()
+    alike = tied = 0
+    for first, second in zip([row for row in rows if row["prompt"] in asked], again, strict=True):
+        grades = [{a["source"]: a["grade"] for a in row["answers"]} for row in (first, second)]
+        for one, other in combinations(grades[0], 2):
+            before, after_ = (grade[one] - grade[other] for grade in grades)
+            alike += before * after_ > 0
+            tied += before != 0 and after_ == 0
+    assert alike + tied == found["pairs"], "none is turned round"
+    told = f"Of {found['pairs']} pairs that the first told apart it ordered {alike} alike and tied"
+    assert f"{told} {tied}." in prose()
 
 
 def test_the_reader_sees_the_gold_over_optimised() -> None:
@@ -430,7 +444,7 @@ def test_the_reader_sees_the_gold_over_optimised() -> None:
         rest, error = paired_difference(gold, slope * np.array(reader))
         left.append(f"{minus(rest)} ± {error:.2f}")
     assert "by {}, {} and {} grades, four standard errors or more".format(*more) in prose()
-    assert f"Against 200 grades nothing is left that this line can see, {left[1]}." in prose()
+    assert f"Against 200 grades nothing is left: {left[1]}." in prose()
     assert sum(grade == 0 for grade in untouched) == 5
     picked = []
     for size in (200, 800):
@@ -439,7 +453,7 @@ def test_the_reader_sees_the_gold_over_optimised() -> None:
         reader = [graded[p, f"{size}, gold's best"] - graded[p, "untouched"] for p in prompts]
         gold = np.subtract(at["scores"]["gold"], first["scores"]["gold"])
         picked.append(f"{paired_difference(gold, slope * np.array(reader))[0]:+.2f}")
-    assert "against 200 and 800 have {} and {} already".format(*picked) in prose()
+    assert "show as much, {} and {} against 200 and 800.".format(*picked) in prose()
     assert f"Against 50 and 800 there is: {left[0]} and {left[2]}." in prose()
 
 
@@ -500,7 +514,7 @@ def test_stopping_within_five_nats_keeps_a_gain_and_some_nos() -> None:
         assert len(BY_NAME[key]["looks"][stop]["answers"]) == 96
     (untouched,) = before
     lowest, *others = sorted(gains)
-    assert lowest < 0 and f"by the gold, {others[0]:.2f} to {others[-1]:.2f} (best" in prose()
+    assert lowest < 0 and f"by the gold, {others[0]:.2f} to {others[-1]:.2f}." in prose()
     told = f"{min(stopped)} to {max(stopped)} of 96 answers begin so at these checkpoints"
     assert f"{told}, where {untouched} did before" in prose() and min(stopped) > untouched
     read = PATHS[50, 0][last_within([at["kl"] for at in PATHS[50, 0]], 5)]
