@@ -11,9 +11,10 @@ import nbformat
 import pytest
 from support import ROOT
 from support.notebooks import outputs_and_prose, row
+from support.scripts import load_script
 
 from rlhf_tutorial.assets import Bundled, resolve
-from rlhf_tutorial.feedback import load_feedback
+from rlhf_tutorial.feedback import load_feedback, pairs
 from rlhf_tutorial.reward.states import LAYERS
 
 JUDGE = resolve(Bundled("judge"))
@@ -75,8 +76,20 @@ def test_the_reward_model() -> None:
         ("the policy's log-probability", "whole", "and 64% where both ended"),
         ("SmolLM2, fitted to other data", "whole", "Where both answers ended, SmolLM2 has 63%."),
         ("evaluating judge", "whole", "Where both ended it has 63% (54% to 71%)"),
+        ("SmolLM2 with LoRA, by pairs", "all", "It has 69%, and 60% where both ended"),
+        ("SmolLM2 with LoRA, by pairs", "whole", "It has 69%, and 60% where both ended"),
     ):
         assert said in prose and f"{rungs[judge][part]['accuracy']:.0%}" in said
+    parts = load_script("fit_judges").graded_rows("judge")[0]
+    asked = {row["prompt"] for part in parts for row in part}
+    graded = load_feedback(resolve(Bundled("feedback")) / "train.jsonl")
+    learned = pairs([row for row in graded if row["prompt"] in asked][:480])
+    assert f"{len(learned):,} pairs, the grades of the same 480 prompts" in prose
+    tuning = " ".join((ROOT / "docs" / "tuning.md").read_text(encoding="utf-8").split())
+    trained = rungs["SmolLM2 with LoRA, by pairs"]
+    for part in ("all", "whole"):
+        share, low, high = (f"{trained[part][key]:.0%}" for key in ("accuracy", "low", "high"))
+        assert f"{share} ({low} to {high}) of" in tuning
     rule = rungs["rule: it ended, then longer"]["all"]["accuracy"]
     assert 0.73 < rule < 0.77 and "three of four pairs" in prose
     second = rungs["evaluating judge"]
@@ -156,11 +169,11 @@ def test_the_rounds_of_the_judge() -> None:
     }
     moved = [abs(b - a) for n in (3, 4) for a, b in zip(rounds[2], rounds[n], strict=True)]
     assert len(moved) == 10 and max(moved) < 2.5 and "moved by a point or two" in prose
-    for kind, pairs, share in (("round", 747, "67%"), ("", 280, "72%")):
+    for kind, count, share in (("round", 747, "67%"), ("", 280, "72%")):
         parts = [v["whole"] for k, v in found.items() if k.startswith("round") == bool(kind)]
         n = sum(part["n"] for part in parts)
         right = sum(part["n"] * part["accuracy"] for part in parts)
-        assert (n, f"{right / n:.0%}") == (pairs, share)
+        assert (n, f"{right / n:.0%}") == (count, share)
     told = "67% of 747 pairs right where both answers ended, and 72% of 280 pairs"
     assert told in prose
 

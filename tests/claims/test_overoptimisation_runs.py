@@ -290,7 +290,12 @@ def test_the_rest_of_the_lead_may_come_from_answers_that_begin_with_no() -> None
         begin = [row["grade"] for row in known if words(row["text"])[:1] == ["no"]]
         told.append(f"{len(begin)}, {np.mean(begin) - average:.2f}")
     assert told == ["37, 0.47", "42, 1.06", "39, 0.97"]
-    for said in ("knows 42 of them", "of them, graded 1.06 above", "knows 39, at 0.97", "800-A 37, at 0.47"):
+    for said in (
+        "knows 42 of them",
+        "of them, graded 1.06 above",
+        "knows 39, at 0.97",
+        "800-A 37, at 0.47",
+    ):
         assert said in prose()
 
 

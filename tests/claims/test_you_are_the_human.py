@@ -105,9 +105,9 @@ def test_the_labels_needed_are_told_as_the_table_has_them() -> None:
         [int(np.isfinite(needed(taste, way, 0.75)).sum()) for way in WAYS]
         for taste in TASTES_IN_ORDER
     )
-    told = "in {} of the 15 curves of “names a number”, in {} of “short and concrete”, and in {} of"
+    told = "in {} of those of “names a number”, in {} of “short and concrete”, and in {} of"
     assert told.format(sum(number), sum(short), sum(warm)) in PROSE
-    assert warm == [0, 1, 0] and "“warm and personal”, by the formula" in PROSE
+    assert warm == [0, 1, 0] and "“warm and personal”, one in the formula's order" in PROSE
 
 
 def test_how_sure_the_ninety_labels_are() -> None:
