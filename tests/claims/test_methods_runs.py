@@ -9,6 +9,7 @@ import nbformat
 import numpy as np
 import pytest
 from support import ROOT
+from support.notebooks import outputs_and_prose
 from support.scripts import load_script
 
 from rlhf_tutorial.assets import Bundled, resolve
@@ -265,7 +266,16 @@ def test_the_readers_have_graded_the_very_answers_that_the_script_asks_for() -> 
     assert {source for source, sheet in sheets.items() if sheet == 2} == {
         "ppo", "dpo", "best of 4", "best of 16",
     }  # fmt: skip
-    assert "those of PPO, DPO on its own pairs, best of 4 and best of 16 in the second" in PROSE
+    assert "The last column says in which of two rounds the answers were read" in PROSE
+    said_by_the_reader = outputs_and_prose("09_rivals.ipynb")[0]["reader"]
+    shown = dict(re.findall(r"(?m)^(\S.*?)  .* ([12])\s*$", said_by_the_reader))
+    for name, source in {
+        "PPO": "ppo",
+        "RLOO": "rloo",
+        "GRPO": "grpo",
+        "best of 4": "best of 4",
+    }.items():
+        assert int(shown[name]) == sheets[source], name
 
 
 def gain(source: str, than: str = "untouched") -> float:
