@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MultipleLocator
 
 from ..errors import DataError
@@ -86,6 +87,7 @@ def against_kl(curves: Mapping[str, Points], panels: Mapping[str, str]) -> Figur
             ax.annotate(
                 name, (x[-1], y[-1]), (8, -14),
                 textcoords="offset points", va="center", color=colour, annotation_clip=False,
+                path_effects=[withStroke(linewidth=3, foreground="white")],
             )  # fmt: skip
         _sqrt_axis(ax, largest * 1.3)  # room for the names
         ax.set(title=title, xlabel="KL from the reference (nats per answer, √ scale)")

@@ -57,7 +57,8 @@ def committed_controls() -> dict[str, dict[str, Any]]:
 
     Returns:
         "leash", with the default's KL penalty, and "gold", with the gold as the reward: each as the
-        trainings of `committed_overoptimisation`.
+        trainings of `committed_overoptimisation`. "leash-bf16" and "gold-bf16" are the same two,
+        trained in bfloat16, where the others are in float32: other draws from the first step on.
     """
     return {
         path.stem.removeprefix("control-"): json.loads(path.read_text(encoding="utf-8"))

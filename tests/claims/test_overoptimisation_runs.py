@@ -466,20 +466,29 @@ def test_the_controls_differ_from_the_training_in_one_thing() -> None:
     free, known = BY_NAME[200, 0], {"init_kl_coef": 0.0, "seed": 0, "learning_rate": script.RATE}
     assert free["settings"].items() <= known.items()
     weight = {"leash": script.PRESET.ppo["init_kl_coef"], "gold": 0.0}
-    assert set(CONTROLS) == set(weight)
+    assert set(CONTROLS) == set(weight) | {f"{what}-bf16" for what in weight}
     for what, training in CONTROLS.items():
-        assert training["settings"] == known | {"init_kl_coef": weight[what]}
-        assert {step["kl_coef"] for step in training["steps"]} == {weight[what]}
+        beta = weight[what.removesuffix("-bf16")]
+        assert training["settings"] == known | {"init_kl_coef": beta}
+        assert {step["kl_coef"] for step in training["steps"]} == {beta}
         assert training["queries"] == free["queries"]
         assert [at["step"] for at in training["looks"]] == [at["step"] for at in free["looks"]]
+        same = training["looks"][0]["answers"] == free["looks"][0]["answers"]
+        assert same == (what in weight), "drawn with the same arithmetic"
 
 
 def test_with_the_gold_as_the_reward_nothing_breaks() -> None:
     end = progress(CONTROLS["gold"])[-1]
     assert f"{end['gold']:+.2f} ± {end['gold_error']:.2f} at {end['kl']:.0f} nats" in prose()
-    assert end["ended"] == 1 and "and every answer ends" in prose()
-    opened = beginning_with_no(CONTROLS["gold"])[-1]
-    assert f'{opened} of the 96 begin with "no"' in prose()
+    assert f"and {end['ended']:.0%} of the answers end" in prose()
+    low = min(progress(CONTROLS["gold"])[4:], key=lambda at: at["gold"])
+    assert low["step"] == 10 and "after a bad moment at step 10" in prose()
+    again = progress(CONTROLS["gold-bf16"])[-1]
+    assert (
+        f"rounds differently ended at {again['gold']:+.2f} ± {again['gold_error']:.2f}" in prose()
+    )
+    said = CONTROLS["gold"]["looks"][-1]["answers"]
+    assert "The orange engine light refers to the engine's color: orange." in said
 
 
 def test_what_the_notebook_says_of_the_leash() -> None:
@@ -493,11 +502,11 @@ def test_what_the_notebook_says_of_the_leash() -> None:
     assert "level by the gold ({:+.2f} and {:+.2f})".format(*(at["gold"] for at in two)) in prose()
     assert abs(two[0]["gold"] - two[1]["gold"]) < two[0]["gold_error"]
     assert 1.7 < two[1]["kl"] / two[0]["kl"] < 2
-    at = {look["step"]: np.array(look["scores"]["gold"]) for look in CONTROLS["leash"]["looks"]}
-    fall, error = paired_difference(at[20], at[40])
-    assert f"by {fall:.2f} ± {error:.2f} in the same prompts" in prose()
-    share = beginning_with_no(CONTROLS["leash"])[-1] / 96
-    assert f'and {share:.0%} of the answers begin with "no"' in prose()
+    assert all(abs(at["gold"] - end["gold"]) < 0.1 for at in leashed if at["step"] >= 15)
+    again = progress(CONTROLS["leash-bf16"])[-1]
+    assert f"ended at {again['gold']:+.2f} ± {again['gold_error']:.2f}, and began" in prose()
+    share = beginning_with_no(CONTROLS["leash-bf16"])[-1] / 96
+    assert f'began {share:.0%} of its answers with "no"' in prose()
 
 
 def beginning_with_no(training: dict[str, Any]) -> list[int]:
