@@ -29,7 +29,7 @@ from .presets import Preset
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
-EARLY_GB, ALL_GB = 4.5, 5.4
+EARLY_GB, ALL_GB = 4.5, 4.8
 """Memory that notebooks 01 to 07, and 08 and 09, took at the most, as in the README; GB = 1e9."""
 
 DISK_GB = 2.0
