@@ -28,7 +28,7 @@ GB = 10**9
         (doctor.cores(2), "ok", "2"),
         (doctor.cores(1), "slow", "twice as long"),
         (doctor.memory(16 * GB, 9 * GB), "ok", "9.0 of 16.0 GB free"),
-        (doctor.memory(8 * GB, 5 * GB), "part", "Close other programs"),
+        (doctor.memory(8 * GB, 4 * GB), "part", "Close other programs"),
         (doctor.memory(4 * GB, 4 * GB), "no", "RLHF_PRESET=tiny"),
         (doctor.arithmetic("cpu", True), "ok", "processor"),
         (doctor.arithmetic("cuda", True), "ok", "GPU"),
