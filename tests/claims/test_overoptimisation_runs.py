@@ -345,22 +345,18 @@ def test_the_second_trainings_were_read_as_the_notebook_tells() -> None:
     rows = load_feedback(FOLDER / "reading-b.jsonl")
     shown, _ = notebooks.outputs_and_prose(NOTEBOOK.name)
     table = " ".join(shown["reading-no"].split())
+    sheets = dict.fromkeys(PATHS, load_feedback(FOLDER / "reading.jsonl"))
+    sheets |= {(200, 1): rows, (50, 1): rows, (800, 1): load_feedback(FOLDER / "reading-no.jsonl")}
     sure = []
     for size, seed in PATHS:
         path = PATHS[size, seed]
         for at in (best(path), path[-1]):
             name = f"{size}-{'AB'[seed]}, step {at['step']}"
-            sheet, source = {
-                (200, 1): (rows, name),
-                (50, 1): (rows, name),
-                (800, 1): (load_feedback(FOLDER / "reading-no.jsonl"), name),
-            }.get(
-                (size, seed),
-                (
-                    load_feedback(FOLDER / "reading.jsonl"),
-                    f"{size}, {'last' if at is path[-1] else chr(39).join(('gold', 's best'))}",
-                ),
-            )
+            if seed == 0:
+                source = f"{size}, last" if at is path[-1] else f"{size}, gold's best"
+            else:
+                source = name
+            sheet = sheets[size, seed]
             found = compare_sources(sheet, "untouched", [source])
             gain = found["grade_after"] - found["grade_before"]
             low, high = found["grade_gain_interval"]
