@@ -88,7 +88,7 @@ def lora(test: list[Row], count: int) -> None:
     prompts, texts, _ = flat(test)
     with torch.no_grad():
         found = accuracies(test, judge(prompts, texts))
-    save("SmolLM2 with LoRA, by pairs", f"{count} prompts' pairs", found)
+    save(f"SmolLM2 with LoRA, {count} prompts' pairs", f"{count} prompts' pairs", found)
 
 
 def main() -> None:

@@ -238,10 +238,12 @@ def over_looks(groups: Mapping[str, Sequence[Points]], panels: Mapping[str, str]
         panels: key to title, from left to right.
 
     Raises:
-        DataError: without a point, or for a point that lacks a key.
+        DataError: without a point, for a point that lacks a key, or for more groups than colours.
     """
     runs = {f"{name} {n}": run for name, of in groups.items() for n, run in enumerate(of)}
     _check_points(runs, ["step", *panels])
+    if len(groups) > len(CYCLE):
+        raise DataError(f"{len(groups)} groups and {len(CYCLE)} colours: draw fewer at a time")
     last_step = max(float(run[-1]["step"]) for run in runs.values())
     fig = new_figure(4.8 * len(panels) + 0.4, 4.0)
     axes = np.atleast_1d(fig.subplots(1, len(panels), sharey=True))

@@ -76,8 +76,8 @@ def test_the_reward_model() -> None:
         ("the policy's log-probability", "whole", "and 64% where both ended"),
         ("SmolLM2, fitted to other data", "whole", "Where both answers ended, SmolLM2 has 63%."),
         ("evaluating judge", "whole", "Where both ended it has 63% (54% to 71%)"),
-        ("SmolLM2 with LoRA, by pairs", "all", "It has 69%, and 60% where both ended"),
-        ("SmolLM2 with LoRA, by pairs", "whole", "It has 69%, and 60% where both ended"),
+        ("SmolLM2 with LoRA, 480 prompts' pairs", "all", "It has 69%, and 60% where both ended"),
+        ("SmolLM2 with LoRA, 480 prompts' pairs", "whole", "It has 69%, and 60% where both ended"),
     ):
         assert said in prose and f"{rungs[judge][part]['accuracy']:.0%}" in said
     parts = load_script("fit_judges").graded_rows("judge")[0]
@@ -86,7 +86,7 @@ def test_the_reward_model() -> None:
     learned = pairs([row for row in graded if row["prompt"] in asked][:480])
     assert f"{len(learned):,} pairs, the grades of the same 480 prompts" in prose
     tuning = " ".join((ROOT / "docs" / "tuning.md").read_text(encoding="utf-8").split())
-    trained = rungs["SmolLM2 with LoRA, by pairs"]
+    trained = rungs["SmolLM2 with LoRA, 480 prompts' pairs"]
     for part in ("all", "whole"):
         share, low, high = (f"{trained[part][key]:.0%}" for key in ("accuracy", "low", "high"))
         assert f"{share} ({low} to {high}) of" in tuning

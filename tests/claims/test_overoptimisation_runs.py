@@ -565,8 +565,10 @@ def test_the_policy_that_says_no_was_read_as_the_notebook_tells() -> None:
     again = load_script("feedback").answers_on_the_way(
         FOLDER / "ppo-800-1.json", [0, 2, 40], "800-B"
     )
-    texts = [[a["text"] for a in row["answers"]] for row in rows]
-    assert texts == [[a["text"] for a in row["answers"]] for row in again]
+    for row in again:
+        row["answers"][0]["source"] = "untouched"  # where the script says "800-B, step 0"
+    texts = [[(a["text"], a["source"]) for a in row["answers"]] for row in rows]
+    assert texts == [[(a["text"], a["source"]) for a in row["answers"]] for row in again]
     looks = {look["step"]: look for look in training["looks"]}
     assert set(looks[40]["answers"]) == {"no"} and 'it says "no" to all 96 prompts' in prose
 

@@ -521,3 +521,23 @@ def test_rows_of_colours_that_are_compared_have_one_scale() -> None:
                     scaled = len(call.args) > 2 or "scale" in {k.arg for k in call.keywords}
                     assert scaled, f"{path.name}, cell {cell.id}"
     assert several == 2, "those of notebooks 04 and 07"
+
+
+def test_the_validation_grades_beside_the_long_runs_content_are_those_of_the_sheets(
+    comparison: Notebook,
+) -> None:
+    def grade(sheet: str, source: str) -> str:
+        rows = load_feedback(resolve(Bundled("feedback")) / f"temperatures-{sheet}.jsonl")
+        grades = [a["grade"] for row in rows for a in row["answers"] if a["source"] == source]
+        assert len(grades) == 96
+        return f"{np.mean(grades):.2f}"
+
+    long, default, greedy = (
+        grade("long", "long at 0.01"),
+        grade("default", "default-0 at 0.3"),
+        grade("default", "default-0 at 0.01"),
+    )
+    assert long == default and comparison.says(f"the long run's greedy answers had {long}")
+    tuning = " ".join((ROOT / "docs" / "tuning.md").read_text(encoding="utf-8").split())
+    assert f"the long run has {long} greedily, one default run {default} at 0.3" in tuning
+    assert f"and {greedy} greedily" in tuning

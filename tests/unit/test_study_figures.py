@@ -137,6 +137,8 @@ def test_none_of_six_trainings_is_left_out() -> None:
     points = [{"step": 0, "a": 1.0}, {"step": 9, "a": 2.0}]
     (ax,) = figures.over_looks({name: [points] for name in "abcdef"}, {"a": "A"}).axes
     assert len({(line.get_color(), line.get_marker()) for line in ax.get_lines()}) == 6
+    with pytest.raises(DataError, match="7 groups and 6 colours"):
+        figures.over_looks({name: [points] for name in "abcdefg"}, {"a": "A"})
 
 
 def test_looks_are_drawn_for_every_training_and_named_once() -> None:
