@@ -187,7 +187,9 @@ def look_at(
     Returns:
         "scores" (by judge, one number per query), "kl" (one per query: the log-ratio of policy to
         reference of the drawn answer, whose mean is the KL), "measures" (`text_measures`),
-        "answers" and "ended" (the first `examples`, and which of them ended by themselves).
+        "answers" and "ended" (the first `examples`, and which of them ended by themselves), and
+        "bf16": two trainings in different arithmetic draw other answers from the first step on, so
+        a control belongs in that of what it is compared with.
     """
     bf16 = supports_bf16(run.device) if bf16 is None else bf16
     template, texts, ids = run.load_template(), queries["query"][:], queries["input_ids"][:]
@@ -212,6 +214,7 @@ def look_at(
         "measures": text_measures(texts, answers.texts),
         "answers": answers.texts[:examples],
         "ended": [int(r[-1]) in template.eos_token_ids for r in answers.responses[:examples]],
+        "bf16": bf16,
     }
 
 

@@ -78,6 +78,13 @@ def test_a_look_scores_and_measures_its_answers(run: Run) -> None:
     assert seen["kl"] == [0.0] * 6, "policy and reference are one model before the first step"
 
 
+def test_a_look_says_in_which_arithmetic_it_was_taken(run: Run) -> None:
+    queries = run.queries("test").select(range(2))
+    for precision in ("no", "bf16"):
+        trainer = run.make_trainer(accelerator_kwargs={"mixed_precision": precision, "cpu": True})
+        assert look(trainer, run, JUDGES, queries)["bf16"] is (precision == "bf16")
+
+
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_the_kl_of_a_look_is_the_log_ratio_of_its_answers(
     temperature: float, tmp_path: Path
