@@ -29,8 +29,8 @@ from .presets import Preset
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
-EARLY_GB, ALL_GB = 4.5, 4.8
-"""Memory that notebooks 01 to 07, and 08 and 09, took at the most, as in the README; GB = 1e9."""
+EARLY_GB, ALL_GB = 5.2, 6.1
+"""Memory that notebooks 01 to 07, and 08 to 10, took at the most, as in the README; GB = 1e9."""
 
 DISK_GB = 2.0
 """For a checkpoint and the trained policy, or for the weights; with room to spare."""
@@ -164,7 +164,7 @@ def memory(total: int, free: int) -> Finding:
         )
         return Finding("memory", found, "no", advice)
     if free < ALL_GB * 1e9:
-        limit = f"notebooks 01 to 07 take up to {EARLY_GB} GB, 08 and 09 up to {ALL_GB}"
+        limit = f"notebooks 01 to 07 take up to {EARLY_GB} GB, 08 to 10 up to {ALL_GB}"
         return Finding("memory", found, "part", f"Close other programs: {limit}.")
     return Finding("memory", found)
 
