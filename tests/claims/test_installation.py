@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from support import ROOT
 
@@ -64,6 +66,19 @@ def test_constraints_pin_every_dependency_within_its_bounds(project, constraints
         assert name in constraints, f"{name} is not pinned in constraints.txt"
         ((operator, version),) = [(s.operator, s.version) for s in constraints[name].specifier]
         assert operator == "==" and requirement.specifier.contains(version), name
+
+
+def test_every_pin_can_be_installed_on_the_oldest_python(project, constraints):
+    """pip tells an older Python of two packages in conflict, and not that it is too old for one."""
+    (oldest,) = [s.version for s in SpecifierSet(project["requires-python"]) if s.operator == ">="]
+    looked_at = set()
+    for distribution in importlib.metadata.distributions():
+        name = canonicalize_name(distribution.metadata["Name"])
+        if name in constraints and constraints[name].specifier.contains(distribution.version):
+            needed = SpecifierSet(distribution.metadata.get("Requires-Python") or "")
+            assert needed.contains(f"{oldest}.0"), f"{name} {distribution.version}: {needed}"
+            looked_at.add(name)
+    assert len(looked_at) > 100, "the pinned packages are installed here"
 
 
 @pytest.mark.slow
