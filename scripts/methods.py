@@ -23,7 +23,8 @@ above 10 nats (or, if all are, none is). Of the rest wins, among those within a 
 the largest gain under the judge of the training, the one with the smallest KL. If the largest or
 the smallest of the three wins, a fourth rate follows beyond it, once. The evaluating judge and the
 test prompts have no say. At the rate that is taken each method is trained with other seeds, and
-looked at on the way with one answer to each of the 128 test prompts.
+looked at on the way with one answer to each of the 128 test prompts. (So far two seeds of four
+methods are there: the graded pairs and the third seed are left.)
 
 Twice it was first applied wrongly: an answer without a full stop counted as one that does not end,
 and PPO's trial at 1e-4 was measured from other answers of the untouched policy than the rest. So
