@@ -13,7 +13,7 @@ from rlhf_tutorial import Run, load_preset
 from rlhf_tutorial.evaluation.measures import text_measures
 from rlhf_tutorial.evaluation.sampling import sample_answers
 from rlhf_tutorial.reward import rule_of_variety, rule_reward
-from rlhf_tutorial.studies.looks import experiment, levels, look, progress
+from rlhf_tutorial.studies.looks import experiment, levels, look, look_at, progress
 
 pytestmark = pytest.mark.slow
 
@@ -79,10 +79,12 @@ def test_a_look_scores_and_measures_its_answers(run: Run) -> None:
 
 
 def test_a_look_says_in_which_arithmetic_it_was_taken(run: Run) -> None:
-    queries = run.queries("test").select(range(2))
-    for precision in ("no", "bf16"):
-        trainer = run.make_trainer(accelerator_kwargs={"mixed_precision": precision, "cpu": True})
-        assert look(trainer, run, JUDGES, queries)["bf16"] is (precision == "bf16")
+    queries, policy = run.queries("test").select(range(2)), run.load_policy()
+    for bf16 in (False, True):
+        assert look_at(policy, policy, run, JUDGES, queries, bf16=bf16)["bf16"] is bf16
+    trainer = run.make_trainer()
+    found = look(trainer, run, JUDGES, queries)["bf16"]
+    assert found is (trainer.accelerator.mixed_precision == "bf16")
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
