@@ -165,8 +165,7 @@ def test_the_time_is_told_for_the_default_preset_and_the_notebooks_that_are_left
 def test_the_times_are_those_of_the_readmes_table() -> None:
     page = (ROOT / "README.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| \[(\w+) [^|]*\|(?: [^|]*\|){2} ([\w ]+) \|$", page, re.MULTILINE)
-    words = {"seconds": 0.1, "half a minute": 0.5}
-    words["one and a half minutes"] = 1.5
+    words = {"seconds": 0.1, "half a minute": 0.5, "one and a half minutes": 1.5}
     numbers = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
     for number, word in enumerate(f"{numbers}fifteen sixteen".split(), start=1):
         words[f"{word} minute{'s' if number > 1 else ''}"] = number
